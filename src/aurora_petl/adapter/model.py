@@ -1,0 +1,156 @@
+"""`AuroraModel`: puts `AuroraLinear` layers into a model and owns the factors that they share."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from peft.config import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from peft.utils.error import NoMatchingPeftModuleError
+from torch import nn
+
+from .config import AuroraConfig
+from .factors import AuroraFactors
+from .layer import AuroraLinear, base_linear
+
+_BERT = ["query", "key", "value"]
+_CLIP = ["q_proj", "k_proj", "v_proj"]
+
+# Query, key and value of every tower, self- and cross-attention alike, by `model_type`.
+TARGET_MODULES: dict[str, list[str]] = {
+    "blip": ["qkv", *_BERT],
+    "blip_vision_model": ["qkv"],
+    "blip_text_model": _BERT,
+    "blip-2": ["qkv", *_BERT, *_CLIP],
+    "clip": _CLIP,
+    "clip_vision_model": _CLIP,
+    "clip_text_model": _CLIP,
+}
+
+
+class AuroraModel(BaseTuner):
+    """Mode approximation (arXiv 2305.08381, section 3.2): see `factors.py` for the method.
+
+    Made by `get_peft_model(model, AuroraConfig(...))`. U, V and lambda (or C) of every adapter are registered
+    here, under `aurora_factors.<adapter>`, and referenced by the layers, which own their rows of P.
+
+    Raises:
+        ValueError: if no target modules are given or known for the model, if they match nothing, or if they
+            match a module that is not an `nn.Linear` or whose rows do not divide into its slices.
+    """
+
+    uses_shared_state = True
+    prefix = "aurora_"
+    tuner_layer_cls = AuroraLinear
+    target_module_mapping = TARGET_MODULES
+    aurora_factors: nn.ModuleDict
+
+    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+        self.aurora_factors = nn.ModuleDict()
+
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
+        model_type = model_config.get("model_type")
+        targets = cast(AuroraConfig, peft_config).target_modules
+        if targets is None and model_type not in self.target_module_mapping:
+            raise ValueError(
+                f"`target_modules` is None and there is no default for model_type {model_type!r} (there is "
+                f"one for {', '.join(self.target_module_mapping)}). Please specify `target_modules`."
+            )
+        return super()._prepare_adapter_config(peft_config, model_config)
+
+    def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
+        """Check every target before the first one is replaced, so that an error changes nothing."""
+        config = cast(AuroraConfig, _maybe_include_all_linear_layers(peft_config, model))
+        targets = config.target_modules
+        if targets == DUMMY_TARGET_MODULES:
+            return
+        inside: tuple[str, ...] = ()  # prefixes of layers adapted earlier, whose parts are no targets
+        linear_names, matched = set(), False
+        for name, module in model.named_modules():
+            if not name or name.startswith(inside):
+                continue
+            if isinstance(module, BaseTunerLayer):
+                inside += (f"{name}.",)
+            if isinstance(module, (nn.Linear, BaseTunerLayer)):
+                linear_names.add(name.rpartition(".")[2])
+            if self._check_target_module_exists(config, name):
+                _check_target(config, name, module)
+                matched = True
+                if isinstance(module, AuroraLinear) and module.aurora_factors is not self.aurora_factors:
+                    raise ValueError(
+                        f"Target module {name} is adapted by another AuroraModel already: call `unload()` on "
+                        "that model first, or `add_adapter` to give it a second adapter."
+                    )
+        if not matched:
+            shown = sorted(targets) if isinstance(targets, set) else targets
+            narrowed = [
+                f"`{field}`={value!r}"
+                for field in ("exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern")
+                if (value := getattr(config, field)) is not None
+            ]
+            raise NoMatchingPeftModuleError(
+                f"`target_modules`={shown!r} matched no module of {type(model).__name__}"
+                f"{' with ' + ', '.join(narrowed) if narrowed else ''}; "
+                f"its linear layers are named {', '.join(sorted(linear_names))}."
+            )
+
+    def _create_and_replace(  # type: ignore[override]
+        self,
+        peft_config: AuroraConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **_,
+    ) -> None:
+        slices = _check_target(peft_config, current_key, target)
+        if adapter_name not in self.aurora_factors:
+            self.aurora_factors[adapter_name] = AuroraFactors(peft_config, like=base_linear(target).weight)
+        layer = target if isinstance(target, AuroraLinear) else AuroraLinear(target, self.aurora_factors)
+        layer.add_adapter(adapter_name, slices)
+        if layer is not target:
+            self._replace_module(parent, target_name, layer, target)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)  # the rows in the layers
+        if autocast_adapter_dtype and adapter_name in self.aurora_factors:
+            for factor in self.aurora_factors[adapter_name].parameters():
+                if factor.dtype in (torch.float16, torch.bfloat16):
+                    factor.data = factor.data.float()
+
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        # peft calls this on every module that has it after loading with low_cpu_mem_usage
+        factors = self.aurora_factors[adapter_name]
+        if any(factor.device.type == "meta" for factor in factors.parameters()):
+            return
+        layers = (
+            m for m in self.model.modules() if isinstance(m, AuroraLinear) and adapter_name in m.aurora_P
+        )
+        factors.to(device or base_linear(next(layers)).weight.device)
+
+
+def _check_target(config: AuroraConfig, name: str, module: nn.Module | BaseTunerLayer) -> int:
+    """Number of slices of a targeted module.
+
+    Raises:
+        ValueError: if it is not an `nn.Linear` or does not divide into its slices.
+    """
+    base = base_linear(module)
+    if not isinstance(base, nn.Linear):
+        raise ValueError(
+            f"Target module {name} is a {type(base).__name__}, but only torch.nn.Linear can be adapted. "
+            "Please narrow `target_modules` or name it in `exclude_modules`."
+        )
+    slices = config.slices_of(name)
+    if base.out_features % slices:
+        raise ValueError(
+            f"`fused_slices` makes {slices} slices of target module {name}, "
+            f"but its {base.out_features} rows do not divide by {slices}. "
+            f"Please set `fused_slices={{{name.rpartition('.')[2]!r}: 1}}` or the right number."
+        )
+    return slices

@@ -1,0 +1,26 @@
+"""Fixtures of the adapter's tests."""
+
+import pytest
+import torch
+from transformers import BlipForImageTextRetrieval
+
+from .tiny import Net, blip_config
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+@pytest.fixture
+def blip() -> BlipForImageTextRetrieval:
+    torch.manual_seed(0)
+    return BlipForImageTextRetrieval(blip_config()).eval()
+
+
+@pytest.fixture
+def pair() -> dict[str, torch.Tensor]:
+    """One batch of two pictures and texts for `blip`."""
+    torch.manual_seed(1)
+    return {"pixel_values": torch.randn(2, 3, 16, 16), "input_ids": torch.randint(3, 50, (2, 5))}
