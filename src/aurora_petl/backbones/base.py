@@ -1,0 +1,147 @@
+"""The interface that tasks and evaluation use, and the registry of model families."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import AuroraError
+
+# model_type of a transformers config -> module of this package with a `load(path, config, ...)` function
+FAMILIES = {"blip": "blip"}
+
+
+class Backbone(Protocol):
+    """A pretrained vision-language model with the parts that cross-modal tasks need.
+
+    ``model`` is the transformers model that peft adapts in place; every method reads it at call time, so an
+    injected adapter takes part. Shapes: B pictures or texts, N picture tokens, T text tokens, D widths, P the
+    width of the joint space.
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    image_size: int
+    heads: tuple[str, ...]  # modules that `train_heads` trains beside the adapter
+    adapter: PeftModel | None  # peft's wrapper of ``model`` once a method is applied
+
+    @property
+    def module(self) -> nn.Module:
+        """The outermost module, which owns every weight: ``adapter`` if there is one, else ``model``."""
+        ...
+
+    def parameters(self) -> Iterable[nn.Parameter]: ...
+
+    def encode_image(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, image_size, image_size) -> picture states (B, N, D)"""
+        ...
+
+    def project_image(self, image_states: Tensor) -> Tensor:
+        """(B, N, D) -> unit vectors (B, P)"""
+        ...
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, T), (B, T) -> text-only states (B, T, D)"""
+        ...
+
+    def project_text(self, text_states: Tensor) -> Tensor:
+        """(B, T, D) -> unit vectors (B, P)"""
+        ...
+
+    def match(self, input_ids: Tensor, attention_mask: Tensor, image_states: Tensor) -> Tensor:
+        """ITM logits (B, 2) of text-picture pairs, column 1 for a match. ``image_states`` (B or 1, N, D): with 1,
+        all texts meet the same picture, whose keys and values are computed once."""
+        ...
+
+    def temperature(self) -> Tensor:
+        """The ITC temperature, a learned scalar clamped to [0.001, 0.5]."""
+        ...
+
+
+def embedded_models() -> list[str]:
+    """Names of the backbones that ship with the package."""
+    return sorted(path.parent.name for path in (_assets()).glob("*/model.safetensors"))
+
+
+def _assets() -> Path:
+    return Path(str(files("aurora_petl"))) / "assets"
+
+
+def load_backbone(
+    name_or_path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> Backbone:
+    """Load a backbone: an embedded one (``blip-mini``), a local folder, or a model of the Hugging Face hub.
+
+    Weights are read from safetensors only.
+
+    Raises:
+        AuroraError: if there is no such model, it is of no known family, or its files cannot be read.
+    """
+    path = resolve(name_or_path)
+    config = _config(path, str(name_or_path))
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise AuroraError(
+            f"model {name_or_path!s} is of type {config.model_type!r}, which has no backbone here; "
+            f"choose one of type {', '.join(sorted(FAMILIES))}"
+        )
+    load: Callable[..., Backbone] = import_module(f".{family}", __package__).load
+    try:
+        backbone = load(path, config, name=str(name_or_path))
+    except OSError as error:
+        raise AuroraError(
+            f"model {name_or_path!s}: {_first_line(error)}; its folder needs config.json, model.safetensors "
+            "and the tokenizer's files"
+        ) from error
+    backbone.model.to(device=device, dtype=dtype)
+    return backbone
+
+
+def resolve(name_or_path: str | Path) -> str:
+    """The folder or hub id behind a name.
+
+    Raises:
+        AuroraError: if it is none of an embedded name, a model folder and a hub id.
+    """
+    name = str(name_or_path)
+    if name in embedded_models():
+        return str(_assets() / name)
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise AuroraError(f"model folder {name} has no config.json; name a folder saved by save_pretrained")
+        return name
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/"):
+        return name
+    raise AuroraError(
+        f"no model {name!r}: it is neither embedded ({', '.join(embedded_models())}), nor a folder on this machine, "
+        "nor a hub id like Salesforce/blip-itm-base-coco"
+    )
+
+
+def _config(path: str, name: str) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(path)
+    except json.JSONDecodeError as error:
+        raise AuroraError(f"model {name}: config.json is not JSON ({error})") from error
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        if Path(path).is_dir():
+            raise AuroraError(f"model {name}: {_first_line(error)}") from error
+        cached = isinstance(try_to_load_from_cache(path, "config.json"), str)
+        hint = "its files on this machine are incomplete" if cached else "check the name and the network"
+        raise AuroraError(f"model {name} is no folder here and could not be fetched from the hub; {hint}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,109 @@
+"""BLIP (Li et al., 2022, arXiv 2201.12086) on transformers' classes: ``blip-mini`` and ``Salesforce/blip-*``.
+
+transformers 5 has BLIP's parts but no retrieval objective: the [ENC] token, the temperature and the epsilon of the
+original vision tower are put right here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoTokenizer, BlipConfig, BlipForImageTextRetrieval
+from transformers.utils import logging
+
+ENC = 30523  # [ENC] of the original; hub tokenizers do not carry it, so it is set by number
+ORIGINAL_EPSILON = 1e-6  # of the original ViT; hub configs say 1e-5
+
+
+class Temperature(nn.Module):
+    """The learned ITC temperature, a module so that peft saves it with the heads."""
+
+    def __init__(self, value: float = 0.07) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor([value]))
+
+    def forward(self) -> Tensor:
+        """Scalar in [0.001, 0.5]."""
+        return self.value.clamp(0.001, 0.5)[0]
+
+
+class BlipBackbone:
+    """BLIP's vision tower, text encoder, projections and ITM head; see `base.Backbone` for the shapes."""
+
+    heads = ("vision_proj", "text_proj", "itm_head", "temperature")
+
+    def __init__(self, model: BlipForImageTextRetrieval, tokenizer, name: str) -> None:
+        self.name, self.model, self.tokenizer = name, model, tokenizer
+        self.image_size: int = model.config.vision_config.image_size
+        if not hasattr(model, "temperature"):
+            model.temperature = Temperature()
+        self.adapter: PeftModel | None = None
+
+    @property
+    def module(self) -> nn.Module:
+        return self.adapter if self.adapter is not None else self.model
+
+    def parameters(self):
+        return self.module.parameters()
+
+    def encode_image(self, pixel_values: Tensor) -> Tensor:
+        return self.model.vision_model(pixel_values=pixel_values).last_hidden_state
+
+    def project_image(self, image_states: Tensor) -> Tensor:
+        return F.normalize(self.model.vision_proj(image_states[:, 0]).float(), dim=-1)
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.model.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    def project_text(self, text_states: Tensor) -> Tensor:
+        return F.normalize(self.model.text_proj(text_states[:, 0]).float(), dim=-1)
+
+    def match(self, input_ids: Tensor, attention_mask: Tensor, image_states: Tensor) -> Tensor:
+        fused = self.model.text_encoder(
+            input_ids=torch.cat([torch.full_like(input_ids[:, :1], ENC), input_ids[:, 1:]], 1),
+            attention_mask=attention_mask,
+            encoder_hidden_states=image_states,
+        ).last_hidden_state
+        return self.model.itm_head(fused[:, 0]).float()
+
+    def temperature(self) -> Tensor:
+        return self.model.temperature()
+
+
+def load(path: str, config: BlipConfig, name: str) -> BlipBackbone:
+    """Read a BLIP model from a folder or the hub.
+
+    Raises:
+        OSError: if files are missing, or weights that retrieval needs are not among them.
+    """
+    if name.startswith("Salesforce/"):
+        config.vision_config.layer_norm_eps = ORIGINAL_EPSILON
+    if config.text_config.vocab_size <= ENC:
+        raise OSError(f"its vocabulary of {config.text_config.vocab_size} has no [ENC] token ({ENC})")
+    shown, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # weights of BLIP's other tasks in the file are no cause for a warning
+    logging.disable_progress_bar()
+    try:
+        loaded, report = BlipForImageTextRetrieval.from_pretrained(
+            path, config=config, use_safetensors=True, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    finally:
+        logging.set_verbosity(shown)
+        if bar:
+            logging.enable_progress_bar()
+    if missing := sorted(report["missing_keys"]):
+        raise OSError(f"{len(missing)} weights are missing, {missing[0]} among them")
+    model: BlipForImageTextRetrieval = loaded.float()
+    backbone = BlipBackbone(model, tokenizer, name)
+    weights = Path(path) / "model.safetensors"
+    if weights.is_file():
+        with safe_open(weights, "pt") as file:
+            if "temperature" in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                model.temperature.value.data.copy_(file.get_tensor("temperature").float())
+    return backbone

@@ -1,0 +1,122 @@
+"""Ways to tune a backbone, by name: Aurora, any peft method beside it, heads only, full fine-tuning.
+
+A new one is one `Method` here. Methods of peft train the heads through ``modules_to_save``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import peft
+from peft import PeftConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .adapter import AuroraConfig
+from .adapter.model import TARGET_MODULES
+from .backbones import Backbone
+from .errors import AuroraError
+
+WEIGHTS = "trained.safetensors"  # of methods that are not peft's
+
+
+@dataclass(frozen=True)
+class Method:
+    """``config`` makes a peft configuration from the method's options; without one, ``trains`` names what trains."""
+
+    about: str
+    config: Callable[..., PeftConfig] | None = None
+    trains: str = "nothing"  # nothing | heads | everything
+
+
+METHODS: dict[str, Method] = {
+    "aurora": Method("mode approximation: factors shared by all attention matrices", AuroraConfig),
+    "lora": Method("peft's LoRA on the same attention matrices", peft.LoraConfig),
+    "dora": Method("peft's LoRA with magnitudes", lambda **options: peft.LoraConfig(use_dora=True, **options)),
+    "vera": Method("peft's VeRA on the same attention matrices", peft.VeraConfig),
+    "heads": Method("projections, ITM head and temperature only", trains="heads"),
+    "full": Method("full fine-tuning", trains="everything"),
+    "zero-shot": Method("the pretrained model as it is"),
+}
+
+
+def apply_method(backbone: Backbone, name: str, options: dict[str, Any] | None = None, train_heads: bool = True) -> None:
+    """Mark or inject what ``name`` trains; ``backbone.model`` is adapted in place, ``backbone.adapter`` is peft's view.
+
+    Raises:
+        AuroraError: if the method is unknown or refuses its options.
+    """
+    method = find_method(name)
+    options = dict(options or {})
+    if method.config is None:
+        if options:
+            raise AuroraError(f"method {name} takes no method_options, got {', '.join(options)}")
+        for weight in backbone.parameters():
+            weight.requires_grad_(method.trains == "everything")
+        if method.trains == "heads":
+            for head in _heads(backbone):
+                head.requires_grad_(True)
+        return
+    options.setdefault("target_modules", TARGET_MODULES.get(backbone.model.config.model_type))
+    if train_heads:
+        options.setdefault("modules_to_save", list(backbone.heads))
+    try:
+        backbone.adapter = cast(PeftModel, get_peft_model(backbone.model, method.config(**options)))
+    except (TypeError, ValueError) as error:
+        raise AuroraError(f"method {name} refuses method_options: {error}") from error
+
+
+def find_method(name: str) -> Method:
+    """The method called ``name``.
+
+    Raises:
+        AuroraError: if there is none.
+    """
+    if name not in METHODS:
+        raise AuroraError(f"no method {name!r}; choose one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def _heads(backbone: Backbone) -> list[nn.Module]:
+    return [backbone.model.get_submodule(name) for name in backbone.heads]
+
+
+def save_adapter(backbone: Backbone, folder: Path) -> None:
+    """Write what was trained to ``folder``: peft's files for its methods, else one safetensors file. Atomic: the
+    folder appears whole."""
+    partial = folder.with_name(folder.name + ".part")
+    if backbone.adapter is not None:
+        backbone.adapter.save_pretrained(str(partial))
+    else:
+        partial.mkdir(parents=True, exist_ok=True)
+        save_file(_trained(backbone), partial / WEIGHTS)
+    if folder.exists():
+        raise AuroraError(f"{folder} exists already")
+    os.replace(partial, folder)
+
+
+def _trained(backbone: Backbone) -> dict[str, Tensor]:
+    return {n: w.detach().contiguous() for n, w in backbone.model.named_parameters() if w.requires_grad}
+
+
+def load_adapter(backbone: Backbone, folder: Path, method: str) -> None:
+    """Put what `save_adapter` wrote back into a freshly loaded backbone.
+
+    Raises:
+        AuroraError: if files are missing or of another model.
+    """
+    config = find_method(method).config
+    wanted = folder / ("adapter_model.safetensors" if config else WEIGHTS)
+    if not wanted.is_file():
+        raise AuroraError(f"{folder} has no {wanted.name}; the run did not finish, continue it with --resume")
+    if config is not None:
+        backbone.adapter = PeftModel.from_pretrained(backbone.model, str(folder))
+        return
+    state = load_file(wanted)
+    unexpected = backbone.model.load_state_dict(state, strict=False).unexpected_keys
+    if unexpected:
+        raise AuroraError(f"{wanted} is of another model: {unexpected[0]} has no place in {backbone.name}")

@@ -1,0 +1,177 @@
+"""The ``aurora`` command: parses, calls, prints."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from .errors import AuroraError
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line with a way out."""
+
+    def error(self, message: str) -> NoReturn:
+        known = [option for action in self._actions for option in action.option_strings]
+        wrong = next((word for word in message.split() if word.startswith("--")), "")
+        close = difflib.get_close_matches(wrong.split("=")[0], known, 1) if wrong and wrong not in known else []
+        hint = f"; did you mean {close[0]}?" if close else ""
+        self.exit(2, f"{self.prog}: error: {message}{hint} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = _parser()
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:
+        options.parser.error(f"unknown option {' '.join(unknown)}")
+    if options.run is None:
+        parser.print_help()
+        return 0
+    try:
+        options.run(options)
+    except AuroraError as error:
+        print(f"aurora: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("aurora: stopped; a training run continues with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="aurora",
+        description="Adapt a pretrained vision-language model to your own pictures by training a tiny share of it.",
+    )
+    parser.set_defaults(run=None, parser=parser)
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
+
+    demo = _command(commands, "demo", _demo, "see it work: tune the small embedded model on embedded pictures, beside "
+                    "LoRA and full fine-tuning, in a few minutes")
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for results (default: %(default)s; "
+                      "an earlier demo there is replaced)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of all runs (default: %(default)s)")
+
+    train = _command(commands, "train", _train, "tune a model on a dataset and write a run's folder")
+    train.add_argument("recipe", nargs="?", help="name of a recipe (see aurora recipes) or a .yaml file; "
+                       "without one, defaults for --data")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the recipe to set, "
+                       "like train.learning_rate=1e-3 or method=lora method_options.r=5")
+    train.add_argument("--data", help="a folder with captions.jsonl or captions.csv, a .tar of one, or the name of an "
+                       "embedded pack")
+    train.add_argument("--model", help="blip-mini, a model folder, or a hub id such as Salesforce/blip-itm-base-coco")
+    train.add_argument("--method", help="aurora, lora, dora, vera, heads or full")
+    train.add_argument("--out", type=Path, help="folder of the run (default: runs/ and the recipe's or data's name)")
+    train.add_argument("--resume", action="store_true", help="continue a run that was stopped, to the same result")
+    train.add_argument("--dry-run", action="store_true", help="check data, model and recipe, print what would be "
+                       "trained, train nothing")
+    train.add_argument("--quiet", action="store_true", help="no progress bars")
+
+    evaluate = _command(commands, "evaluate", _evaluate, "score a finished run")
+    evaluate.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
+    evaluate.add_argument("--split", default="test", help="train, validation or test (default: %(default)s)")
+    evaluate.add_argument("--data", help="another dataset than the run's own")
+    evaluate.add_argument("--merge", action="store_true", help="fold the adapter into the weights first")
+    evaluate.add_argument("--json", type=Path, help="also write the figures to this file")
+
+    params = _command(commands, "params", _params, "how many weights Aurora would train in a model, before anything is "
+                      "trained")
+    params.add_argument("model", metavar="MODEL", help="blip-mini, a model folder or a hub id")
+    params.add_argument("--r", type=int, default=64, help="rank (default: %(default)s)")
+    params.add_argument("--core", default="diagonal", help="diagonal or full (default: %(default)s)")
+
+    _command(commands, "recipes", _recipes, "list the recipes")
+    return parser
+
+
+def _command(commands, name: str, run, about: str) -> argparse.ArgumentParser:  # noqa: ANN001
+    made = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+    made.set_defaults(run=run, parser=made)
+    return made
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from .demo import demo
+
+    demo(options.out, seed=options.seed)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from .recipe import load_recipe
+
+    name, overrides = options.recipe, list(options.overrides)
+    if name and "=" in name:
+        name, overrides = None, [name, *overrides]
+    for field in ("data", "model", "method"):
+        if value := getattr(options, field):
+            overrides.append(f'{field}="{value}"')
+    folder = options.out or Path("runs") / Path(name or options.data or "aurora").stem
+    if options.resume:
+        if name or overrides:
+            raise AuroraError("--resume takes the run's own recipe: give --out only, no recipe and no overrides")
+        recipe = load_recipe(folder / "recipe.yaml") if (folder / "recipe.yaml").is_file() else load_recipe()
+    else:
+        if name is None and options.data is None:
+            raise AuroraError("nothing to train on: name a recipe (aurora recipes lists them) or give --data FOLDER")
+        recipe = load_recipe(name, overrides)
+    from .training import claim, prepare, train
+
+    claim(folder, options.resume)
+    if options.dry_run:
+        from .report import describe
+
+        dataset, backbone, _ = prepare(recipe, progress=not options.quiet)
+        print(describe(recipe, dataset, backbone))
+        print(f"\nAll checks passed; without --dry-run the run would go to {folder}")
+        return
+    run = train(recipe, folder, resume=options.resume, progress=not options.quiet)
+    from .report import run_summary
+
+    print(run_summary(run.metrics))
+    print(f"\nadapter   {folder / 'adapter'}\ncurve     {folder / 'curve.png'}\ngallery   {folder / 'gallery.png'}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from .data import load_dataset
+    from .report import metrics_table, write_json
+    from .tasks.retrieval import Retrieval
+    from .training import load_run
+
+    recipe, backbone = load_run(options.folder)
+    split = load_dataset(options.data or recipe.data).split(options.split)
+    if options.merge:
+        if backbone.adapter is None:
+            raise AuroraError(f"{options.folder} was tuned by {recipe.method}, which has nothing to merge")
+        backbone.adapter.merge_adapter()
+    metrics, scores, features = Retrieval(backbone, recipe.task).evaluate(split, progress=True)
+    found = {"metrics": metrics, "itc_only": scores.itc_metrics(features)}
+    print(metrics_table({"ITC, ITM rerank": metrics, "ITC only": found["itc_only"]}))
+    if options.json:
+        write_json(options.json, found)
+
+
+def _params(options: argparse.Namespace) -> None:
+    from .backbones import load_backbone
+    from .baselines import apply_method
+    from .report import parameter_summary
+
+    backbone = load_backbone(options.model)
+    apply_method(backbone, "aurora", {"r": options.r, "core": options.core})
+    print(parameter_summary(backbone, f"Aurora, r={options.r}, core={options.core}, on {options.model}"))
+
+
+def _recipes(options: argparse.Namespace) -> None:
+    from .recipe import load_recipe, recipe_names
+
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        print(f"{name:24} {recipe.about}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Cross-modal evaluation: features once, candidates, rerank, recall."""

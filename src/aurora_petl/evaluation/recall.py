@@ -1,0 +1,61 @@
+"""Recall at K from a score matrix; pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+KS = (1, 5, 10)
+
+
+def recall_at_k(scores: np.ndarray, queries: Sequence[str], items: Sequence[str], ks: Sequence[int] = KS) -> dict[int, float]:
+    """Share of queries, in percent, with a right item among the K best.
+
+    Args:
+        scores: (queries, items), higher is better.
+        queries: id of each row. An item is right for a query of the same id.
+        items: id of each column.
+        ks: values of K.
+
+    An item that ties with the best right one counts as better, so that equal scores earn nothing.
+
+    Two pictures (rows) and four texts, two of each picture, a wrong text second for the first picture:
+
+        >>> recall_at_k(np.array([[.9, .2, .5, .1], [.1, .2, .4, .3]]), ["a", "b"], ["b", "a", "a", "b"], [1, 2])
+        {1: 0.0, 2: 100.0}
+
+    Raises:
+        ValueError: if the shape does not fit the ids, a score is not a number, or a query has no right item.
+    """
+    scores = np.asarray(scores)
+    if scores.shape != (len(queries), len(items)):
+        raise ValueError(f"scores have shape {scores.shape} for {len(queries)} queries and {len(items)} items")
+    if np.isnan(scores).any():
+        raise ValueError("scores hold NaN")
+    numbers: dict[str, int] = {}
+    row_ids = np.array([numbers.setdefault(name, len(numbers)) for name in queries])
+    column_ids = np.array([numbers.setdefault(name, len(numbers)) for name in items])
+    ranks = np.empty(len(queries), dtype=int)
+    for row, own in enumerate(row_ids):
+        right = column_ids == own
+        if not right.any():
+            raise ValueError(f"query {queries[row]!r} has no right item")
+        ranks[row] = (scores[row, ~right] >= scores[row, right].max()).sum()
+    return {k: 100.0 * float((ranks < k).mean()) for k in ks}
+
+
+def retrieval_metrics(
+    image_to_text: np.ndarray, text_to_image: np.ndarray, image_ids: Sequence[str], text_ids: Sequence[str]
+) -> dict[str, float]:
+    """The field's table: R@1/5/10 both ways and their mean, in percent.
+
+    Args:
+        image_to_text: (images, texts) scores for picture queries.
+        text_to_image: (texts, images) scores for text queries.
+
+    ``text_recall`` is of texts found by a picture, ``image_recall`` of pictures found by a text.
+    """
+    found = {f"text_recall@{k}": v for k, v in recall_at_k(image_to_text, image_ids, text_ids).items()}
+    found |= {f"image_recall@{k}": v for k, v in recall_at_k(text_to_image, text_ids, image_ids).items()}
+    return found | {"mean_recall": sum(found.values()) / len(found)}

@@ -1,0 +1,66 @@
+"""Which queries a run's gallery shows: those whose right answer moved most, and as many drawn blindly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from .data.folder import ImageTextDataset
+from .evaluation.features import Features
+from .evaluation.rerank import Scores
+from .report import GalleryQuery, Hit, gallery
+
+TOP = 5
+
+
+def before_and_after(
+    path: Path,
+    dataset: ImageTextDataset,
+    before: tuple[Scores, Features],
+    after: tuple[Scores, Features],
+    *,
+    texts: int = 8,
+    images: int = 4,
+) -> None:
+    """Draw ``texts`` text queries and ``images`` picture queries of ``dataset`` with their top five by both models.
+
+    Half of each are drawn evenly from the split whatever became of them; the other half are those that gained most.
+    """
+    features = after[1]
+    queries = []
+    for row in _choose(before[0].text_to_image, after[0].text_to_image, features.text_ids, features.image_ids, texts):
+        own = features.text_ids[row]
+        hits = [
+            [Hit(dataset.image(i), None, features.image_ids[i] == own, float(scores.text_to_image[row, i]))
+             for i in _top(scores.text_to_image[row])]
+            for scores in (before[0], after[0])
+        ]
+        queries.append(GalleryQuery(features.texts[row], None, hits[0], hits[1]))
+    for row in _choose(before[0].image_to_text, after[0].image_to_text, features.image_ids, features.text_ids, images):
+        own = features.image_ids[row]
+        hits = [
+            [Hit(None, features.texts[i], features.text_ids[i] == own, float(scores.image_to_text[row, i]))
+             for i in _top(scores.image_to_text[row])]
+            for scores in (before[0], after[0])
+        ]
+        queries.append(GalleryQuery(None, dataset.image(row), hits[0], hits[1]))
+    gallery(path, queries)
+
+
+def _top(scores: np.ndarray) -> list[int]:
+    return [int(i) for i in np.argsort(-scores, kind="stable")[:TOP]]
+
+
+def _choose(before: np.ndarray, after: np.ndarray, queries: list[str], items: list[str], count: int) -> list[int]:
+    """Rows to show: half evenly spread, half with the largest gain in reciprocal rank."""
+    spread = np.linspace(0, len(queries) - 1, min(count - count // 2, len(queries))).round().astype(int)
+    gain = _reciprocal_rank(after, queries, items) - _reciprocal_rank(before, queries, items)
+    best = [int(row) for row in np.argsort(-gain, kind="stable") if row not in spread]
+    return [*dict.fromkeys(int(row) for row in spread), *best[: count // 2]]
+
+
+def _reciprocal_rank(scores: np.ndarray, queries: list[str], items: list[str]) -> np.ndarray:
+    right = np.array(queries)[:, None] == np.array(items)[None]
+    best = np.where(right, scores, -np.inf).max(1, keepdims=True)
+    return 1 / (1 + ((scores >= best) & ~right).sum(1))

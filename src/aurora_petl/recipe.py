@@ -1,0 +1,159 @@
+"""A recipe: one dataclass that says what to train on what, read from YAML and overridden by ``key=value``."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from .errors import AuroraError
+from .tasks.settings import RetrievalSettings
+
+
+@dataclass
+class TrainSettings:
+    """How to optimise. ``epochs`` counts passes over the training pairs unless ``max_steps`` is positive."""
+
+    learning_rate: float = 1e-4
+    batch_size: int = 16  # pairs a device
+    gradient_accumulation: int = 1
+    epochs: float = 4.0
+    max_steps: int = 0
+    warmup: float = 0.0  # share of the steps
+    weight_decay: float = 0.05
+    max_grad_norm: float = 1.0
+    precision: str = "auto"  # auto | fp32 | bf16 | fp16; auto is bf16 where the hardware computes in it
+    seed: int = 0
+    evaluations: int = 4  # on the validation split, evenly spread; the best one is kept
+    workers: int = 0
+    augment: bool = True
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "gradient_accumulation", "evaluations"):
+            if getattr(self, name) < 1:
+                raise AuroraError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.batch_size < 2:
+            raise AuroraError("train.batch_size is 1; contrast needs at least 2 pairs a batch")
+        if self.learning_rate <= 0:
+            raise AuroraError(f"train.learning_rate is {self.learning_rate}; it must be positive")
+        if self.max_steps <= 0 and self.epochs <= 0:
+            raise AuroraError("train.epochs and train.max_steps are both zero; give one of them")
+        if self.precision not in ("auto", "fp32", "bf16", "fp16"):
+            raise AuroraError(f"train.precision is {self.precision!r}; choose auto, fp32, bf16 or fp16")
+
+
+@dataclass
+class Recipe:
+    """Model, data, method and settings of one run."""
+
+    model: str = "blip-mini"
+    data: str = "fluent-flat"
+    method: str = "aurora"
+    method_options: dict[str, Any] = field(default_factory=dict)
+    train_heads: bool = True  # projections, ITM head and temperature beside the adapter
+    task: RetrievalSettings = field(default_factory=RetrievalSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    about: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def save(self, path: Path) -> None:
+        """Write as YAML, atomically."""
+        partial = path.with_name(path.name + ".part")
+        partial.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        os.replace(partial, path)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    return sorted(path.name.removesuffix(".yaml") for path in files("aurora_petl").joinpath("recipes").iterdir()
+                  if path.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_path: str | Path | None = None, overrides: list[str] | None = None) -> Recipe:
+    """A recipe by name or from a YAML file, with ``key=value`` overrides such as ``train.learning_rate=1e-3``.
+
+    Raises:
+        AuroraError: if there is no such recipe, it is not YAML, or it names an unknown field or a wrong value.
+    """
+    values: dict[str, Any] = {}
+    where = "recipe"
+    if name_or_path is not None:
+        text, where = _read(str(name_or_path))
+        try:
+            values = yaml.safe_load(text) or {}
+        except yaml.YAMLError as error:
+            raise AuroraError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(values, dict):
+            raise AuroraError(f"{where} holds a {type(values).__name__}; it must be a mapping of fields")
+    for override in overrides or []:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise AuroraError(f"override {override!r} is not of the form key=value, like train.learning_rate=1e-3")
+        target = values
+        *parents, last = key.split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise AuroraError(f"override {override!r}: {parent} holds a value, not fields")
+        try:
+            target[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise AuroraError(f"override {override!r}: the value is not YAML") from error
+    return _build(Recipe, values, where, "")
+
+
+def _read(name: str) -> tuple[str, str]:
+    if name in recipe_names():
+        return files("aurora_petl").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}"
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return path.read_text(encoding="utf-8"), str(path)
+    close = difflib.get_close_matches(name, recipe_names(), 1)
+    raise AuroraError(
+        f"no recipe {name!r}: name one of {', '.join(recipe_names())} or a .yaml file"
+        + (f"; did you mean {close[0]}?" if close else "")
+    )
+
+
+def _build(kind: type, values: dict[str, Any], where: str, prefix: str) -> Any:
+    """A dataclass from a mapping, each value checked against the field's type."""
+    hints = get_type_hints(kind)
+    made = {}
+    for key, value in values.items():
+        if key not in hints:
+            close = difflib.get_close_matches(str(key), hints, 1)
+            raise AuroraError(
+                f"{where}: there is no field {prefix}{key}; "
+                + (f"did you mean {prefix}{close[0]}?" if close else f"fields are {', '.join(hints)}")
+            )
+        wanted = hints[key]
+        if dataclasses.is_dataclass(wanted):
+            if not isinstance(value, dict):
+                raise AuroraError(f"{where}: {prefix}{key} is {value!r}; it must be a mapping of fields")
+            made[key] = _build(wanted, value, where, f"{prefix}{key}.")  # type: ignore[arg-type]
+        else:
+            made[key] = _value(value, wanted, f"{where}: {prefix}{key}")
+    return kind(**made)
+
+
+def _value(value: Any, wanted: Any, where: str) -> Any:
+    if wanted is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-3 as text
+        except ValueError:
+            pass
+    if wanted is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    plain = wanted if isinstance(wanted, type) else dict
+    if not isinstance(value, plain) or (plain is not bool and isinstance(value, bool)):
+        raise AuroraError(f"{where} is {value!r}; it must be a {plain.__name__}")
+    return value

@@ -1,0 +1,252 @@
+"""Tables and pictures that a person can read, JSON that a program can."""
+
+from __future__ import annotations
+
+import json
+import os
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from matplotlib import font_manager
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+if TYPE_CHECKING:
+    from .backbones import Backbone
+    from .data.folder import ImageTextDataset
+    from .recipe import Recipe
+
+RECALLS = {
+    **{f"text_recall@{k}": f"T R@{k}" for k in (1, 5, 10)},
+    **{f"image_recall@{k}": f"I R@{k}" for k in (1, 5, 10)},
+    "mean_recall": "mean",
+}
+LEGEND = "T: text found by picture, I: picture found by text; R@K in %, mean of the six"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write as JSON, atomically.
+
+    Raises:
+        ValueError: if a number is not finite.
+    """
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns, the first to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = [
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in [header, *rows]
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def metrics_table(rows: dict[str, dict[str, float]]) -> str:
+    """A row of recalls for every name."""
+    body = [[name, *(f"{found[key]:.1f}" for key in RECALLS)] for name, found in rows.items()]
+    return f"{table(['', *RECALLS.values()], body)}\n{LEGEND}"
+
+
+def comparison_table(rows: dict[str, dict[str, Any]]) -> str:
+    """Methods side by side: trainable weights, their share, recalls, training seconds (from `Run.metrics`)."""
+    body = []
+    for name, found in rows.items():
+        weights = found["weights"]
+        body.append(
+            [
+                name,
+                f"{weights['trainable']:,}",
+                f"{100 * weights['trainable'] / weights['model']:.2f}%",
+                *(f"{found['test'][key]:.1f}" for key in RECALLS),
+                f"{found['train_seconds']:.0f}",
+            ]
+        )
+    return f"{table(['method', 'weights', 'share', *RECALLS.values(), 'seconds'], body)}\n{LEGEND}"
+
+
+def run_summary(metrics: dict[str, Any]) -> str:
+    """A finished run beside the untuned model."""
+    weights = metrics["weights"]
+    rows = {"zero-shot": metrics["zero_shot_test"], "tuned": metrics["test"]}
+    return (
+        f"{metrics_table(rows)}\n{weights['trainable']:,} weights trained "
+        f"({100 * weights['trainable'] / weights['model']:.2f}% of {weights['model']:,}) "
+        f"in {metrics['steps']} steps and {metrics['train_seconds']:.0f} s"
+    )
+
+
+def parameter_summary(backbone: Backbone, title: str) -> str:
+    """What trains, by group, with its share of the model."""
+    from .training import weight_counts
+
+    counts = weight_counts(backbone)
+    rows = [
+        [name, f"{counts[key]:,}", f"{100 * counts[key] / counts['model']:.3f}%"]
+        for name, key in (
+            ("adapter", "adapter"),
+            ("heads and temperature", "heads"),
+            ("trainable in all", "trainable"),
+            ("model", "model"),
+        )
+    ]
+    return f"{title}\n{table(['weights of', 'number', 'share'], rows)}"
+
+
+def describe(recipe: Recipe, dataset: ImageTextDataset, backbone: Backbone) -> str:
+    """What a run would do: data by split, and what would train."""
+    rows = []
+    for split in ("train", "validation", "test"):
+        part = [item for item in dataset if item.split == split]
+        rows.append([split, str(len(part)), str(sum(len(item.captions) for item in part))])
+    data = table([recipe.data, "pictures", "captions"], rows)
+    return f"{data}\n\n{parameter_summary(backbone, f'{recipe.method} on {recipe.model}')}"
+
+
+def plot_curve(history: Sequence[dict[str, float]], path: Path, *, zero_shot: float | None = None) -> None:
+    """Training loss and validation mean recall against steps."""
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left = figure.subplots()
+    losses = [(row["step"], row["loss"]) for row in history if "loss" in row]
+    recalls = [(row["step"], row["eval_mean_recall"]) for row in history if "eval_mean_recall" in row]
+    left.plot(*zip(*losses, strict=True), color="tab:grey", label="training loss (ITC + ITM)") if losses else None
+    left.set(xlabel="step", ylabel="training loss")
+    right = left.twinx()
+    if recalls:
+        right.plot(*zip(*recalls, strict=True), color="tab:blue", marker="o", label="validation mean recall")
+    right.set_ylabel("mean recall (%)")
+    if zero_shot is not None:
+        right.axhline(zero_shot, color="tab:orange", linestyle="--", label="zero-shot, test split")
+    lines = [*left.get_lines(), *right.get_lines()]
+    left.legend(lines, [str(line.get_label()) for line in lines], loc="upper center", ncols=3, fontsize=8)
+    left.set_title("Training", loc="left")
+    low, high = left.get_ylim()
+    left.set_ylim(low, high + 0.15 * (high - low))
+    low, high = right.get_ylim()
+    right.set_ylim(low, high + 0.15 * (high - low))
+    _save(figure, path)
+
+
+def plot_methods(curves: dict[str, Sequence[tuple[float, float]]], path: Path) -> None:
+    """One line a method of the validation mean recall against steps; step 0 is the untuned model."""
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name, points in curves.items():
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=2.4 if name == "Aurora" else 1.4, label=name)
+    axes.set(xlabel="step", ylabel="validation mean recall (%)")
+    axes.set_title("What each method learns", loc="left")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=9)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    partial = path.with_name(path.name + ".part")
+    figure.savefig(partial, format="png", dpi=130)
+    os.replace(partial, path)
+
+
+@dataclass
+class Hit:
+    """A retrieved picture or text."""
+
+    image: Image.Image | None
+    text: str | None
+    correct: bool
+    score: float
+
+
+@dataclass
+class GalleryQuery:
+    """A text or a picture, with what was found before and after tuning, best first."""
+
+    text: str | None
+    image: Image.Image | None
+    before: list[Hit]
+    after: list[Hit]
+
+
+_THUMB, _GAP, _QUERY, _LINE = 88, 8, 260, 18
+_GREEN, _GREY, _INK, _PALE = (22, 140, 60), (205, 205, 205), (25, 25, 25), (120, 120, 120)
+
+
+def gallery(path: Path, queries: Sequence[GalleryQuery]) -> None:
+    """Draw queries with their hits before and after, right ones in a green frame with a tick."""
+    regular, bold = _font(13), _font(14, bold=True)
+    count = max(len(query.after) for query in queries)
+    block = count * (_THUMB + _GAP)
+    middle, right = _QUERY + 2 * _GAP, _QUERY + block + 5 * _GAP
+    row = _THUMB + 2 * _GAP
+    width = right + block + _GAP
+    height = 44 + 34 * len({query.text is None for query in queries}) + row * len(queries) + 30
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    top, kind = 8, None
+    for query in sorted(queries, key=lambda q: q.text is None):
+        if (query.text is None) != kind:
+            kind = query.text is None
+            title = "Picture queries: texts found" if kind else "Text queries: pictures found"
+            for x, text in ((_GAP, title), (middle, "before (zero-shot)"), (right, "after tuning")):
+                draw.text((x, top + 8), text, _INK, bold)
+            top += 34
+        if query.text is not None:
+            for n, line in enumerate(_wrap(query.text, _QUERY, regular, 5)):
+                draw.text((_GAP, top + 4 + n * _LINE), line, _INK, regular)
+        if query.image is not None:
+            sheet.paste(_thumbnail(query.image), (_GAP, top))
+        for x, hits in ((middle, query.before), (right, query.after)):
+            for n, hit in enumerate(hits):
+                _draw_hit(sheet, draw, hit, n, x, top, block, regular, bold)
+        top += row
+        draw.line((_GAP, top - _GAP, width - _GAP, top - _GAP), (235, 235, 235))
+    draw.text((_GAP, height - 24), "Best first. Green frame and tick: the right answer.", _PALE, regular)
+    partial = path.with_name(path.name + ".part")
+    sheet.save(partial, format="PNG", optimize=True)
+    os.replace(partial, path)
+
+
+def _draw_hit(sheet, draw, hit: Hit, n: int, x: int, top: int, block: int, regular, bold) -> None:  # noqa: ANN001
+    if hit.image is None:
+        line = _wrap(hit.text or "", block - 24, bold if hit.correct else regular, 1)[0]
+        y = top + n * _LINE
+        if hit.correct:
+            _tick(draw, x, y + 3, 12)
+        draw.text((x + 18, y), line, _GREEN if hit.correct else _INK, bold if hit.correct else regular)
+        return
+    left = x + n * (_THUMB + _GAP)
+    sheet.paste(_thumbnail(hit.image), (left, top))
+    box = (left - 2, top - 2, left + _THUMB + 1, top + _THUMB + 1)
+    draw.rectangle(box, outline=_GREEN if hit.correct else _GREY, width=4 if hit.correct else 1)
+    if hit.correct:
+        draw.rectangle((left + _THUMB - 22, top, left + _THUMB - 1, top + 21), fill=_GREEN)
+        _tick(draw, left + _THUMB - 18, top + 5, 12, "white")
+
+
+def _tick(draw: ImageDraw.ImageDraw, x: int, y: int, size: int, colour: str | tuple[int, int, int] = _GREEN) -> None:
+    draw.line([(x, y + size * 0.55), (x + size * 0.4, y + size * 0.95), (x + size, y)], colour, 3)
+
+
+def _thumbnail(image: Image.Image) -> Image.Image:
+    return ImageOps.pad(image, (_THUMB, _THUMB), color="white")
+
+
+def _wrap(text: str, width: int, font: Any, most: int) -> list[str]:
+    """Lines of at most ``width`` pixels, the last one cut with an ellipsis."""
+    per_line = max(8, int(width / font.getlength("abcdefghij") * 10))
+    lines = textwrap.wrap(text, per_line, max_lines=most, placeholder=" ...") or [""]
+    return lines
+
+
+def _font(size: int, bold: bool = False) -> Any:
+    found = font_manager.findfont(font_manager.FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal"))
+    return ImageFont.truetype(found, size)

@@ -1,0 +1,196 @@
+"""Image-text retrieval with BLIP's objective (arXiv 2201.12086, section 3.2): momentum ITC and ITM with hard negatives.
+
+The backbone is frozen, so the momentum encoder differs from the online one in its trainable weights alone: an
+exponential average of those, swapped in under ``no_grad``, replaces the second copy of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backbones import Backbone
+from ..data.folder import ImageTextDataset
+from ..errors import AuroraError
+from ..evaluation.features import Features, extract, trim
+from ..evaluation.rerank import Scores, rerank
+from .settings import RetrievalSettings
+
+
+class Retrieval(nn.Module):
+    """The loss of a batch and the scores of a split.
+
+    A batch is a dict of ``pixel_values`` (B, 3, H, W), ``input_ids`` and ``attention_mask`` (B, T) and ``ids`` (B,),
+    whole numbers that are equal for pairs that describe the same picture.
+
+    Args:
+        backbone: with its adapter injected and its trainable weights marked: the average starts from them.
+        settings: numbers of the objective.
+        joint_width: P, the width of the joint space.
+    """
+
+    queue_image: Tensor
+    queue_text: Tensor
+    queue_ids: Tensor
+    queue_used: Tensor
+    steps: Tensor
+
+    def __init__(self, backbone: Backbone, settings: RetrievalSettings | None = None) -> None:
+        super().__init__()
+        self.settings = settings or RetrievalSettings()
+        self.backbone = backbone
+        self.model = backbone.module  # registered, so that the Trainer sees its weights
+        self.warmup_steps = 0  # over which alpha rises; the Trainer's driver sets it to one epoch
+        self._averages = nn.ParameterDict(
+            {name.replace(".", "/"): nn.Parameter(weight.detach().clone(), False) for name, weight in self.trained()}
+        )
+        size = self.settings.queue_size
+        device = next(self.model.parameters()).device
+        with torch.no_grad():
+            probe = torch.zeros(1, 3, backbone.image_size, backbone.image_size, device=device)
+            width = backbone.project_image(backbone.encode_image(probe.to(next(self.model.parameters()).dtype))).shape[1]
+        self.register_buffer("queue_image", torch.zeros(size, width, device=device))
+        self.register_buffer("queue_text", torch.zeros(size, width, device=device))
+        self.register_buffer("queue_ids", torch.full((size,), -1, device=device))
+        self.register_buffer("queue_used", torch.zeros(2, dtype=torch.long, device=device))  # next row, rows filled
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long, device=device))
+
+    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and weights that training changes, in model order."""
+        return ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
+
+    @contextmanager
+    def momentum_weights(self) -> Iterator[None]:
+        """Within it, the model computes with the averaged weights."""
+        weights = dict(self.trained())
+        own = {name: weight.data for name, weight in weights.items()}
+        try:
+            for name, weight in weights.items():
+                weight.data = self._averages[name.replace(".", "/")].data
+            yield
+        finally:
+            for name, weight in weights.items():
+                weight.data = own[name]
+
+    def forward(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, ids: Tensor
+    ) -> dict[str, Tensor]:
+        """Losses ``loss``, ``itc`` and ``itm`` of a batch. Side effects: the averages, the queue and the step count
+        advance in training mode."""
+        backbone, settings = self.backbone, self.settings
+        if self.training:
+            self._advance_averages()
+        with torch.no_grad(), self.momentum_weights():
+            teacher_image = backbone.project_image(backbone.encode_image(pixel_values))
+            teacher_text = backbone.project_text(backbone.encode_text(input_ids, attention_mask))
+        image_states = backbone.encode_image(pixel_values)
+        image = backbone.project_image(image_states)
+        text = backbone.project_text(backbone.encode_text(input_ids, attention_mask))
+        itc = self._contrast(image, text, teacher_image, teacher_text, ids)
+        itm = self._matching(image_states, image, text, input_ids, attention_mask, ids)
+        if self.training:
+            self._enqueue(teacher_image, teacher_text, ids)
+            self.steps += 1
+        return {"loss": itc + settings.itm_weight * itm, "itc": itc.detach(), "itm": itm.detach()}
+
+    def _contrast(self, image: Tensor, text: Tensor, teacher_image: Tensor, teacher_text: Tensor, ids: Tensor) -> Tensor:
+        """ITC: features (B, P) against the teacher's of the batch and the queue (B + Q, P), targets softened by the
+        teacher's own similarities."""
+        filled = int(self.queue_used[1])
+        all_image = torch.cat([teacher_image, self.queue_image[:filled]])
+        all_text = torch.cat([teacher_text, self.queue_text[:filled]])
+        all_ids = torch.cat([ids, self.queue_ids[:filled]])
+        temperature = self.backbone.temperature()
+        same = (ids[:, None] == all_ids[None]).float()
+        hard = same / same.sum(1, keepdim=True)
+        alpha = self.settings.alpha * min(1.0, int(self.steps) / max(1, self.warmup_steps))
+        loss = image.new_zeros(())
+        for student, teacher, keys in ((image, teacher_image, all_text), (text, teacher_text, all_image)):
+            with torch.no_grad():
+                soft = F.softmax(teacher @ keys.T / temperature, dim=1)
+                target = alpha * soft + (1 - alpha) * hard
+            loss = loss - (F.log_softmax(student @ keys.T / temperature, dim=1) * target).sum(1).mean() / 2
+        return loss
+
+    def _matching(
+        self,
+        image_states: Tensor,
+        image: Tensor,
+        text: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        ids: Tensor,
+    ) -> Tensor:
+        """ITM: each picture with its text, with a hard negative text, and as the hard negative of another text."""
+        different = ids[:, None] != ids[None]
+        with torch.no_grad():
+            similarity = (image @ text.T / self.backbone.temperature()).float()
+            rows = different.any(1).nonzero()[:, 0]  # others of the batch show the same picture: no negative
+            texts = images = rows
+            if len(rows):
+                weights = similarity.masked_fill(~different, -torch.inf)
+                texts = torch.multinomial(F.softmax(weights[rows], 1), 1)[:, 0]
+                images = torch.multinomial(F.softmax(weights.T.masked_fill(~different, -torch.inf)[rows], 1), 1)[:, 0]
+        own = torch.arange(len(ids), device=ids.device)
+        which_text, which_image = torch.cat([own, texts, rows]), torch.cat([own, rows, images])
+        logits = self.backbone.match(
+            *trim(input_ids[which_text], attention_mask[which_text]), image_states[which_image]
+        )
+        labels = (torch.arange(len(which_text), device=ids.device) < len(ids)).long()
+        return F.cross_entropy(logits, labels)
+
+    @torch.no_grad()
+    def _advance_averages(self) -> None:
+        for name, weight in self.trained():
+            self._averages[name.replace(".", "/")].lerp_(weight, 1 - self.settings.momentum)
+
+    @torch.no_grad()
+    def _enqueue(self, image: Tensor, text: Tensor, ids: Tensor) -> None:
+        size = len(self.queue_ids)
+        if not size:
+            return
+        image, text, ids = image[-size:], text[-size:], ids[-size:]
+        places = (int(self.queue_used[0]) + torch.arange(len(ids), device=ids.device)) % size
+        self.queue_image[places], self.queue_text[places], self.queue_ids[places] = image.float(), text.float(), ids
+        self.queue_used[0] = (int(self.queue_used[0]) + len(ids)) % size
+        self.queue_used[1] = min(size, int(self.queue_used[1]) + len(ids))
+
+    def training_state(self) -> dict[str, Tensor]:
+        """All that a resumed training needs of this module: trained weights, averages, queue, step count."""
+        frozen = {f"model.{name}" for name, weight in self.model.named_parameters() if not weight.requires_grad}
+        kept = {name: value for name, value in self.state_dict().items() if name not in frozen}
+        buffers = {f"model.{name}" for name, _ in self.model.named_buffers()}
+        return {name: value for name, value in kept.items() if name not in buffers}
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        """Put `training_state` back.
+
+        Raises:
+            AuroraError: if it is of another set of trained weights.
+        """
+        expected = self.training_state()
+        if odd := sorted(set(expected) ^ set(state)):
+            raise AuroraError(f"the checkpoint is of another method or queue: {odd[0]} is in only one of the two")
+        self.load_state_dict(state, strict=False)
+
+    def evaluate(self, dataset: ImageTextDataset, *, progress: bool = False) -> tuple[dict[str, float], Scores, Features]:
+        """Metrics, scores and features of a split: ITC candidates, ITM rerank, R@1/5/10 both ways."""
+        was_training = self.training
+        self.eval()
+        try:
+            features = extract(self.backbone, dataset, max_tokens=self.settings.max_tokens, progress=progress)
+            scores = rerank(
+                self.backbone, features, k_test=self.settings.k_test, beta=self.settings.beta, progress=progress
+            )
+        finally:
+            self.train(was_training)
+        return scores.metrics(features), scores, features
+
+
+def fit_queue(queue_size: int, batch_size: int, rows: int) -> int:
+    """The queue for ``rows`` training pairs: at most what other batches of an epoch can fill, whole batches."""
+    return max(0, min(queue_size, rows - 2 * batch_size) // batch_size * batch_size)

@@ -1,0 +1,368 @@
+"""Training and evaluating a recipe: transformers' Trainer drives, this file connects it.
+
+A run's folder holds ``recipe.yaml``, ``adapter/``, ``metrics.json``, ``history.json``, ``curve.png``, ``gallery.png``
+and, until it is finished, ``checkpoints/``.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from .backbones import Backbone, load_backbone
+from .baselines import METHODS, apply_method, load_adapter, save_adapter
+from .data import load_dataset
+from .data.folder import ImageTextDataset
+from .data.media import EvalTransform, TrainTransform
+from .errors import AuroraError
+from .evaluation.features import Features, tokenize
+from .evaluation.rerank import Scores
+from .recipe import Recipe, load_recipe
+from .report import plot_curve, write_json
+from .tasks.retrieval import Retrieval, fit_queue
+
+STATE = "training_state.safetensors"
+ADAPTER = "adapter"
+
+
+class TrainingPairs(Dataset):
+    """Every (picture, caption) pair of a split. The view of a pair depends on seed, epoch and row alone, so that a
+    resumed run and one with more workers see the same pictures."""
+
+    def __init__(self, dataset: ImageTextDataset, image_size: int, *, seed: int, augment: bool, flip: bool) -> None:
+        self.dataset, self.seed, self.epoch = dataset, seed, 0
+        self.pairs = [(row, caption) for row, item in enumerate(dataset) for caption in item.captions]
+        self.transform = TrainTransform(image_size, flip=flip) if augment else EvalTransform(image_size)
+        self.augment = augment
+        numbers: dict[str, int] = {}
+        self.ids = [numbers.setdefault(item.id, len(numbers)) for item in dataset]
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = int(epoch)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row, caption = self.pairs[index]
+        image = self.dataset.image(row)
+        rng = random.Random(f"{self.seed}/{self.epoch}/{index}")
+        pixels = self.transform(image, rng) if self.augment else self.transform(image)  # type: ignore[call-arg]
+        return {"pixels": pixels, "caption": caption, "id": self.ids[row]}
+
+
+class Collator:
+    """Pairs to the batch that `Retrieval` takes."""
+
+    def __init__(self, backbone: Backbone, max_tokens: int) -> None:
+        self.backbone, self.max_tokens = backbone, max_tokens
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        tokens = tokenize(self.backbone, [row["caption"] for row in rows], self.max_tokens)
+        return {
+            "pixel_values": torch.stack([row["pixels"] for row in rows]),
+            "ids": torch.tensor([row["id"] for row in rows]),
+            **tokens,
+        }
+
+
+class TaskTrainer(Trainer):
+    """Trainer over a task module: its own evaluation, and checkpoints of what trains only, as safetensors."""
+
+    def __init__(self, task: Retrieval, validation: ImageTextDataset, **rest: Any) -> None:
+        super().__init__(model=task, eval_dataset=validation, **rest)  # type: ignore[arg-type]
+        self.task, self.validation = task, validation
+        self._parts: dict[str, float] = {}
+        self._counted = 0
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # noqa: ANN001
+        outputs = model(**inputs)
+        for name in ("itc", "itm"):
+            self._parts[name] = self._parts.get(name, 0.0) + outputs[name].item()
+        self._counted += 1
+        loss = outputs["loss"]
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._counted:
+            logs |= {name: round(value / self._counted, 4) for name, value in self._parts.items()}
+            self._parts, self._counted = {}, 0
+        super().log(logs, start_time)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"):  # noqa: ANN001
+        metrics, _, _ = self.task.evaluate(self.validation)
+        named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(named)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, named)
+        return named
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.detach().cpu().contiguous() for k, v in self.task.training_state().items()}, folder / STATE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:  # noqa: ANN001
+        self.task.load_training_state(load_file(Path(resume_from_checkpoint) / STATE))
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+
+class _Bar(ProgressCallback):
+    """The Trainer's progress bar with the newest losses and recall beside it, in place of printed dicts."""
+
+    def on_log(self, args, state, control, logs=None, **rest) -> None:  # noqa: ANN001
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            names = {"loss": "loss", "eval_mean_recall": "validation mean recall"}
+            shown = {names[name]: f"{value:.3g}" for name, value in logs.items() if name in names}
+            if shown:
+                self.training_bar.set_postfix(shown)
+
+
+@dataclass
+class Run:
+    """What a finished run knows of itself."""
+
+    folder: Path
+    recipe: Recipe
+    backbone: Backbone
+    task: Retrieval
+    metrics: dict[str, Any]
+    history: list[dict[str, float]] = field(default_factory=list)
+    before: tuple[Scores, Features] | None = None
+    after: tuple[Scores, Features] | None = None
+
+
+def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False) -> tuple[ImageTextDataset, Backbone, Retrieval]:
+    """All of a run before its first step: data read and checked, then model, method and task.
+
+    Raises:
+        AuroraError: at the first thing that would stop the run.
+    """
+    if recipe.method not in METHODS:
+        raise AuroraError(f"no method {recipe.method!r}; choose one of {', '.join(METHODS)}")
+    dataset = load_dataset(recipe.data)
+    training = dataset.split("train")
+    dataset.split("validation")
+    if check:
+        dataset.check(progress=progress)
+    backbone = load_backbone(recipe.model)
+    torch.manual_seed(recipe.train.seed)
+    apply_method(backbone, recipe.method, recipe.method_options, recipe.train_heads)
+    pairs = sum(len(item.captions) for item in training)
+    if pairs < recipe.train.batch_size:
+        raise AuroraError(
+            f"{recipe.data}: {pairs} training pairs do not fill a batch of {recipe.train.batch_size}; "
+            "lower train.batch_size"
+        )
+    settings = recipe.task
+    settings.queue_size = fit_queue(settings.queue_size, recipe.train.batch_size, pairs)
+    return dataset, backbone, Retrieval(backbone, settings)
+
+
+def claim(folder: Path, resume: bool) -> None:
+    """Make sure that ``folder`` may take a run.
+
+    Raises:
+        AuroraError: if it holds one and ``resume`` is not asked for, or the other way round.
+    """
+    begun = (folder / "recipe.yaml").is_file()
+    if resume and not begun:
+        raise AuroraError(f"{folder} holds no run to resume; leave out --resume to start one")
+    if not resume and folder.exists() and (begun or any(folder.iterdir())):
+        what = "a run" if begun else "files"
+        raise AuroraError(f"{folder} already holds {what}; name another --out, or continue it with --resume")
+    if resume and (folder / "metrics.json").is_file():
+        raise AuroraError(f"{folder} holds a finished run; name another --out to train anew")
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    check: bool = True,
+    before: tuple[Scores, Features] | None = None,
+    callbacks: list[TrainerCallback] | None = None,
+) -> Run:
+    """Train a recipe into ``folder`` and evaluate it on the test split.
+
+    Args:
+        resume: continue from the last whole checkpoint in ``folder``, to the same weights as a run without a break.
+        check: decode every picture before the first step.
+        before: test scores of the untuned model, if known already.
+
+    Raises:
+        AuroraError: if data, model or folder stand in the way.
+    """
+    claim(folder, resume)
+    dataset, backbone, task = prepare(recipe, check=check, progress=progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe.save(folder / "recipe.yaml")
+    test = dataset.split("test")
+    if before is None:
+        before = untuned(recipe, test, progress=progress)
+    settings = recipe.train
+    training = TrainingPairs(
+        dataset.split("train"), backbone.image_size, seed=settings.seed, augment=settings.augment, flip=settings.flip
+    )
+    batches = len(training) // (settings.batch_size * settings.gradient_accumulation)
+    steps = settings.max_steps if settings.max_steps > 0 else max(1, round(settings.epochs * batches))
+    task.warmup_steps = batches * settings.gradient_accumulation
+    every = max(1, steps // settings.evaluations)
+    trainer = TaskTrainer(
+        task,
+        dataset.split("validation"),
+        args=_arguments(recipe, folder / "checkpoints", steps, every, progress),
+        train_dataset=training,
+        data_collator=Collator(backbone, recipe.task.max_tokens),
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    if progress:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(_Bar())
+    started = time.perf_counter()
+    if any(True for _ in task.trained()):
+        checkpoint = _last_checkpoint(folder / "checkpoints") if resume else None
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds = time.perf_counter() - started
+    validation = [row for row in trainer.state.log_history if "eval_mean_recall" in row]
+    metrics, scores, features = task.evaluate(test, progress=progress)
+    if (folder / ADAPTER).exists():
+        shutil.rmtree(folder / ADAPTER)  # of a run that was killed while it wrote its results
+    save_adapter(backbone, folder / ADAPTER)
+    run = Run(folder, recipe, backbone, task, {}, list(trainer.state.log_history), before, (scores, features))
+    run.metrics = {
+        "test": metrics,
+        "test_itc_only": scores.itc_metrics(features),
+        "zero_shot_test": before[0].metrics(before[1]),
+        "validation_best": max((row["eval_mean_recall"] for row in validation), default=None),
+        "weights": weight_counts(backbone),
+        "train_seconds": seconds,
+        "steps": trainer.state.global_step,
+    }
+    write_json(folder / "history.json", run.history)
+    _pictures(run, test)
+    write_json(folder / "metrics.json", run.metrics)  # last: it marks the run as finished
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return run
+
+
+def untuned(recipe: Recipe, split: ImageTextDataset, *, progress: bool = False) -> tuple[Scores, Features]:
+    """Scores of the pretrained model on a split, by the recipe's protocol."""
+    backbone = load_backbone(recipe.model)
+    apply_method(backbone, "zero-shot")
+    _, scores, features = Retrieval(backbone, recipe.task).evaluate(split, progress=progress)
+    return scores, features
+
+
+def load_run(folder: Path) -> tuple[Recipe, Backbone]:
+    """Recipe and tuned backbone of a finished run.
+
+    Raises:
+        AuroraError: if ``folder`` holds none.
+    """
+    if not (folder / "recipe.yaml").is_file():
+        raise AuroraError(f"{folder} holds no run: it has no recipe.yaml")
+    recipe = load_recipe(folder / "recipe.yaml")
+    backbone = load_backbone(recipe.model)
+    load_adapter(backbone, folder / ADAPTER, recipe.method)
+    return recipe, backbone
+
+
+def weight_counts(backbone: Backbone) -> dict[str, int]:
+    """Trainable weights by group: ``adapter``, ``heads``, both together, and those of the frozen model."""
+    heads = sum(
+        weight.numel()
+        for name, weight in backbone.module.named_parameters()
+        if weight.requires_grad and any(head in name.split(".") for head in backbone.heads)
+    )
+    trainable = sum(weight.numel() for weight in backbone.parameters() if weight.requires_grad)
+    copies = sum(  # peft keeps the untrained heads beside the trained ones
+        weight.numel() for name, weight in backbone.module.named_parameters() if ".modules_to_save." in name
+    )
+    every = sum(weight.numel() for weight in backbone.parameters()) - copies
+    adapter = trainable - heads
+    whole = every - (adapter if backbone.adapter is not None else 0)
+    return {"adapter": adapter, "heads": heads, "trainable": trainable, "model": whole}
+
+
+def _arguments(recipe: Recipe, folder: Path, steps: int, every: int, progress: bool) -> TrainingArguments:
+    settings = recipe.train
+    on_gpu = torch.cuda.is_available()
+    precision = settings.precision
+    if precision == "auto":
+        fast = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
+        precision = "bf16" if fast else "fp32"
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        max_steps=steps,
+        warmup_steps=round(settings.warmup * steps),
+        lr_scheduler_type="cosine",
+        seed=settings.seed,
+        data_seed=settings.seed,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        use_cpu=not on_gpu,
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_mean_recall",
+        greater_is_better=True,
+        logging_steps=max(1, steps // 40),
+        logging_first_step=True,
+        dataloader_num_workers=settings.workers,
+        dataloader_drop_last=True,
+        dataloader_pin_memory=on_gpu,
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=not progress,
+    )
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end: its trainer state comes last."""
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1])):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        return checkpoint
+    return None
+
+
+def _pictures(run: Run, test: ImageTextDataset) -> None:
+    from .gallery import before_and_after
+
+    zero_shot = run.metrics["zero_shot_test"]["mean_recall"]
+    plot_curve(run.history, run.folder / "curve.png", zero_shot=zero_shot)
+    assert run.before and run.after
+    before_and_after(run.folder / "gallery.png", test, run.before, run.after)
+
+
+def splits_of(history: list[dict[str, float]]) -> Iterator[tuple[int, float]]:
+    """(step, validation mean recall) of a training history."""
+    return ((int(row["step"]), row["eval_mean_recall"]) for row in history if "eval_mean_recall" in row)
