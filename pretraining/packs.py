@@ -58,7 +58,7 @@ def splits(cache: Path) -> dict[str, str]:
     for concept in sources.concepts(cache):
         if concept.code in drawn and concept.code not in unseen:
             families.setdefault(concept.family, []).append(concept.code)
-    chosen = {code: "test" for code in drawn & unseen}
+    chosen = dict.fromkeys(drawn & unseen, "test")
     left = VALIDATION
     for family in sorted(families, key=lambda name: sources.digest("validation" + name)):
         split = "validation" if len(families[family]) <= left else "train"

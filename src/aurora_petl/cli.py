@@ -51,25 +51,45 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(run=None, parser=parser)
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
 
-    demo = _command(commands, "demo", _demo, "see it work: tune the small embedded model on embedded pictures, beside "
-                    "LoRA and full fine-tuning, in a few minutes")
-    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for results (default: %(default)s; "
-                      "an earlier demo there is replaced)")
+    demo = _command(
+        commands,
+        "demo",
+        _demo,
+        "see it work: tune the small embedded model on embedded pictures, beside "
+        "LoRA and full fine-tuning, in a few minutes",
+    )
+    demo.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/demo"),
+        help="folder for results (default: %(default)s; an earlier demo there is replaced)",
+    )
     demo.add_argument("--seed", type=int, default=0, help="seed of all runs (default: %(default)s)")
 
     train = _command(commands, "train", _train, "tune a model on a dataset and write a run's folder")
-    train.add_argument("recipe", nargs="?", help="name of a recipe (see aurora recipes) or a .yaml file; "
-                       "without one, defaults for --data")
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the recipe to set, "
-                       "like train.learning_rate=1e-3 or method=lora method_options.r=5")
-    train.add_argument("--data", help="a folder with captions.jsonl or captions.csv, a .tar of one, or the name of an "
-                       "embedded pack")
+    train.add_argument(
+        "recipe",
+        nargs="?",
+        help="name of a recipe (see aurora recipes) or a .yaml file; without one, defaults for --data",
+    )
+    train.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="fields of the recipe to set, like train.learning_rate=1e-3 or method=lora method_options.r=5",
+    )
+    train.add_argument(
+        "--data", help="a folder with captions.jsonl or captions.csv, a .tar of one, or the name of an embedded pack"
+    )
     train.add_argument("--model", help="blip-mini, a model folder, or a hub id such as Salesforce/blip-itm-base-coco")
     train.add_argument("--method", help="aurora, lora, dora, vera, heads or full")
     train.add_argument("--out", type=Path, help="folder of the run (default: runs/ and the recipe's or data's name)")
     train.add_argument("--resume", action="store_true", help="continue a run that was stopped, to the same result")
-    train.add_argument("--dry-run", action="store_true", help="check data, model and recipe, print what would be "
-                       "trained, train nothing")
+    train.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check data, model and recipe, print what would be trained, train nothing",
+    )
     train.add_argument("--quiet", action="store_true", help="no progress bars")
 
     evaluate = _command(commands, "evaluate", _evaluate, "score a finished run")
@@ -79,8 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--merge", action="store_true", help="fold the adapter into the weights first")
     evaluate.add_argument("--json", type=Path, help="also write the figures to this file")
 
-    params = _command(commands, "params", _params, "how many weights Aurora would train in a model, before anything is "
-                      "trained")
+    params = _command(
+        commands, "params", _params, "how many weights Aurora would train in a model, before anything is trained"
+    )
     params.add_argument("model", metavar="MODEL", help="blip-mini, a model folder or a hub id")
     params.add_argument("--r", type=int, default=64, help="rank (default: %(default)s)")
     params.add_argument("--core", default="diagonal", help="diagonal or full (default: %(default)s)")
@@ -89,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands, name: str, run, about: str) -> argparse.ArgumentParser:  # noqa: ANN001
+def _command(commands, name: str, run, about: str) -> argparse.ArgumentParser:
     made = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
     made.set_defaults(run=run, parser=made)
     return made

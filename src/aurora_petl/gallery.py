@@ -32,16 +32,20 @@ def before_and_after(
     for row in _choose(before[0].text_to_image, after[0].text_to_image, features.text_ids, features.image_ids, texts):
         own = features.text_ids[row]
         hits = [
-            [Hit(dataset.image(i), None, features.image_ids[i] == own, float(scores.text_to_image[row, i]))
-             for i in _top(scores.text_to_image[row])]
+            [
+                Hit(dataset.image(i), None, features.image_ids[i] == own, float(scores.text_to_image[row, i]))
+                for i in _top(scores.text_to_image[row])
+            ]
             for scores in (before[0], after[0])
         ]
         queries.append(GalleryQuery(features.texts[row], None, hits[0], hits[1]))
     for row in _choose(before[0].image_to_text, after[0].image_to_text, features.image_ids, features.text_ids, images):
         own = features.image_ids[row]
         hits = [
-            [Hit(None, features.texts[i], features.text_ids[i] == own, float(scores.image_to_text[row, i]))
-             for i in _top(scores.image_to_text[row])]
+            [
+                Hit(None, features.texts[i], features.text_ids[i] == own, float(scores.image_to_text[row, i]))
+                for i in _top(scores.image_to_text[row])
+            ]
             for scores in (before[0], after[0])
         ]
         queries.append(GalleryQuery(None, dataset.image(row), hits[0], hits[1]))

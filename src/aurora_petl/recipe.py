@@ -74,8 +74,11 @@ class Recipe:
 
 def recipe_names() -> list[str]:
     """Names of the recipes that ship with the package."""
-    return sorted(path.name.removesuffix(".yaml") for path in files("aurora_petl").joinpath("recipes").iterdir()
-                  if path.name.endswith(".yaml"))
+    return sorted(
+        path.name.removesuffix(".yaml")
+        for path in files("aurora_petl").joinpath("recipes").iterdir()
+        if path.name.endswith(".yaml")
+    )
 
 
 def load_recipe(name_or_path: str | Path | None = None, overrides: list[str] | None = None) -> Recipe:

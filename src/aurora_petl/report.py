@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import textwrap
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,25 +30,39 @@ LEGEND = "T: text found by picture, I: picture found by text; R@K in %, mean of 
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write as JSON, atomically.
-
-    Raises:
-        ValueError: if a number is not finite.
-    """
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    """Write as JSON, atomically. Numbers that are not finite become null: JSON has none, and a gradient norm that
+    overflowed in half precision must not cost a finished run its results."""
+    text = json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False)
     partial = path.with_name(path.name + ".part")
     partial.write_text(text + "\n", encoding="utf-8")
     os.replace(partial, path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Aligned columns, the first to the left and the others to the right."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = [
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in [header, *rows]
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same in Markdown."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in [header, *rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
 
 
 def metrics_table(rows: dict[str, dict[str, float]]) -> str:
@@ -111,21 +126,21 @@ def describe(recipe: Recipe, dataset: ImageTextDataset, backbone: Backbone) -> s
     return f"{data}\n\n{parameter_summary(backbone, f'{recipe.method} on {recipe.model}')}"
 
 
-def plot_curve(history: Sequence[dict[str, float]], path: Path, *, zero_shot: float | None = None) -> None:
-    """Training loss and validation mean recall against steps."""
+def plot_curve(history: Sequence[dict[str, float]], path: Path) -> None:
+    """Training loss and validation mean recall against steps; at step 0 the untuned model."""
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     left = figure.subplots()
     losses = [(row["step"], row["loss"]) for row in history if "loss" in row]
     recalls = [(row["step"], row["eval_mean_recall"]) for row in history if "eval_mean_recall" in row]
-    left.plot(*zip(*losses, strict=True), color="tab:grey", label="training loss (ITC + ITM)") if losses else None
+    if losses:
+        left.plot(*zip(*losses, strict=True), color="tab:grey", label="training loss (ITC + ITM)")
     left.set(xlabel="step", ylabel="training loss")
     right = left.twinx()
     if recalls:
         right.plot(*zip(*recalls, strict=True), color="tab:blue", marker="o", label="validation mean recall")
+        right.axhline(recalls[0][1], color="tab:orange", linestyle="--", linewidth=1, label="zero-shot")
     right.set_ylabel("mean recall (%)")
-    if zero_shot is not None:
-        right.axhline(zero_shot, color="tab:orange", linestyle="--", label="zero-shot, test split")
     lines = [*left.get_lines(), *right.get_lines()]
     left.legend(lines, [str(line.get_label()) for line in lines], loc="upper center", ncols=3, fontsize=8)
     left.set_title("Training", loc="left")
@@ -136,13 +151,19 @@ def plot_curve(history: Sequence[dict[str, float]], path: Path, *, zero_shot: fl
     _save(figure, path)
 
 
-def plot_methods(curves: dict[str, Sequence[tuple[float, float]]], path: Path) -> None:
-    """One line a method of the validation mean recall against steps; step 0 is the untuned model."""
+def plot_methods(curves: dict[str, Sequence[tuple[float, float]]], path: Path, *, strong: str = "") -> None:
+    """One line a method of the validation mean recall against steps, dashed where the untuned model stands (step 0);
+    ``strong`` is drawn thick."""
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for name, points in curves.items():
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=2.4 if name == "Aurora" else 1.4, label=name)
+        axes.plot(
+            *zip(*points, strict=True), marker="o", markersize=4, linewidth=2.6 if name == strong else 1.4, label=name
+        )
+    zero_shot = next((recall for points in curves.values() for step, recall in points if step == 0), None)
+    if zero_shot is not None:
+        axes.axhline(zero_shot, color="tab:grey", linestyle="--", linewidth=1, label="zero-shot")
     axes.set(xlabel="step", ylabel="validation mean recall (%)")
     axes.set_title("What each method learns", loc="left")
     axes.grid(alpha=0.25)
@@ -183,7 +204,7 @@ _GREEN, _GREY, _INK, _PALE = (22, 140, 60), (205, 205, 205), (25, 25, 25), (120,
 def gallery(path: Path, queries: Sequence[GalleryQuery]) -> None:
     """Draw queries with their hits before and after, right ones in a green frame with a tick."""
     regular, bold = _font(13), _font(14, bold=True)
-    count = max(len(query.after) for query in queries)
+    count = max((len(hits) for query in queries for hits in (query.before, query.after)), default=1)
     block = count * (_THUMB + _GAP)
     middle, right = _QUERY + 2 * _GAP, _QUERY + block + 5 * _GAP
     row = _THUMB + 2 * _GAP
@@ -215,7 +236,7 @@ def gallery(path: Path, queries: Sequence[GalleryQuery]) -> None:
     os.replace(partial, path)
 
 
-def _draw_hit(sheet, draw, hit: Hit, n: int, x: int, top: int, block: int, regular, bold) -> None:  # noqa: ANN001
+def _draw_hit(sheet, draw, hit: Hit, n: int, x: int, top: int, block: int, regular, bold) -> None:
     if hit.image is None:
         line = _wrap(hit.text or "", block - 24, bold if hit.correct else regular, 1)[0]
         y = top + n * _LINE
@@ -242,11 +263,21 @@ def _thumbnail(image: Image.Image) -> Image.Image:
 
 def _wrap(text: str, width: int, font: Any, most: int) -> list[str]:
     """Lines of at most ``width`` pixels, the last one cut with an ellipsis."""
-    per_line = max(8, int(width / font.getlength("abcdefghij") * 10))
-    lines = textwrap.wrap(text, per_line, max_lines=most, placeholder=" ...") or [""]
-    return lines
+    rest, lines = " ".join(text.split()), []
+    while rest and len(lines) < most:
+        if font.getlength(rest) <= width:
+            return [*lines, rest]
+        end = "..." if len(lines) == most - 1 else ""
+        fit = bisect_right(range(1, len(rest)), width, key=lambda n: font.getlength(rest[:n] + end)) or 1
+        cut = rest.rfind(" ", 0, fit + 1)
+        cut = cut if cut > fit // 2 else fit  # a long word is broken rather than leave most of its line empty
+        lines.append(rest[:cut].rstrip() + end)
+        rest = rest[cut:].lstrip()
+    return lines or [""]
 
 
 def _font(size: int, bold: bool = False) -> Any:
-    found = font_manager.findfont(font_manager.FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal"))
+    found = font_manager.findfont(
+        font_manager.FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal")
+    )
     return ImageFont.truetype(found, size)

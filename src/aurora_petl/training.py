@@ -10,7 +10,6 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,7 @@ class TaskTrainer(Trainer):
         self._parts: dict[str, float] = {}
         self._counted = 0
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # noqa: ANN001
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs)
         for name in ("itc", "itm"):
             self._parts[name] = self._parts.get(name, 0.0) + outputs[name].item()
@@ -102,7 +101,7 @@ class TaskTrainer(Trainer):
             self._parts, self._counted = {}, 0
         super().log(logs, start_time)
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"):  # noqa: ANN001
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"):
         metrics, _, _ = self.task.evaluate(self.validation)
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(named)
@@ -114,7 +113,7 @@ class TaskTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: v.detach().cpu().contiguous() for k, v in self.task.training_state().items()}, folder / STATE)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:  # noqa: ANN001
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         self.task.load_training_state(load_file(Path(resume_from_checkpoint) / STATE))
 
     def _load_best_model(self) -> None:
@@ -124,7 +123,7 @@ class TaskTrainer(Trainer):
 class _Bar(ProgressCallback):
     """The Trainer's progress bar with the newest losses and recall beside it, in place of printed dicts."""
 
-    def on_log(self, args, state, control, logs=None, **rest) -> None:  # noqa: ANN001
+    def on_log(self, args, state, control, logs=None, **rest) -> None:
         if state.is_world_process_zero and self.training_bar is not None and logs:
             names = {"loss": "loss", "eval_mean_recall": "validation mean recall"}
             shown = {names[name]: f"{value:.3g}" for name, value in logs.items() if name in names}
@@ -146,7 +145,9 @@ class Run:
     after: tuple[Scores, Features] | None = None
 
 
-def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False) -> tuple[ImageTextDataset, Backbone, Retrieval]:
+def prepare(
+    recipe: Recipe, *, check: bool = True, progress: bool = False
+) -> tuple[ImageTextDataset, Backbone, Retrieval]:
     """All of a run before its first step: data read and checked, then model, method and task.
 
     Raises:
@@ -325,6 +326,7 @@ def _arguments(recipe: Recipe, folder: Path, steps: int, every: int, progress: b
         fp16=precision == "fp16",
         use_cpu=not on_gpu,
         eval_strategy="steps",
+        eval_on_start=True,  # the untuned model, for the curve
         eval_steps=every,
         save_strategy="steps",
         save_steps=every,
@@ -357,12 +359,6 @@ def _last_checkpoint(folder: Path) -> Path | None:
 def _pictures(run: Run, test: ImageTextDataset) -> None:
     from .gallery import before_and_after
 
-    zero_shot = run.metrics["zero_shot_test"]["mean_recall"]
-    plot_curve(run.history, run.folder / "curve.png", zero_shot=zero_shot)
+    plot_curve(run.history, run.folder / "curve.png")
     assert run.before and run.after
     before_and_after(run.folder / "gallery.png", test, run.before, run.after)
-
-
-def splits_of(history: list[dict[str, float]]) -> Iterator[tuple[int, float]]:
-    """(step, validation mean recall) of a training history."""
-    return ((int(row["step"]), row["eval_mean_recall"]) for row in history if "eval_mean_recall" in row)

@@ -68,9 +68,7 @@ def test_default_targets_of_clip_and_blip_2():
         opt = dict(model_type="opt", vocab_size=9, ffn_dim=16, word_embed_proj_dim=16, **small)
         opt.pop("intermediate_size")
         blip_2 = Blip2ForConditionalGeneration(
-            Blip2Config(
-                vision_config=small, qformer_config={**small, "encoder_hidden_size": 16}, text_config=opt
-            )
+            Blip2Config(vision_config=small, qformer_config={**small, "encoder_hidden_size": 16}, text_config=opt)
         )
     model = get_peft_model(clip, AuroraConfig(r=4))
     assert len(adapted_names(model)) == 6
@@ -255,10 +253,7 @@ def test_every_factor_appears_once_and_sharing_survives():
         clone.base_model.aurora_factors["default"].V_8.zero_()
     assert torch.equal(model(X), expected) and not torch.equal(clone(X), expected)
     square = clone.base_model.model.square
-    assert (
-        square.aurora_factors is clone.base_model.aurora_factors
-        and not square.get_delta_weight("default").any()
-    )
+    assert square.aurora_factors is clone.base_model.aurora_factors and not square.get_delta_weight("default").any()
 
     model.to(torch.float64)
     assert all(p.dtype == torch.float64 for p in model.parameters())

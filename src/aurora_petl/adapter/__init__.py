@@ -16,6 +16,4 @@ from .model import AuroraModel
 __all__ = ["CORES", "AuroraConfig", "AuroraFactors", "AuroraLinear", "AuroraModel", "adapter_size"]
 
 if PeftType("AURORA_PETL") not in PEFT_TYPE_TO_TUNER_MAPPING:  # a module reload must not register twice
-    register_peft_method(
-        name="aurora_petl", config_cls=AuroraConfig, model_cls=AuroraModel, prefix=AuroraModel.prefix
-    )
+    register_peft_method(name="aurora_petl", config_cls=AuroraConfig, model_cls=AuroraModel, prefix=AuroraModel.prefix)

@@ -61,9 +61,7 @@ class AuroraConfig(PeftConfig):
     scale: float = field(default=1.0, metadata={"help": "Constant factor on every update."})
     dropout: float = field(
         default=0.0,
-        metadata={
-            "help": "Rank dropout: the chance that a component is left out of a slice in a training step."
-        },
+        metadata={"help": "Rank dropout: the chance that a component is left out of a slice in a training step."},
     )
     fused_slices: dict[str, int] | None = field(
         default=None,
@@ -109,9 +107,7 @@ class AuroraConfig(PeftConfig):
                 f"but that is the string {self.target_modules!r}"
             )
         if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError(
-                f"`layers_pattern` is {self.layers_pattern!r} but `layers_to_transform` is not set"
-            )
+            raise ValueError(f"`layers_pattern` is {self.layers_pattern!r} but `layers_to_transform` is not set")
         # Resolved here, so that the saved file says what was done, whatever later versions of the table hold.
         given = dict(self.fused_slices or {})
         self.fused_slices = given | {name: n for name, n in FUSED_SLICES.items() if name not in given}

@@ -57,14 +57,10 @@ class AuroraFactors(nn.Module):
         """Make U and V for these widths where they are missing; return fresh rows of P, (slices, R)."""
         if f"U_{in_features}" not in self._parameters:
             bound = 1 / math.sqrt(in_features)  # as LoRA draws A
-            self.register_parameter(
-                f"U_{in_features}", self._uniform((in_features, self.r), -bound, bound, device)
-            )
+            self.register_parameter(f"U_{in_features}", self._uniform((in_features, self.r), -bound, bound, device))
         if f"V_{out_width}" not in self._parameters:
             bound = 0.0 if self.init_weights else 1 / math.sqrt(self.r)
-            self.register_parameter(
-                f"V_{out_width}", self._uniform((out_width, self.r), -bound, bound, device)
-            )
+            self.register_parameter(f"V_{out_width}", self._uniform((out_width, self.r), -bound, bound, device))
         return self._normal((slices, self.r), 1.0, device)
 
     def U(self, in_features: int) -> torch.Tensor:

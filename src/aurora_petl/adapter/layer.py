@@ -99,9 +99,7 @@ class AuroraLinear(nn.Module, BaseTunerLayer):
             if name in self.aurora_P:
                 merged = self._shifted_base_weight(name, sign=1)
                 if safe_merge and not torch.isfinite(merged).all():
-                    raise ValueError(
-                        f"NaNs detected in the merged weights: adapter {name} seems to be broken"
-                    )
+                    raise ValueError(f"NaNs detected in the merged weights: adapter {name} seems to be broken")
                 self.set_base_weight(merged)
                 self.merged_adapters.append(name)
 
@@ -123,18 +121,14 @@ class AuroraLinear(nn.Module, BaseTunerLayer):
     def _factors(self, adapter: str) -> AuroraFactors:
         return self.aurora_factors[adapter]  # type: ignore[return-value]
 
-    def _terms(
-        self, adapter: str, training: bool | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _terms(self, adapter: str, training: bool | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """U (in, R), V (out / slices, R) and scale * M_k of this layer, on its own device."""
         factors, rows = self._factors(adapter), self.aurora_P[adapter]
         mode = factors.mode(rows, self.training if training is None else training)
         U, V = factors.U(self.in_features), factors.V(self.out_features // rows.shape[0])
         return U.to(rows.device), V.to(rows.device), mode
 
-    def _move_adapter_to_device_of_base_layer(
-        self, adapter_name: str, device: torch.device | None = None
-    ) -> None:
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # peft's version casts to the base dtype too, which would round loaded float32 rows
         rows = self.aurora_P[adapter_name] if adapter_name in self.aurora_P else None
         if rows is not None and rows.device.type != "meta":

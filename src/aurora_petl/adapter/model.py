@@ -121,16 +121,12 @@ class AuroraModel(BaseTuner):
                 if factor.dtype in (torch.float16, torch.bfloat16):
                     factor.data = factor.data.float()
 
-    def _move_adapter_to_device_of_base_layer(
-        self, adapter_name: str, device: torch.device | None = None
-    ) -> None:
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # peft calls this on every module that has it after loading with low_cpu_mem_usage
         factors = self.aurora_factors[adapter_name]
         if any(factor.device.type == "meta" for factor in factors.parameters()):
             return
-        layers = (
-            m for m in self.model.modules() if isinstance(m, AuroraLinear) and adapter_name in m.aurora_P
-        )
+        layers = (m for m in self.model.modules() if isinstance(m, AuroraLinear) and adapter_name in m.aurora_P)
         factors.to(device or base_linear(next(layers)).weight.device)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -105,7 +105,7 @@ def load_backbone(
             f"model {name_or_path!s}: {_first_line(error)}; its folder needs config.json, model.safetensors "
             "and the tokenizer's files"
         ) from error
-    backbone.model.to(device=device, dtype=dtype)
+    cast(nn.Module, backbone.model).to(device=device, dtype=dtype)
     return backbone
 
 
@@ -132,7 +132,7 @@ def resolve(name_or_path: str | Path) -> str:
 
 def _config(path: str, name: str) -> PretrainedConfig:
     try:
-        return AutoConfig.from_pretrained(path)
+        return cast(Any, AutoConfig.from_pretrained)(path)
     except json.JSONDecodeError as error:
         raise AuroraError(f"model {name}: config.json is not JSON ({error})") from error
     except (OSError, ValueError, HfHubHTTPError) as error:

@@ -7,13 +7,14 @@ original vision tower are put right here.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoTokenizer, BlipConfig, BlipForImageTextRetrieval
+from transformers import AutoTokenizer, BlipForImageTextRetrieval
 from transformers.utils import logging
 
 ENC = 30523  # [ENC] of the original; hub tokenizers do not carry it, so it is set by number
@@ -37,7 +38,7 @@ class BlipBackbone:
 
     heads = ("vision_proj", "text_proj", "itm_head", "temperature")
 
-    def __init__(self, model: BlipForImageTextRetrieval, tokenizer, name: str) -> None:
+    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
         self.name, self.model, self.tokenizer = name, model, tokenizer
         self.image_size: int = model.config.vision_config.image_size
         if not hasattr(model, "temperature"):
@@ -75,7 +76,7 @@ class BlipBackbone:
         return self.model.temperature()
 
 
-def load(path: str, config: BlipConfig, name: str) -> BlipBackbone:
+def load(path: str, config: Any, name: str) -> BlipBackbone:
     """Read a BLIP model from a folder or the hub.
 
     Raises:
@@ -89,7 +90,7 @@ def load(path: str, config: BlipConfig, name: str) -> BlipBackbone:
     logging.set_verbosity_error()  # weights of BLIP's other tasks in the file are no cause for a warning
     logging.disable_progress_bar()
     try:
-        loaded, report = BlipForImageTextRetrieval.from_pretrained(
+        loaded, report = cast(Any, BlipForImageTextRetrieval).from_pretrained(
             path, config=config, use_safetensors=True, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -99,7 +100,7 @@ def load(path: str, config: BlipConfig, name: str) -> BlipBackbone:
             logging.enable_progress_bar()
     if missing := sorted(report["missing_keys"]):
         raise OSError(f"{len(missing)} weights are missing, {missing[0]} among them")
-    model: BlipForImageTextRetrieval = loaded.float()
+    model = loaded.float()
     backbone = BlipBackbone(model, tokenizer, name)
     weights = Path(path) / "model.safetensors"
     if weights.is_file():

@@ -136,7 +136,7 @@ class ImageTextDataset(Sequence[Item]):
             counts = {split: sum(item.split == split for item in self.items) for split in SPLITS}
             held = ", ".join(f"{split} {count}" for split, count in counts.items() if count)
             raise AuroraError(
-                f"{self.name}: no rows of split {name!r} (it has {held}); name it in the rows' \"split\", or leave "
+                f'{self.name}: no rows of split {name!r} (it has {held}); name it in the rows\' "split", or leave '
                 "split out of every row and have at least 3 pictures, then one is made"
             )
         return replace(self, name=f"{self.name}/{name}", items=chosen)
@@ -202,8 +202,7 @@ def read_folder(path: str | Path, captions_file: str | None = None) -> ImageText
         known = items.get(item.image)
         if known and (known.split, known.id) != (item.split, item.id):
             problems.append(
-                f"{where}, line {line}: {item.image} stands in line {known.line} with another split or id; "
-                "keep one"
+                f"{where}, line {line}: {item.image} stands in line {known.line} with another split or id; keep one"
             )
             continue
         items[item.image] = replace(known, captions=known.captions + item.captions) if known else item
@@ -262,7 +261,9 @@ def _item(row: dict[str, Any], line: int) -> Item:
         raise ValueError(f"empty caption for {image}; write one or remove the row")
     if split and split not in SPLITS:
         near = {"val": "validation", "dev": "validation", "valid": "validation"}.get(str(split).lower())
-        raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}" + (f"; did you mean {near}?" if near else ""))
+        raise ValueError(
+            f"split {split!r} is none of {', '.join(SPLITS)}" + (f"; did you mean {near}?" if near else "")
+        )
     name = row.get("id", image)
     if not isinstance(name, (str, int)) or not str(name).strip():
         raise ValueError(f'"id" is {name!r}; it must be text or a number')

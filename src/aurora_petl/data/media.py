@@ -51,9 +51,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float32)
         if image.mode.startswith("I"):
-            values = values / 257  # 16 bits to 8; Pillow's own conversion clips instead
-        elif values.size and 0 <= values.min() and values.max() <= 1:
-            values = values * 255
+            values = values / np.float32(257)  # 16 bits to 8; Pillow's own conversion clips instead
+        elif values.size and values.min() >= 0 and values.max() <= 1:
+            values = values * np.float32(255)
         return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -135,9 +135,7 @@ def _affine(a: Callable[[float], tuple[float, ...]]):
         shift_x = matrix[2] * image.width + cx - matrix[0] * cx - matrix[1] * cy
         shift_y = matrix[5] * image.height + cy - matrix[3] * cx - matrix[4] * cy
         full = (matrix[0], matrix[1], shift_x, matrix[3], matrix[4], shift_y)
-        return image.transform(
-            image.size, Image.Transform.AFFINE, full, Image.Resampling.BILINEAR, fillcolor=fill
-        )
+        return image.transform(image.size, Image.Transform.AFFINE, full, Image.Resampling.BILINEAR, fillcolor=fill)
 
     return apply
 
@@ -156,7 +154,5 @@ _OPERATIONS: list[Callable[..., Image.Image]] = [
     _affine(lambda s: (1, 0, 0, 0.3 * s, 1, 0)),  # shear y
     _affine(lambda s: (1, 0, 0.3 * s, 0, 1, 0)),  # translate x, of the width
     _affine(lambda s: (1, 0, 0, 0, 1, 0.3 * s)),  # translate y
-    lambda image, strength, sign, fill: image.rotate(
-        30 * strength * sign, Image.Resampling.BILINEAR, fillcolor=fill
-    ),
+    lambda image, strength, sign, fill: image.rotate(30 * strength * sign, Image.Resampling.BILINEAR, fillcolor=fill),
 ]

@@ -9,7 +9,9 @@ import numpy as np
 KS = (1, 5, 10)
 
 
-def recall_at_k(scores: np.ndarray, queries: Sequence[str], items: Sequence[str], ks: Sequence[int] = KS) -> dict[int, float]:
+def recall_at_k(
+    scores: np.ndarray, queries: Sequence[str], items: Sequence[str], ks: Sequence[int] = KS
+) -> dict[int, float]:
     """Share of queries, in percent, with a right item among the K best.
 
     Args:

@@ -52,7 +52,9 @@ class Retrieval(nn.Module):
         device = next(self.model.parameters()).device
         with torch.no_grad():
             probe = torch.zeros(1, 3, backbone.image_size, backbone.image_size, device=device)
-            width = backbone.project_image(backbone.encode_image(probe.to(next(self.model.parameters()).dtype))).shape[1]
+            width = backbone.project_image(backbone.encode_image(probe.to(next(self.model.parameters()).dtype))).shape[
+                1
+            ]
         self.register_buffer("queue_image", torch.zeros(size, width, device=device))
         self.register_buffer("queue_text", torch.zeros(size, width, device=device))
         self.register_buffer("queue_ids", torch.full((size,), -1, device=device))
@@ -97,7 +99,9 @@ class Retrieval(nn.Module):
             self.steps += 1
         return {"loss": itc + settings.itm_weight * itm, "itc": itc.detach(), "itm": itm.detach()}
 
-    def _contrast(self, image: Tensor, text: Tensor, teacher_image: Tensor, teacher_text: Tensor, ids: Tensor) -> Tensor:
+    def _contrast(
+        self, image: Tensor, text: Tensor, teacher_image: Tensor, teacher_text: Tensor, ids: Tensor
+    ) -> Tensor:
         """ITC: features (B, P) against the teacher's of the batch and the queue (B + Q, P), targets softened by the
         teacher's own similarities."""
         filled = int(self.queue_used[1])
@@ -177,7 +181,9 @@ class Retrieval(nn.Module):
             raise AuroraError(f"the checkpoint is of another method or queue: {odd[0]} is in only one of the two")
         self.load_state_dict(state, strict=False)
 
-    def evaluate(self, dataset: ImageTextDataset, *, progress: bool = False) -> tuple[dict[str, float], Scores, Features]:
+    def evaluate(
+        self, dataset: ImageTextDataset, *, progress: bool = False
+    ) -> tuple[dict[str, float], Scores, Features]:
         """Metrics, scores and features of a split: ITC candidates, ITM rerank, R@1/5/10 both ways."""
         was_training = self.training
         self.eval()

@@ -1,0 +1,56 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: help setup demo test lint format pretrain packs bench clean
+
+help:  ## show these targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
+
+setup: $(VENV)/.installed  ## make .venv with Aurora in it
+
+demo: setup  ## tune the embedded model on embedded pictures, beside LoRA and full fine-tuning
+	$(BIN)/aurora demo
+
+test: lint  ## lint, then the default tests
+	$(BIN)/pytest
+
+lint: $(VENV)/.dev  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+pretrain: $(VENV)/.build  ## pretrain blip-mini again (an hour on two cores; needs npm and apt-get for its pictures)
+	$(BIN)/python pretraining/pretrain.py
+
+packs: $(VENV)/.build  ## build the embedded picture packs again (needs npm and apt-get)
+	$(BIN)/python pretraining/packs.py
+
+bench: setup  ## compare the tuning methods over five seeds
+	$(BIN)/python benchmarks/methods.py
+
+clean:  ## remove .venv and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build dist
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Aurora needs Python 3.11 or newer; give one with make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+# PyTorch first and by its exact version: a range would let pip take a build of several gigabytes
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/.build: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[build]'
+	@touch $@

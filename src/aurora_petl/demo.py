@@ -1,0 +1,93 @@
+"""``aurora demo``: one recipe, tuned by each method, in one table and two pictures."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from .data import load_dataset
+from .errors import AuroraError
+from .recipe import Recipe, load_recipe
+from .report import comparison_table, plot_methods, write_json
+from .training import Run, train, untuned, weight_counts
+
+RECIPE = "emoji"
+AURORA = "Aurora"
+
+
+def methods() -> dict[str, Recipe]:
+    """The demo's recipes by the names that its table prints.
+
+    LoRA's rank makes its adapter about ten times Aurora's. Learning rates and steps of each were searched alike on the
+    validation split (``benchmarks/methods.py --search``).
+    """
+    return {
+        "heads only": load_recipe(RECIPE, ["method=heads", "method_options={}", *TUNED["heads only"]]),
+        AURORA: load_recipe(RECIPE, TUNED[AURORA]),
+        "LoRA r=20": load_recipe(
+            RECIPE, ["method=lora", "method_options={r: 20, lora_alpha: 20}", *TUNED["LoRA r=20"]]
+        ),
+        "full": load_recipe(RECIPE, ["method=full", "method_options={}", *TUNED["full"]]),
+    }
+
+
+TUNED: dict[str, list[str]] = {"heads only": [], AURORA: [], "LoRA r=20": [], "full": []}
+
+
+def demo(folder: Path, *, seed: int = 0) -> None:
+    """Train and compare all methods into ``folder``, print the table and where the pictures are.
+
+    Raises:
+        AuroraError: if ``folder`` holds anything but an earlier demo.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / "demo.json").is_file():
+            raise AuroraError(f"{folder} holds other files than a demo's; name another --out")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "demo.json", {})  # marks the folder as ours from the start
+    started = time.perf_counter()
+    recipes = methods()
+    first = next(iter(recipes.values()))
+    dataset = load_dataset(first.data)
+    dataset.check()
+    counts = {split: len(dataset.split(split)) for split in ("train", "validation", "test")}
+    print(
+        f"{first.model} on {first.data}: {counts['train']} pictures to learn from, {counts['validation']} to choose "
+        f"by, {counts['test']} to score on, of things that neither training nor pretraining shows",
+        flush=True,
+    )
+    before = untuned(first, dataset.split("test"), progress=True)
+    rows = {"zero-shot": _zero_shot(first, before)}
+    runs: dict[str, Run] = {}
+    for name, recipe in recipes.items():
+        print(f"tuning: {name}", flush=True)
+        chosen = replace(recipe, train=replace(recipe.train, seed=seed))
+        runs[name] = train(chosen, folder / name.replace(" ", "-").replace("=", ""), check=False, before=before)
+        rows[name] = runs[name].metrics
+    write_json(folder / "demo.json", rows)
+    curve = folder / "curve.png"
+    plot_methods(
+        {
+            name: [(row["step"], row["eval_mean_recall"]) for row in run.history if "eval_mean_recall" in row]
+            for name, run in runs.items()
+        },
+        curve,
+        strong=AURORA,
+    )
+    print(f"\n{comparison_table(rows)}\n")
+    aurora = runs[AURORA].folder
+    print(f"gallery   {aurora / 'gallery.png'}\ncurve     {curve}\nadapter   {aurora / 'adapter'}")
+    trained = sum(row["train_seconds"] for row in rows.values())
+    print(f"{time.perf_counter() - started:.0f} s in all, {trained:.0f} s of it training")
+
+
+def _zero_shot(recipe: Recipe, before) -> dict:
+    from .backbones import load_backbone
+    from .baselines import apply_method
+
+    backbone = load_backbone(recipe.model)
+    apply_method(backbone, "zero-shot")
+    return {"test": before[0].metrics(before[1]), "weights": weight_counts(backbone), "train_seconds": 0.0}

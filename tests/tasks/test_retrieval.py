@@ -1,0 +1,161 @@
+"""BLIP's retrieval objective against its formulas."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from aurora_petl.baselines import apply_method
+from aurora_petl.errors import AuroraError
+from aurora_petl.evaluation.features import tokenize
+from aurora_petl.tasks.retrieval import Retrieval, RetrievalSettings, fit_queue
+
+WORDS = ["a red apple", "a dog", "the sun: sky, star", "two keys", "a red apple again", "rain"]
+
+
+@pytest.fixture
+def task(backbone):
+    torch.manual_seed(0)
+    apply_method(backbone, "aurora", {"r": 4})
+    return Retrieval(backbone, RetrievalSettings(queue_size=8, alpha=0.4, momentum=0.9))
+
+
+@pytest.fixture
+def batch(task):
+    torch.manual_seed(1)
+    size = task.backbone.image_size
+    return {
+        "pixel_values": torch.randn(6, 3, size, size),
+        "ids": torch.tensor([0, 1, 2, 3, 0, 4]),
+        **tokenize(task.backbone, WORDS, 35),
+    }
+
+
+@torch.no_grad()
+def features(task, batch):
+    image = task.backbone.project_image(task.backbone.encode_image(batch["pixel_values"]))
+    text = task.backbone.project_text(task.backbone.encode_text(batch["input_ids"], batch["attention_mask"]))
+    return image, text
+
+
+def test_first_step_is_the_contrast_with_targets_shared_by_id(task, batch):
+    """Before any step the teacher is the student, the queue is empty and alpha is 0."""
+    task.train()
+    image, text = features(task, batch)
+    logits = image @ text.T / task.backbone.temperature()
+    same = (batch["ids"][:, None] == batch["ids"]).float()
+    target = same / same.sum(1, keepdim=True)
+    expected = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    assert task(**batch)["itc"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_teacher_softens_targets_and_the_queue_gives_negatives(task, batch):
+    task.train()
+    task(**batch)
+    task.eval()
+    task.warmup_steps = 1
+    image, text = features(task, batch)
+    temperature = task.backbone.temperature()
+    keys = {"text": torch.cat([text, task.queue_text[:6]]), "image": torch.cat([image, task.queue_image[:6]])}
+    same = (batch["ids"][:, None] == torch.cat([batch["ids"], batch["ids"]])).float()
+    expected = 0.0
+    for student, key in ((image, "text"), (text, "image")):
+        logits = student @ keys[key].T / temperature
+        target = 0.4 * logits.softmax(1) + 0.6 * same / same.sum(1, keepdim=True)
+        expected += F.cross_entropy(logits, target).item() / 2
+    assert task(**batch)["itc"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_queue_keeps_the_newest(task, batch):
+    task.train()
+    task(**batch)
+    assert task.queue_ids.tolist() == [0, 1, 2, 3, 0, 4, -1, -1]
+    task(**{**batch, "ids": batch["ids"] + 10})
+    assert task.queue_ids.tolist() == [12, 13, 10, 14, 0, 4, 10, 11]
+    assert torch.allclose(task.queue_image.norm(dim=1), torch.ones(8), atol=1e-5)
+
+
+def test_negatives_never_show_the_same_picture(task, batch, monkeypatch):
+    seen = []
+    match = task.backbone.match
+
+    def spy(input_ids, attention_mask, image_states):
+        seen.append((input_ids, image_states))
+        return match(input_ids, attention_mask, image_states)
+
+    monkeypatch.setattr(task.backbone, "match", spy)
+    ids = batch["ids"]
+    states = task.backbone.encode_image(batch["pixel_values"])
+    words = batch["input_ids"]
+    task.eval()
+    for _ in range(8):
+        seen.clear()
+        task(**batch)
+        texts, images = seen[0]
+        assert len(texts) == 18
+        padded = F.pad(texts, (0, words.shape[1] - texts.shape[1]))
+        of_text = [next(i for i in range(6) if torch.equal(words[i, 1:], row[1:])) for row in padded]
+        of_image = [int((states - row).abs().amax((1, 2)).argmin()) for row in images]
+        assert of_text[:6] == of_image[:6] == list(range(6))
+        assert all(ids[t] != ids[i] for t, i in zip(of_text[6:], of_image[6:], strict=True))
+
+
+def test_a_batch_of_one_picture_has_no_negatives_and_a_loss(task, batch):
+    task.train()
+    losses = task(**{**batch, "ids": torch.zeros(6, dtype=torch.long)})
+    assert torch.isfinite(losses["loss"])
+
+
+def test_averages_follow_every_trained_weight(task, batch):
+    task.train()
+    start = {name: weight.detach().clone() for name, weight in task.trained()}
+    assert any("itm_head" in name for name in start) and any("temperature" in name for name in start)
+    with torch.no_grad():
+        for _, weight in task.trained():
+            weight.add_(1.0)
+    task(**batch)
+    with task.momentum_weights():
+        for name, weight in task.trained():
+            assert torch.allclose(weight, start[name] + 0.1, atol=1e-6), name
+    for name, weight in task.trained():
+        assert torch.allclose(weight, start[name] + 1.0)
+
+
+def test_every_trained_weight_gets_a_gradient(task, batch):
+    task.train()
+    task(**batch)["loss"].backward()
+    without = [n for n, w in task.trained() if w.grad is None or not w.grad.abs().any()]
+    # at the start V is zero, and with it the gradients of all that multiplies V
+    assert all(".aurora_P" in n or ".U_" in n or "lambda_" in n for n in without), without
+
+
+def test_only_one_copy_of_the_frozen_weights(task):
+    frozen = sum(w.numel() for w in task.model.parameters() if not w.requires_grad)
+    held = sum(value.numel() for value in task.training_state().values())
+    trained = sum(w.numel() for _, w in task.trained())
+    queue = sum(getattr(task, name).numel() for name in ("queue_image", "queue_text", "queue_ids", "queue_used"))
+    assert held == 2 * trained + queue + 1 < frozen
+
+
+def test_training_state_round_trip_and_refusal(task, batch, backbone):
+    task.train()
+    task(**batch)
+    state = {name: value.clone() for name, value in task.training_state().items()}
+    with torch.no_grad():
+        for _, weight in task.trained():
+            weight.add_(1.0)
+    task(**batch)
+    task.load_training_state(state)
+    assert all(torch.equal(value, state[name]) for name, value in task.training_state().items())
+    with pytest.raises(AuroraError, match="another method"):
+        task.load_training_state({name: state[name] for name in list(state)[1:]})
+
+
+def test_settings_say_what_is_wrong():
+    with pytest.raises(AuroraError, match=r"task\.momentum is 2"):
+        RetrievalSettings(momentum=2)
+
+
+@pytest.mark.parametrize(("size", "batch", "rows", "fitted"), [(57_600, 16, 500_000, 57_600), (57_600, 96, 994, 768)])
+def test_queue_fits_the_data(size, batch, rows, fitted):
+    assert fit_queue(size, batch, rows) == fitted
+    assert fit_queue(100, 96, 100) == 0

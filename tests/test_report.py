@@ -1,0 +1,110 @@
+"""Tables, JSON and pictures of a report."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from aurora_petl import report
+from aurora_petl.report import GalleryQuery, Hit
+
+RECALLS = {key: float(n) for n, key in enumerate(report.RECALLS)}
+
+
+def test_table_aligns_first_left_and_others_right():
+    found = report.table(["method", "weights"], [["LoRA", "1,234,567"], ["a long name", "9"]]).splitlines()
+    assert found == ["method         weights", "-" * 22, "LoRA         1,234,567", "a long name          9"]
+
+
+def test_markdown_table_escapes_pipes():
+    found = report.markdown_table(["method", "R@1"], [["a|b", "1.0"]]).splitlines()
+    assert found == ["| method | R@1 |", "| --- | ---: |", "| a\\|b | 1.0 |"]
+
+
+def test_comparison_counts_share_of_the_model():
+    row = {"weights": {"trainable": 12_345, "model": 1_234_500}, "test": RECALLS, "train_seconds": 61.4}
+    lines = report.comparison_table({"Aurora": row}).splitlines()
+    assert lines[0].split("  ")[0] == "method"
+    assert lines[2].split() == ["Aurora", "12,345", "1.00%", *(f"{v:.1f}" for v in RECALLS.values()), "61"]
+    assert lines[-1] == report.LEGEND
+
+
+def test_json_replaces_what_is_not_finite_and_leaves_no_partial_file(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text("old")
+    report.write_json(path, {"a": [math.nan, 1.5, (True, -math.inf)], "b": "héé", "c": None, "d": np.float64("nan")})
+    assert json.loads(path.read_text("utf-8")) == {"a": [None, 1.5, [True, None]], "b": "héé", "c": None, "d": None}
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_json_that_cannot_be_written_keeps_the_old_file(tmp_path):
+    path = tmp_path / "metrics.json"
+    report.write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        report.write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+@given(st.text(max_size=300), st.integers(40, 400), st.integers(1, 5))
+def test_wrapped_lines_fit_and_lose_nothing_but_the_end(text, width, most):
+    font = report._font(13)
+    lines = report._wrap(text, width, font, most)
+    assert 1 <= len(lines) <= most
+    assert all(font.getlength(line) <= width for line in lines)
+    whole = "".join(text.split())
+    shown = "".join("".join(lines).split())
+    assert shown == whole or (shown.endswith("...") and whole.startswith(shown[:-3]))
+
+
+def test_wrap_breaks_between_words():
+    font = report._font(13)
+    assert report._wrap("one two three", int(font.getlength("one two")) + 1, font, 5) == ["one two", "three"]
+
+
+@pytest.mark.parametrize("history", [[], [{"step": 0, "eval_mean_recall": 20.0}, {"step": 2, "loss": math.nan}]])
+def test_curve_of_a_short_history(tmp_path, history):
+    report.plot_curve(history, tmp_path / "curve.png")
+    assert Image.open(tmp_path / "curve.png").size == (975, 546)
+
+
+def test_methods_mark_the_untuned_model(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(report, "_save", lambda figure, path: kept.append(figure))
+    report.plot_methods({"Aurora": [(0, 20.0), (10, 30.0)], "full": [(0, 20.0), (10, 25.0)]}, tmp_path, strong="Aurora")
+    lines = {line.get_label(): line for line in kept[0].axes[0].get_lines()}
+    assert list(lines) == ["Aurora", "full", "zero-shot"]
+    assert set(lines["zero-shot"].get_ydata()) == {20.0}
+    assert lines["Aurora"].get_linewidth() > lines["full"].get_linewidth()
+
+
+def _picture(colour):
+    return Image.new("RGB", (40, 20), colour)
+
+
+def _green(path):
+    """Pixels of the colour of right answers."""
+    return int((np.asarray(Image.open(path)) == report._GREEN).all(-1).sum())
+
+
+def test_gallery_frames_right_pictures_only(tmp_path):
+    wrong, right = (Hit(_picture("red"), None, correct, 0.5) for correct in (False, True))
+    for name, after in (("wrong", [wrong, wrong]), ("one", [right, wrong]), ("two", [right, right])):
+        report.gallery(tmp_path / name, [GalleryQuery("a cat", None, [wrong, wrong], after)])
+    assert _green(tmp_path / "wrong") == 0
+    assert 4 * 80 * 4 < _green(tmp_path / "one") < _green(tmp_path / "two") == 2 * _green(tmp_path / "one")
+
+
+def test_gallery_takes_any_text_and_uneven_blocks(tmp_path):
+    texts = ["naïve Größe Ελληνικά", "猫 🐱", "", "x" * 500, "a\tb\nc", "many words " * 99]
+    hits = [Hit(None, text, n == 1, 0.1) for n, text in enumerate(texts[:5])]
+    queries = [GalleryQuery(text, None, [Hit(_picture("blue"), None, False, 0.1)] * 5, []) for text in texts]
+    queries.append(GalleryQuery(None, _picture("blue"), hits, hits[:2]))
+    report.gallery(tmp_path / "gallery.png", queries)
+    narrow = tmp_path / "narrow.png"
+    report.gallery(narrow, [GalleryQuery("a", None, [], queries[0].before)])
+    assert Image.open(tmp_path / "gallery.png").width == Image.open(narrow).width
+    report.gallery(tmp_path / "empty.png", [])

@@ -1,0 +1,135 @@
+"""Whole runs through the command line: overfitting, killing, resuming, reloading, merging."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from aurora_petl.baselines import METHODS
+from aurora_petl.cli import main
+from aurora_petl.data import load_dataset
+from aurora_petl.recipe import load_recipe
+from aurora_petl.tasks.retrieval import Retrieval
+from aurora_petl.training import load_run, train
+
+SMALL = ["train.batch_size=6", "train.max_steps=6", "train.evaluations=3", "task.queue_size=6", "method_options.r=4"]
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "aurora_petl.cli", *map(str, words)]
+
+
+def settings(folder: Path, *more: str) -> list[str]:
+    return [f"data={folder}", "method=aurora", "train.learning_rate=3e-3", *SMALL, *more]
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    """A run without a break."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train(load_recipe(None, settings(folder)), out, progress=False)
+    return out
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    held = {path.name for path in finished.iterdir()}
+    assert held == {"adapter", "metrics.json", "recipe.yaml", "history.json", "curve.png", "gallery.png"}
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert set(metrics["test"]) == set(metrics["zero_shot_test"]) and metrics["steps"] == 6
+    assert sum(path.stat().st_size for path in (finished / "adapter").iterdir()) < 500_000
+
+
+def test_killed_and_resumed_ends_with_the_same_weights(folder, finished, tmp_path):
+    out = tmp_path / "killed"
+    log = (tmp_path / "log").open("w")
+    process = subprocess.Popen(
+        command("train", *settings(folder), "--out", out, "--quiet"), stdout=log, stderr=log, start_new_session=True
+    )
+    deadline = time.time() + 240
+    while not (out / "checkpoints/checkpoint-2/trainer_state.json").exists():
+        assert process.poll() is None and time.time() < deadline, (tmp_path / "log").read_text()[-2000:]
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "metrics.json").exists()
+    # a checkpoint that the kill cut short is passed over
+    cut = out / "checkpoints/checkpoint-5"
+    cut.mkdir()
+    (cut / "trainer_state.json").write_text("{")
+    assert main(["train", "--out", str(out), "--resume", "--quiet"]) == 0
+    ours = load_file(out / "adapter/adapter_model.safetensors")
+    theirs = load_file(finished / "adapter/adapter_model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    same = [json.loads((path / "metrics.json").read_text())["test"] for path in (out, finished)]
+    assert same[0] == same[1]
+
+
+def test_reloaded_in_a_new_process_scores_the_same(finished, pictures, tmp_path):
+    recipe, backbone = load_run(finished)
+    _, here, _ = Retrieval(backbone, recipe.task).evaluate(pictures.split("test"))
+    code = (
+        "import sys, numpy; from pathlib import Path; from aurora_petl.training import load_run; "
+        "from aurora_petl.tasks.retrieval import Retrieval; from aurora_petl.data import load_dataset\n"
+        "recipe, backbone = load_run(Path(sys.argv[1]))\n"
+        "_, scores, _ = Retrieval(backbone, recipe.task).evaluate(load_dataset(recipe.data).split('test'))\n"
+        "numpy.save(sys.argv[2], scores.image_to_text)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(finished), str(tmp_path / "scores.npy")], check=True, env={**os.environ}
+    )
+    there = torch.from_numpy(__import__("numpy").load(tmp_path / "scores.npy"))
+    assert (torch.from_numpy(here.image_to_text) - there).abs().max() <= 1e-6
+
+
+def test_merged_scores_the_same(finished, pictures):
+    recipe, backbone = load_run(finished)
+    task = Retrieval(backbone, recipe.task)
+    _, apart, _ = task.evaluate(pictures.split("test"))
+    backbone.adapter.merge_adapter()
+    _, merged, _ = task.evaluate(pictures.split("test"))
+    assert abs(apart.image_to_text - merged.image_to_text).max() <= 1e-4
+    assert abs(apart.image_to_text - merged.image_to_text).max() > 0
+
+
+def test_evaluate_repeats_the_runs_own_figures(finished, tmp_path, capsys):
+    assert main(["evaluate", str(finished), "--json", str(tmp_path / "found.json")]) == 0
+    assert "ITM rerank" in capsys.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())["metrics"]
+    assert found == json.loads((finished / "metrics.json").read_text())["test"]
+
+
+def test_finished_runs_are_not_overwritten(finished, capsys):
+    assert main(["train", "--out", str(finished), "--resume"]) == 1
+    assert "finished run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"aurora"}))
+def test_every_method_trains_saves_and_loads(method, folder, tmp_path):
+    options = [] if METHODS[method].config is None else ["method_options={r: 2}"]
+    fields = [f"data={folder}", f"method={method}", "train.batch_size=6", "train.max_steps=2", "train.evaluations=1"]
+    run = train(load_recipe(None, [*fields, *options]), tmp_path / "run", progress=False)
+    recipe, backbone = load_run(tmp_path / "run")
+    metrics, _, _ = Retrieval(backbone, recipe.task).evaluate(load_dataset(folder).split("test"))
+    assert metrics == run.metrics["test"]
+    weights = run.metrics["weights"]
+    whole = sum(weight.numel() for weight in __import__("aurora_petl").load_backbone("blip-mini").parameters())
+    assert weights["model"] == whole
+    assert weights["trainable"] == {"full": whole, "zero-shot": 0, "heads": weights["heads"]}.get(
+        method, weights["adapter"] + weights["heads"]
+    )
+
+
+def test_overfits_its_training_pictures(folder, tmp_path):
+    """Labels, pictures and losses line up: the training split becomes retrievable."""
+    fields = settings(folder, "train.max_steps=60", "train.evaluations=1", "train.augment=false", "train.batch_size=12")
+    run = train(load_recipe(None, [*fields, "method_options.r=16"]), tmp_path / "run", progress=False)
+    metrics, _, _ = run.task.evaluate(load_dataset(folder).split("train"))
+    assert metrics["text_recall@1"] >= 90 and metrics["image_recall@1"] >= 90
