@@ -320,6 +320,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("src/aurora_petl/assets/blip-mini"))
     parser.add_argument("--cache", type=Path, default=Path("build/pretraining"), help="downloads and renderings")
+    parser.add_argument("--picture", type=Path, default=Path("docs/images/pretraining.png"), help="curve to draw")
     parser.add_argument("--minutes", type=float, default=60, help="training time; the schedule spans it")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--part", type=int, default=96, help="rows of a batch for ITM")
@@ -405,11 +406,32 @@ def main() -> None:
                     "unseen_pictures": len(unseen.names),
                     "itc": recall(model, unseen, encode),
                     "itm_reranked_32": recall(model, unseen, encode, rerank=32),
-                    "options": {k: str(v) for k, v in vars(options).items() if k not in ("out", "cache")},
+                    "options": {k: str(v) for k, v in vars(options).items() if k not in ("out", "cache", "picture")},
                 }
                 print(json.dumps(final, indent=1))
                 (options.out / "pretraining.json").write_text(json.dumps({**final, "curve": curve}, indent=1))
+                draw(curve, options.picture)
                 return
+
+
+def draw(curve: list[dict[str, float]], path: Path) -> None:
+    """Losses and held-out recall against the pictures seen."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    seen = [row["pictures"] / 1000 for row in curve]
+    for name in ("itc", "itm", "lm"):
+        left.plot(seen, [row[name] / curve[0][name] for row in curve], label=f"{name.upper()} / {curve[0][name]:.2f}")
+    left.set(xlabel="thousand pictures", ylabel="loss, as a share of its start", ylim=(0, 1.05))
+    for way, label in (("text", "text by picture"), ("image", "picture by text")):
+        right.plot(seen, [100 * row[f"unseen_{way}_recall@10"] for row in curve], label=label)
+    right.axhline(100 * 10 / 300, color="grey", linestyle=":", label="chance")
+    right.set(xlabel="thousand pictures", ylabel="R@10 (%), ITC alone", title="300 unseen emoji", ylim=(0, None))
+    left.legend()
+    right.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
 
 
 def save(model: BlipMini, tokens: BertTokenizerFast, folder: Path) -> None:

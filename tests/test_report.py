@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -50,6 +50,7 @@ def test_json_that_cannot_be_written_keeps_the_old_file(tmp_path):
 
 
 @given(st.text(max_size=300), st.integers(40, 400), st.integers(1, 5))
+@example("a\u2029b", 100, 1)  # Pillow cannot lay out a paragraph separator
 def test_wrapped_lines_fit_and_lose_nothing_but_the_end(text, width, most):
     font = report._font(13)
     lines = report._wrap(text, width, font, most)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.run is None:
         parser.print_help()
         return 0
+    # raised by peft against transformers 5; nothing that a user can do about it
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
     try:
         options.run(options)
     except AuroraError as error:
@@ -139,7 +142,8 @@ def _train(options: argparse.Namespace) -> None:
     else:
         if name is None and options.data is None:
             raise AuroraError("nothing to train on: name a recipe (aurora recipes lists them) or give --data FOLDER")
-        recipe = load_recipe(name, overrides)
+        own = "photos" if options.model and options.model != "blip-mini" else "photos-mini"
+        recipe = load_recipe(name or own, overrides)
     from .training import claim, prepare, train
 
     claim(folder, options.resume)
@@ -181,7 +185,7 @@ def _params(options: argparse.Namespace) -> None:
     from .baselines import apply_method
     from .report import parameter_summary
 
-    backbone = load_backbone(options.model)
+    backbone = load_backbone(options.model, weights=False)
     apply_method(backbone, "aurora", {"r": options.r, "core": options.core})
     print(parameter_summary(backbone, f"Aurora, r={options.r}, core={options.core}, on {options.model}"))
 

@@ -102,7 +102,8 @@ class TaskTrainer(Trainer):
         super().log(logs, start_time)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"):
-        metrics, _, _ = self.task.evaluate(self.validation)
+        with self.compute_loss_context_manager():  # in the precision of training: it only picks a checkpoint
+            metrics, _, _ = self.task.evaluate(self.validation)
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(named)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, named)

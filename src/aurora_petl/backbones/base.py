@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +18,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 
 from ..errors import AuroraError
 
-# model_type of a transformers config -> module of this package with a `load(path, config, ...)` function
+# model_type of a transformers config -> module here with `load(path, config, name)` and `empty(config, name)`
 FAMILIES = {"blip": "blip"}
 
 
@@ -80,29 +80,39 @@ def _assets() -> Path:
 
 
 def load_backbone(
-    name_or_path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    name_or_path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    weights: bool = True,
 ) -> Backbone:
     """Load a backbone: an embedded one (``blip-mini``), a local folder, or a model of the Hugging Face hub.
 
     Weights are read from safetensors only.
 
+    Args:
+        weights: False reads the configuration alone and puts the model on the meta device, to count weights with.
+
     Raises:
         AuroraError: if there is no such model, it is of no known family, or its files cannot be read.
     """
-    path = resolve(name_or_path)
-    config = _config(path, str(name_or_path))
+    path, name = resolve(name_or_path), str(name_or_path)
+    config = _config(path, name)
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise AuroraError(
-            f"model {name_or_path!s} is of type {config.model_type!r}, which has no backbone here; "
+            f"model {name} is of type {config.model_type!r}, which has no backbone here; "
             f"choose one of type {', '.join(sorted(FAMILIES))}"
         )
-    load: Callable[..., Backbone] = import_module(f".{family}", __package__).load
+    module = import_module(f".{family}", __package__)
+    if not weights:
+        with torch.device("meta"):
+            return module.empty(config, name)
     try:
-        backbone = load(path, config, name=str(name_or_path))
+        backbone: Backbone = module.load(path, config, name)
     except OSError as error:
         raise AuroraError(
-            f"model {name_or_path!s}: {_first_line(error)}; its folder needs config.json, model.safetensors "
+            f"model {name}: {_first_line(error)}; its folder needs config.json, model.safetensors "
             "and the tokenizer's files"
         ) from error
     cast(nn.Module, backbone.model).to(device=device, dtype=dtype)

@@ -76,6 +76,11 @@ class BlipBackbone:
         return self.model.temperature()
 
 
+def empty(config: Any, name: str) -> BlipBackbone:
+    """The model without weights or tokenizer, on the current default device."""
+    return BlipBackbone(BlipForImageTextRetrieval(config), None, name)
+
+
 def load(path: str, config: Any, name: str) -> BlipBackbone:
     """Read a BLIP model from a folder or the hub.
 
@@ -101,6 +106,7 @@ def load(path: str, config: Any, name: str) -> BlipBackbone:
     if missing := sorted(report["missing_keys"]):
         raise OSError(f"{len(missing)} weights are missing, {missing[0]} among them")
     model = loaded.float()
+    model.name_or_path = model.config._name_or_path = name  # what peft writes into an adapter's configuration
     backbone = BlipBackbone(model, tokenizer, name)
     weights = Path(path) / "model.safetensors"
     if weights.is_file():

@@ -18,6 +18,8 @@ def load_dataset(name_or_path: str | Path) -> ImageTextDataset:
         AuroraError: if there is no such dataset, or its rows are wrong.
     """
     name = str(name_or_path)
+    if not name:
+        raise AuroraError(f"no data named; give --data FOLDER or an embedded pack ({', '.join(pack_names())})")
     if name in pack_names():
         return load_pack(name)
     if Path(name).exists():

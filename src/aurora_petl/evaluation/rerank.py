@@ -53,7 +53,7 @@ def rerank(
         beta: weight of the similarity in the final score.
         batch_size: texts that meet one picture at a time.
     """
-    similarity = features.image @ features.text.T  # (images, texts)
+    similarity = (features.image @ features.text.T).float()  # (images, texts)
     images, texts = similarity.shape
     wanted_rows = _best(similarity, min(k_test, texts))
     wanted_columns = _best(similarity.T, min(k_test, images)).T
