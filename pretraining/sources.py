@@ -4,8 +4,9 @@ Sources, all freely redistributable:
 
 - Open Clip Art 0.18 (Debian ``openclipart-svg``; public domain): titles and keywords from each SVG's RDF,
   folder names where titles say little.
-- Noto emoji (npm ``@iconify-json/noto``; Apache-2.0) and Twemoji (npm ``@iconify-json/twemoji``; CC-BY-4.0),
-  with the English names and tags of Unicode CLDR (npm ``emojibase-data``; MIT).
+- Noto emoji of today and of its first years (npm ``@iconify-json/noto``, ``-v1``; Apache-2.0) and Twemoji (npm
+  ``@iconify-json/twemoji``; CC-BY-4.0), with the English names and tags of Unicode CLDR (npm ``emojibase-data``; MIT).
+- Game icons (npm ``@iconify-json/game-icons``; CC-BY-3.0, authors at game-icons.net): silhouettes, by their names.
 - Fluent flat and high-contrast emoji (npm ``@iconify-json/fluent-emoji-*``; MIT): packs only, never pretraining.
 
 300 emoji *concepts* are kept out of pretraining in every style: whole families (a concept with its gendered and
@@ -31,14 +32,16 @@ from PIL import Image
 
 NPM = {
     "noto": "@iconify-json/noto@1.2.9",
+    "noto-v1": "@iconify-json/noto-v1@1.2.5",
     "twemoji": "@iconify-json/twemoji@1.2.5",
+    "game-icons": "@iconify-json/game-icons@1.2.4",
     "fluent-flat": "@iconify-json/fluent-emoji-flat@1.2.6",
     "fluent-contrast": "@iconify-json/fluent-emoji-high-contrast@1.2.6",
     "emojibase": "emojibase-data@17.0.0",
 }
 CLIPART = "openclipart-svg"
 HELD_OUT = 300
-EMOJI_STYLES = ("noto", "twemoji")
+EMOJI_STYLES = ("noto", "noto-v1", "twemoji")
 _COMPONENT_GROUP = 2  # emojibase's group of skin tones and hair styles, which are not pictures by themselves
 _GENDER = re.compile(r"^(1F468|1F469|1F9D1|2640|2642|FE0F|200D|1F3F[B-F])$")
 _COLLECTION_USES = 12  # a title that more pictures share names their collection
@@ -111,8 +114,8 @@ def concepts(cache_dir: Path) -> list[Concept]:
 
 def held_out(cache_dir: Path) -> set[str]:
     """Codes of the concepts no pretraining picture shows: families in hash order until `HELD_OUT` concepts that
-    every pack and every emoji style draws are out."""
-    drawn = set.intersection(*(set(_icons(cache_dir, style)) for style in (*EMOJI_STYLES, "fluent-flat")))
+    Noto, Twemoji and Fluent all draw are out."""
+    drawn = set.intersection(*(set(_icons(cache_dir, style)) for style in ("noto", "twemoji", "fluent-flat")))
     families: dict[str, list[Concept]] = {}
     for concept in concepts(cache_dir):
         families.setdefault(concept.family, []).append(concept)
@@ -134,23 +137,26 @@ def digest(text: str) -> str:
 @cache
 def _icons(cache_dir: Path, style: str) -> dict[str, str]:
     """Code -> SVG text of one iconify package."""
-    folder = cache_dir / style
-    data = json.loads((folder / "icons.json").read_text())
-    names = json.loads((folder / "chars.json").read_text())
-    width, height = data.get("width", 16), data.get("height", 16)
-    found = {}
+    data = json.loads((cache_dir / style / "icons.json").read_text())
+    names = json.loads((cache_dir / style / "chars.json").read_text())
+    if not names:  # noto-v1 has no code points, but its names are Noto's
+        names = json.loads((cache_dir / "noto/chars.json").read_text())
+    found: dict[str, str] = {}
     for code, name in names.items():
         icon = data["icons"].get(name) or data["icons"].get(data.get("aliases", {}).get(name, {}).get("parent"))
-        if icon is None:
-            continue
-        key = "-".join(part for part in code.upper().split("-") if part != "FE0F")
-        box = f"0 0 {icon.get('width', width)} {icon.get('height', height)}"
-        found.setdefault(
-            key,
-            f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-            f'viewBox="{box}">{icon["body"].replace("currentColor", "#000")}</svg>',
-        )
+        if icon is not None:
+            key = "-".join(part for part in code.upper().split("-") if part != "FE0F")
+            found.setdefault(key, _svg(icon, data))
     return found
+
+
+def _svg(icon: dict, package: dict) -> str:
+    box = f"0 0 {icon.get('width', package.get('width', 16))} {icon.get('height', package.get('height', 16))}"
+    body = icon["body"].replace("currentColor", "#000")
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{box}">{body}</svg>'
+    )
 
 
 def emoji(cache_dir: Path, style: str, keep: Callable[[Concept], bool] = lambda _: True) -> list[Picture]:
@@ -163,16 +169,30 @@ def emoji(cache_dir: Path, style: str, keep: Callable[[Concept], bool] = lambda 
     ]
 
 
-def clipart(cache_dir: Path, without: Iterable[str] = ()) -> list[Picture]:
+def game_icons(cache_dir: Path, without: Iterable[str]) -> list[Picture]:
+    """Silhouettes with the words of their file names, less those that name a phrase of ``without``."""
+    data = json.loads((cache_dir / "game-icons/icons.json").read_text())
+    banned = _naming(without)
+    return [
+        Picture(key, "game-icons", name, [], _svg(icon, data))
+        for key, icon in data["icons"].items()
+        if len(name := _words(key)) > 2 and not banned.search(name)
+    ]
+
+
+def _naming(phrases: Iterable[str]) -> re.Pattern[str]:
+    """Matches text in which one of the phrases stands as whole words."""
+    return re.compile(r"\b(" + "|".join(re.escape(words.lower()) for words in phrases) + r")s?\b")
+
+
+def clipart(cache_dir: Path, without: Iterable[str]) -> list[Picture]:
     """Open Clip Art with usable words, less the generated stars and whatever names a phrase of ``without``."""
     root = cache_dir / "clipart/usr/share/openclipart/svg"
     paths = [path for path in sorted(root.rglob("*.svg")) if "stars" not in path.parts]
     texts = {path: path.read_text(encoding="utf-8", errors="replace") for path in paths}
     words = {path: _rdf(text) for path, text in texts.items()}
     uses = Counter(title for title, _ in words.values())
-    banned = (
-        re.compile(r"\b(" + "|".join(re.escape(words.lower()) for words in without) + r")s?\b") if without else None
-    )
+    banned = _naming(without)
     found = []
     for path in paths:
         relative = path.relative_to(root)
@@ -183,7 +203,7 @@ def clipart(cache_dir: Path, without: Iterable[str] = ()) -> list[Picture]:
             name = _words(path.stem)  # the title names a collection or nothing
         tags = _tags(name, [*(_words(word) for word in keywords), *folders])
         said = " ".join([name, *tags])
-        if not re.search(r"[a-z]{3}", name) or (banned and banned.search(said)):
+        if not re.search(r"[a-z]{3}", name) or banned.search(said):
             continue
         found.append(Picture(str(relative.with_suffix("")), "clipart", name, tags, texts[path]))
     return found

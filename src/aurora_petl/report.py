@@ -263,7 +263,7 @@ def _thumbnail(image: Image.Image) -> Image.Image:
 
 def _wrap(text: str, width: int, font: Any, most: int) -> list[str]:
     """Lines of at most ``width`` pixels, the last one cut with an ellipsis."""
-    rest, lines = " ".join(text.split()), []
+    rest, lines = " ".join(text.split()), list[str]()
     while rest and len(lines) < most:
         if font.getlength(rest) <= width:
             return [*lines, rest]
