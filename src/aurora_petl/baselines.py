@@ -37,7 +37,10 @@ METHODS: dict[str, Method] = {
     "aurora": Method("mode approximation: factors shared by all attention matrices", AuroraConfig),
     "lora": Method("peft's LoRA on the same attention matrices", peft.LoraConfig),
     "dora": Method("peft's LoRA with magnitudes", lambda **options: peft.LoraConfig(use_dora=True, **options)),
-    "vera": Method("peft's VeRA on the same attention matrices", peft.VeraConfig),
+    "vera": Method(  # its random projections are drawn again from their seed, not saved
+        "peft's VeRA on the same attention matrices",
+        lambda **options: peft.VeraConfig(**({"save_projection": False} | options)),
+    ),
     "heads": Method("projections, ITM head and temperature only", trains="heads"),
     "full": Method("full fine-tuning", trains="everything"),
     "zero-shot": Method("the pretrained model as it is"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import sys
 import warnings
 from collections.abc import Sequence
@@ -133,14 +134,14 @@ def _train(options: argparse.Namespace) -> None:
         name, overrides = None, [name, *overrides]
     for field in ("data", "model", "method"):
         if value := getattr(options, field):
-            overrides.append(f'{field}="{value}"')
-    folder = options.out or Path("runs") / Path(name or options.data or "aurora").stem
+            overrides.append(f"{field}={json.dumps(value)}")
+    folder = options.out or Path("runs") / Path(name or options.data or "photos").stem
     if options.resume:
         if name or overrides:
             raise AuroraError("--resume takes the run's own recipe: give --out only, no recipe and no overrides")
         recipe = load_recipe(folder / "recipe.yaml") if (folder / "recipe.yaml").is_file() else load_recipe()
     else:
-        if name is None and options.data is None:
+        if name is None and not any(override.startswith("data=") for override in overrides):
             raise AuroraError("nothing to train on: name a recipe (aurora recipes lists them) or give --data FOLDER")
         own = "photos" if options.model and options.model != "blip-mini" else "photos-mini"
         recipe = load_recipe(name or own, overrides)

@@ -24,12 +24,12 @@ def methods() -> dict[str, Recipe]:
     validation split (``benchmarks/methods.py --search``).
     """
     return {
-        "heads only": load_recipe(RECIPE, ["method=heads", "method_options={}", *TUNED["heads only"]]),
+        "heads only": load_recipe(RECIPE, ["method=heads", *TUNED["heads only"]]),
         AURORA: load_recipe(RECIPE, TUNED[AURORA]),
         "LoRA r=20": load_recipe(
             RECIPE, ["method=lora", "method_options={r: 20, lora_alpha: 20}", *TUNED["LoRA r=20"]]
         ),
-        "full": load_recipe(RECIPE, ["method=full", "method_options={}", *TUNED["full"]]),
+        "full": load_recipe(RECIPE, ["method=full", *TUNED["full"]]),
     }
 
 

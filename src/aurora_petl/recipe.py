@@ -97,10 +97,12 @@ def load_recipe(name_or_path: str | Path | None = None, overrides: list[str] | N
             raise AuroraError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):
             raise AuroraError(f"{where} holds a {type(values).__name__}; it must be a mapping of fields")
-    for override in overrides or []:
+    for override in sorted(overrides or [], key=lambda text: not text.startswith("method=")):
         key, equals, value = override.partition("=")
         if not equals:
             raise AuroraError(f"override {override!r} is not of the form key=value, like train.learning_rate=1e-3")
+        if key == "method":
+            values["method_options"] = {}  # another method's options would not fit
         target = values
         *parents, last = key.split(".")
         for parent in parents:
