@@ -82,11 +82,12 @@ def fetch(cache_dir: Path) -> None:
         with tarfile.open(cache_dir / packed) as archive:
             archive.extractall(partial, filter="data")
         (partial / "package").rename(target)
+        partial.rmdir()
         (cache_dir / packed).unlink()
     if not (cache_dir / "clipart").exists():
         _run(["apt-get", "download", CLIPART], cache_dir)
         package_file = next(cache_dir.glob(f"{CLIPART}_*.deb"))
-        _run(["dpkg", "-x", str(package_file), "clipart.part"], cache_dir)
+        _run(["dpkg", "-x", package_file.name, "clipart.part"], cache_dir)
         (cache_dir / "clipart.part").rename(cache_dir / "clipart")
         package_file.unlink()
 

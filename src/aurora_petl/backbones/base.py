@@ -34,6 +34,7 @@ class Backbone(Protocol):
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     image_size: int
+    joint_width: int  # P
     heads: tuple[str, ...]  # modules that `train_heads` trains beside the adapter
     adapter: PeftModel | None  # peft's wrapper of ``model`` once a method is applied
 

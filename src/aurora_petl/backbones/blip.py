@@ -41,6 +41,7 @@ class BlipBackbone:
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
         self.name, self.model, self.tokenizer = name, model, tokenizer
         self.image_size: int = model.config.vision_config.image_size
+        self.joint_width: int = model.config.image_text_hidden_size
         if not hasattr(model, "temperature"):
             model.temperature = Temperature()
         self.adapter: PeftModel | None = None

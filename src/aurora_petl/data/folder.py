@@ -148,7 +148,7 @@ class ImageTextDataset(Sequence[Item]):
             AuroraError: with the first few problems and how many there are.
         """
         problems = []
-        for index in tqdm(range(len(self)), "checking pictures", leave=False, disable=not progress):
+        for index in tqdm(range(len(self)), "checking pictures", leave=False, disable=None if progress else True):
             try:
                 self.image(index)
             except AuroraError as error:
@@ -163,9 +163,9 @@ def read_folder(path: str | Path, captions_file: str | None = None) -> ImageText
         AuroraError: with the first few wrong rows and how many there are.
     """
     path = Path(path)
-    files: Files = _Tar(path) if path.is_file() else _Folder(path)
     if path.is_file() and path.suffix != ".tar":
         raise AuroraError(f"{path} is a file; give the folder that holds {' or '.join(CAPTION_FILES)}, or a .tar of it")
+    files: Files = _Tar(path) if path.is_file() else _Folder(path)
     held = files.names()
     chosen = captions_file or next((name for name in CAPTION_FILES if name in held), None)
     if chosen is None or chosen not in held:

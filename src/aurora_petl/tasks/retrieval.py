@@ -30,7 +30,6 @@ class Retrieval(nn.Module):
     Args:
         backbone: with its adapter injected and its trainable weights marked: the average starts from them.
         settings: numbers of the objective.
-        joint_width: P, the width of the joint space.
     """
 
     queue_image: Tensor
@@ -49,12 +48,7 @@ class Retrieval(nn.Module):
             {name.replace(".", "/"): nn.Parameter(weight.detach().clone(), False) for name, weight in self.trained()}
         )
         size = self.settings.queue_size
-        device = next(self.model.parameters()).device
-        with torch.no_grad():
-            probe = torch.zeros(1, 3, backbone.image_size, backbone.image_size, device=device)
-            width = backbone.project_image(backbone.encode_image(probe.to(next(self.model.parameters()).dtype))).shape[
-                1
-            ]
+        device, width = next(self.model.parameters()).device, backbone.joint_width
         self.register_buffer("queue_image", torch.zeros(size, width, device=device))
         self.register_buffer("queue_text", torch.zeros(size, width, device=device))
         self.register_buffer("queue_ids", torch.full((size,), -1, device=device))
