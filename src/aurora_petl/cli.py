@@ -19,7 +19,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         known = [option for action in self._actions for option in action.option_strings]
-        wrong = next((word for word in message.split() if word.startswith("--")), "")
+        wrong = next((word.rstrip(":") for word in message.split() if word.startswith("--")), "")
         close = difflib.get_close_matches(wrong.split("=")[0], known, 1) if wrong and wrong not in known else []
         hint = f"; did you mean {close[0]}?" if close else ""
         self.exit(2, f"{self.prog}: error: {message}{hint} (see {self.prog} --help)\n")
@@ -29,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = _parser()
     options, unknown = parser.parse_known_args(argv)
+    if "overrides" in options:  # argparse takes positionals in one place; overrides may follow options as well
+        options.overrides += [word for word in unknown if not word.startswith("-")]
+        unknown = [word for word in unknown if word.startswith("-")]
     if unknown:
         options.parser.error(f"unknown option {' '.join(unknown)}")
     if options.run is None:
@@ -40,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.run(options)
     except AuroraError as error:
         print(f"aurora: error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # no right to write, no room left
+        print(f"aurora: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("aurora: stopped; a training run continues with --resume", file=sys.stderr)
@@ -174,6 +180,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         if backbone.adapter is None:
             raise AuroraError(f"{options.folder} was tuned by {recipe.method}, which has nothing to merge")
         backbone.adapter.merge_adapter()
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
     metrics, scores, features = Retrieval(backbone, recipe.task).evaluate(split, progress=True)
     found = {"metrics": metrics, "itc_only": scores.itc_metrics(features)}
     print(metrics_table({"ITC, ITM rerank": metrics, "ITC only": found["itc_only"]}))

@@ -40,8 +40,10 @@ def demo(folder: Path, *, seed: int = 0) -> None:
     """Train and compare all methods into ``folder``, print the table and where the pictures are.
 
     Raises:
-        AuroraError: if ``folder`` holds anything but an earlier demo.
+        AuroraError: if ``folder`` holds anything but an earlier demo, or is a file.
     """
+    if folder.is_file():
+        raise AuroraError(f"{folder} is a file; name a folder with --out")
     if folder.exists() and any(folder.iterdir()):
         if not (folder / "demo.json").is_file():
             raise AuroraError(f"{folder} holds other files than a demo's; name another --out")

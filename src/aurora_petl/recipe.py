@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -121,7 +123,10 @@ def _read(name: str) -> tuple[str, str]:
         return files("aurora_petl").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}"
     path = Path(name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
-        return path.read_text(encoding="utf-8"), str(path)
+        try:
+            return path.read_text(encoding="utf-8"), str(path)
+        except UnicodeDecodeError as error:
+            raise AuroraError(f"{path} is not UTF-8; save the file as UTF-8") from error
     close = difflib.get_close_matches(name, recipe_names(), 1)
     raise AuroraError(
         f"no recipe {name!r}: name one of {', '.join(recipe_names())} or a .yaml file"
@@ -152,10 +157,10 @@ def _build(kind: type, values: dict[str, Any], where: str, prefix: str) -> Any:
 
 def _value(value: Any, wanted: Any, where: str) -> Any:
     if wanted is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-3 as text
-        except ValueError:
-            pass
+        with suppress(ValueError):
+            value = float(value)  # YAML reads 1e-3 as text
+    if isinstance(value, float) and not math.isfinite(value):
+        raise AuroraError(f"{where} is {value}; it must be a finite number")
     if wanted is int and isinstance(value, float) and value.is_integer():
         return int(value)
     plain = wanted if isinstance(wanted, type) else dict

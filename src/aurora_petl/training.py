@@ -158,7 +158,8 @@ def prepare(
         raise AuroraError(f"no method {recipe.method!r}; choose one of {', '.join(METHODS)}")
     dataset = load_dataset(recipe.data)
     training = dataset.split("train")
-    dataset.split("validation")
+    for needed in ("validation", "test"):
+        dataset.split(needed)
     if check:
         dataset.check(progress=progress)
     backbone = load_backbone(recipe.model)
@@ -179,8 +180,10 @@ def claim(folder: Path, resume: bool) -> None:
     """Make sure that ``folder`` may take a run.
 
     Raises:
-        AuroraError: if it holds one and ``resume`` is not asked for, or the other way round.
+        AuroraError: if it holds one and ``resume`` is not asked for, or the other way round, or is a file.
     """
+    if folder.is_file():
+        raise AuroraError(f"{folder} is a file; name a folder with --out")
     begun = (folder / "recipe.yaml").is_file()
     if resume and not begun:
         raise AuroraError(f"{folder} holds no run to resume; leave out --resume to start one")

@@ -1,0 +1,398 @@
+"""The `aurora` command: what it prints, and the one line in which every wrong use ends."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BlipConfig
+
+from aurora_petl import training
+from aurora_petl.adapter import adapter_size
+from aurora_petl.backbones import load_backbone
+from aurora_petl.baselines import apply_method, save_adapter
+from aurora_petl.cli import main
+from aurora_petl.errors import AuroraError
+from aurora_petl.recipe import load_recipe, recipe_names
+from aurora_petl.tasks.retrieval import Retrieval
+from tests.helpers.pictures import draw, make_folder
+
+BLIP_MINI = [(192, 576, 3)] * 6 + [(192, 192, 1)] * 4 * 6  # (in, out, slices); text layers attend to self and picture
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """An empty working folder, so that a default --out of runs/ would show."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.fixture
+def refusal(capsys):
+    """Runs the command, which must fail with one line on stderr and nothing on stdout; the line."""
+
+    def run(*words: object) -> str:
+        try:
+            status = main(list(map(str, words)))
+        except SystemExit as stop:  # argparse
+            status = stop.code
+        out, err = capsys.readouterr()
+        assert status in (1, 2) and not out
+        assert err.count("\n") == 1 and re.match(r"aurora( \w+)?: error: ", err)
+        return err.split("error: ", 1)[1].rstrip("\n")
+
+    return run
+
+
+@pytest.fixture
+def printed(capsys):
+    """Runs the command, which must succeed; what it printed."""
+
+    def run(*words: object) -> str:
+        assert main(list(map(str, words))) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def shell(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "aurora_petl.cli", *map(str, words)], capture_output=True, text=True)
+
+
+def row(out: str, name: str) -> list[str]:
+    """Cells of the table row called ``name``."""
+    return next(line for line in out.splitlines() if line.startswith(f"{name} "))[len(name) :].split()
+
+
+def tuned(folder: Path, out: Path, method: str) -> Path:
+    """A run's folder with an adapter that nothing trained."""
+    recipe = load_recipe(None, [f"data={folder}", f"method={method}"])
+    backbone = load_backbone(recipe.model)
+    apply_method(backbone, method)
+    torch.manual_seed(0)
+    for weight in backbone.parameters():
+        if weight.requires_grad:
+            weight.data.add_(0.05 * torch.randn_like(weight))
+    out.mkdir()
+    recipe.save(out / "recipe.yaml")
+    save_adapter(backbone, out / "adapter")
+    return out
+
+
+@pytest.fixture(scope="module")
+def runs(folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs")
+    return {method: tuned(folder, path / method, method) for method in ("aurora", "heads")}
+
+
+# Data that is wrong
+
+
+def with_line(folder: Path, number: int, line: str) -> None:
+    file = folder / "captions.jsonl"
+    lines = file.read_text().splitlines()
+    lines[number - 1] = line
+    file.write_text("\n".join(lines))
+
+
+def without_a_picture(folder: Path) -> None:
+    (folder / "images/3.png").unlink()
+
+
+def with_a_truncated_jpeg(folder: Path) -> None:
+    path = folder / "images/1.jpg"
+    draw("circle", "green").save(path)
+    path.write_bytes(path.read_bytes()[:-300])
+    with_line(folder, 2, '{"image": "images/1.jpg", "caption": "x", "split": "validation"}')
+
+
+def with_an_empty_caption(folder: Path) -> None:
+    with_line(folder, 3, '{"image": "images/2.png", "caption": " ", "split": "train"}')
+
+
+def with_a_line_of_python(folder: Path) -> None:
+    with_line(folder, 5, "{'image': 'images/4.png'}")
+
+
+def without_a_test_split(folder: Path) -> None:
+    file = folder / "captions.jsonl"
+    file.write_text(file.read_text().replace('"test"', '"train"'))
+
+
+BROKEN = {
+    without_a_picture: "mine/captions.jsonl, line 4: picture images/3.png is missing from ",
+    with_a_truncated_jpeg: "mine/captions.jsonl, line 2: images/1.jpg: the picture is broken (",
+    with_an_empty_caption: "mine/captions.jsonl, line 3: empty caption for images/2.png; write one or remove the row",
+    with_a_line_of_python: "mine/captions.jsonl, line 5: not JSON (",
+    without_a_test_split: "mine: no rows of split 'test' (it has train 18, validation 6); name it in",
+}
+
+
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+@pytest.mark.parametrize("breaking", BROKEN, ids=lambda breaking: breaking.__name__)
+def test_wrong_data_stops_before_anything_is_written(breaking, dry, refusal, tmp_path, here):
+    folder = make_folder(tmp_path / "mine")
+    breaking(folder)
+    assert refusal("train", "--data", folder, "--out", here / "run", *dry).startswith(BROKEN[breaking])
+    assert not list(here.iterdir())
+
+
+def test_a_shell_sees_one_line_and_the_status(tmp_path):
+    folder = make_folder(tmp_path / "mine")
+    with_a_truncated_jpeg(folder)
+    done = shell("train", "--data", folder)
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.startswith(f"aurora: error: {BROKEN[with_a_truncated_jpeg]}") and done.stderr.count("\n") == 1
+
+
+# Words that are wrong
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train", "nothing to train on: name a recipe (aurora recipes lists them) or give --data FOLDER"),
+        ("train photos-mini", "no data named; give --data FOLDER or an embedded pack (fluent-contrast, fluent-flat)"),
+        ("train --data nowhere", "no dataset 'nowhere': it is neither an embedded pack (fluent-contrast, fluent-flat)"),
+        (
+            "train emojy",
+            "no recipe 'emojy': name one of emoji, photos, photos-mini or a .yaml file; did you mean emoji",
+        ),
+        ("train emoji train.lernrate=1", "recipe emoji: there is no field train.lernrate; did you mean train.learning"),
+        ("train emoji train.max_steps", "override 'train.max_steps' is not of the form key=value"),
+        ("train emoji --quiet train.zzz=1", "recipe emoji: there is no field train.zzz; fields are learning_rate, "),
+        ("train emoji --method lorra", "no method 'lorra'; choose one of aurora, lora, dora, vera, heads, full"),
+        ("train emoji --model ./gone", "no model './gone': it is neither embedded (blip-mini), nor a folder"),
+        ("train emoji --model .", "model folder . has no config.json; name a folder saved by save_pretrained"),
+        ("train --resume", "runs/photos holds no run to resume; leave out --resume to start one"),
+        ("train --resume --out gone", "gone holds no run to resume; leave out --resume to start one"),
+        ("train emoji --resume", "--resume takes the run's own recipe: give --out only, no recipe and no overrides"),
+        ("evaluate gone", "gone holds no run: it has no recipe.yaml"),
+        ("params gone", "no model 'gone': it is neither embedded (blip-mini), nor a folder on this machine"),
+        ("params blip-mini --core full-ish", "method aurora refuses method_options: `core` should be one of"),
+        ("params blip-mini --r 0", "method aurora refuses method_options: `r` should be a positive integer"),
+    ],
+)
+def test_wrong_values(words, message, refusal, here):
+    assert refusal(*words.split()).startswith(message)
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train emoji --otu x", "unknown option --otu; did you mean --out? (see aurora train --help)"),
+        ("train emoji --modle=x", "unknown option --modle=x; did you mean --model? (see aurora train --help)"),
+        ("train emoji --zzzz", "unknown option --zzzz (see aurora train --help)"),
+        ("evaluate run --splt test", "unknown option --splt test; did you mean --split? (see aurora evaluate --help)"),
+        ("params blip-mini --core=full --rr 4", "unknown option --rr 4; did you mean --r? (see aurora params --help)"),
+        ("demo --sed 1", "unknown option --sed 1; did you mean --seed? (see aurora demo --help)"),
+        ("--hlp", "unknown option --hlp; did you mean --help? (see aurora --help)"),
+        ("params blip-mini --r x", "argument --r: invalid int value: 'x' (see aurora params --help)"),
+        ("train emoji --out", "argument --out: expected one argument (see aurora train --help)"),
+        ("evaluate", "the following arguments are required: RUN (see aurora evaluate --help)"),
+    ],
+)
+def test_wrong_options(words, message, refusal):
+    assert refusal(*words.split()) == message
+
+
+def test_unknown_command(refusal):
+    message = refusal("trian")
+    assert "'trian'" in message and all(name in message for name in ("demo", "train", "evaluate", "params", "recipes"))
+
+
+def test_a_shell_sees_status_2_for_an_unknown_option():
+    done = shell("train", "--ressume")
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr == (
+        "aurora train: error: unknown option --ressume; did you mean --resume? (see aurora train --help)\n"
+    )
+
+
+# Folders that are taken
+
+
+def test_an_output_folder_that_holds_a_run(refusal, runs, folder):
+    for dry in ([], ["--dry-run"]):
+        message = refusal("train", "--data", folder, "--out", runs["heads"], *dry)
+        assert message == f"{runs['heads']} already holds a run; name another --out, or continue it with --resume"
+
+
+def test_an_output_folder_that_holds_other_files(refusal, folder):
+    assert refusal("train", "emoji", "--out", folder).startswith(f"{folder} already holds files; name another --out")
+
+
+@pytest.mark.parametrize("words", ["train emoji", "demo"])
+def test_an_output_folder_that_is_a_file(words, refusal, folder):
+    file = folder / "captions.jsonl"
+    assert refusal(*words.split(), "--out", file) == f"{file} is a file; name a folder with --out"
+    assert "Not a directory" in refusal("demo", "--out", file / "run")
+    assert file.is_file()
+
+
+# Evaluating
+
+
+def test_evaluate_refuses_an_unknown_split_and_unknown_data(refusal, runs):
+    message = refusal("evaluate", runs["heads"], "--split", "tset")
+    assert message.startswith("shapes: no rows of split 'tset' (it has train 12, validation 6, test 6)")
+    assert refusal("evaluate", runs["heads"], "--data", "nowhere").startswith("no dataset 'nowhere'")
+
+
+def test_nothing_to_merge(refusal, runs):
+    message = refusal("evaluate", runs["heads"], "--merge")
+    assert message == f"{runs['heads']} was tuned by heads, which has nothing to merge"
+
+
+def test_evaluate_refuses_a_run_that_did_not_finish(refusal, here):
+    load_recipe().save(here / "recipe.yaml")
+    message = refusal("evaluate", ".")
+    assert message == "adapter has no adapter_model.safetensors; the run did not finish, continue it with --resume"
+
+
+def test_merged_or_not_the_figures_are_the_same(printed, runs, here):
+    apart = printed("evaluate", runs["aurora"], "--json", "deep/apart.json")
+    assert printed("evaluate", runs["aurora"], "--merge", "--json", "merged.json") == apart
+    found = json.loads((here / "merged.json").read_text())
+    assert found == json.loads((here / "deep/apart.json").read_text())
+    assert row(apart, "ITC, ITM rerank") == [f"{value:.1f}" for value in found["metrics"].values()]
+    assert row(apart, "ITC only") == [f"{value:.1f}" for value in found["itc_only"].values()]
+
+
+def test_evaluate_on_another_split_and_other_data(printed, runs, tmp_path, monkeypatch):
+    seen, score = [], Retrieval.evaluate
+    monkeypatch.setattr(
+        Retrieval, "evaluate", lambda task, split, **rest: seen.append((split.name, len(split))) or score(task, split)
+    )
+    other = make_folder(tmp_path / "other", 8)
+    for words in ([], ["--data", other], ["--data", other, "--split", "train"]):
+        printed("evaluate", runs["aurora"], *words)
+    assert seen == [("shapes/test", 6), ("other/test", 2), ("other/train", 4)]
+
+
+# Help, recipes, weights
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("", "demo train evaluate params recipes"),
+        ("demo", "--out --seed"),
+        ("train", "recipe key=value --data --model --method --out --resume --dry-run --quiet"),
+        ("evaluate", "RUN --split --data --merge --json"),
+        ("params", "MODEL --r --core"),
+        ("recipes", "--help"),
+    ],
+)
+def test_help_mentions_every_option(command, options, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*command.split(), "--help"])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 0 and not err
+    assert [option for option in options.split() if option not in out] == []
+
+
+def test_no_command_prints_help(printed):
+    assert printed().startswith("usage: aurora")
+
+
+def test_recipes_are_listed_with_what_they_are_for(printed):
+    lines = printed("recipes").splitlines()
+    assert [line.split(maxsplit=1) for line in lines] == [[n, load_recipe(n).about] for n in recipe_names()]
+
+
+@pytest.mark.parametrize("options", [{}, {"r": 8}, {"r": 8, "core": "full"}])
+def test_params_of_blip_mini(options, printed):
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    found = row(printed("params", "blip-mini", *words), "adapter")
+    assert found[0] == f"{adapter_size(BLIP_MINI, **{'r': 64} | options):,}"
+
+
+def test_params_of_a_configuration_without_weights(printed, tmp_path):
+    BlipConfig(text_config={"num_attention_heads": 12}).save_pretrained(tmp_path / "base")
+    out = printed("params", tmp_path / "base")
+    assert row(out, "adapter")[0] == "105,280"
+    assert row(out, "model")[1] == "100.000%"
+    assert [file.name for file in (tmp_path / "base").iterdir()] == ["config.json"]
+
+
+# Training
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Recipes that came as far as `prepare`, with training forbidden."""
+    seen = []
+    prepare = training.prepare
+    monkeypatch.setattr(
+        training, "prepare", lambda recipe, **rest: seen.append(deepcopy(recipe)) or prepare(recipe, **rest)
+    )
+    monkeypatch.setattr(training, "train", lambda *args, **rest: pytest.fail("a dry run trained"))
+    return seen
+
+
+def test_dry_run_says_what_would_train_and_leaves_nothing(printed, no_training, folder, here):
+    out = printed("train", "--data", folder, "--dry-run")
+    assert [row(out, split) for split in ("train", "validation", "test")] == [["12", "24"], ["6", "12"], ["6", "12"]]
+    assert row(out, "adapter")[0] == f"{adapter_size(BLIP_MINI, 64):,}"
+    assert out.endswith(f"All checks passed; without --dry-run the run would go to {Path('runs/shapes')}\n")
+    assert no_training == [load_recipe("photos-mini", [f"data={folder}"])]
+    assert not list(here.iterdir())
+
+
+def test_dry_run_of_a_csv(printed, no_training, tmp_path, here):
+    folder = make_folder(tmp_path / "mine", 20, splits=False)
+    rows = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
+    (folder / "captions.jsonl").unlink()
+    with (folder / "captions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["image", "caption"], *([r["image"], text] for r in rows for text in r["caption"])])
+    out = printed("train", "--data", folder, "--out", "run", "--dry-run")
+    assert [row(out, split) for split in ("train", "validation", "test")] == [["16", "32"], ["2", "4"], ["2", "4"]]
+    assert out.endswith("would go to run\n") and not list(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "method=lora method_options.r=5 train.seed=3 --data FOLDER --dry-run",
+        "emoji --data FOLDER --dry-run train.seed=3 method_options.r=5 method=lora",  # after options as well
+        "emoji method_options.r=5 --method lora --dry-run --data FOLDER train.seed=3 train.batch_size=8",
+    ],
+)
+def test_overrides_reach_the_recipe(words, printed, no_training, folder):
+    words = words.replace("FOLDER", str(folder))
+    size = "train.batch_size=8"
+    out = printed("train", *words.split(), *([] if size in words else [size]))
+    (recipe,) = no_training
+    assert (recipe.data, recipe.method, recipe.method_options) == (str(folder), "lora", {"r": 5})
+    assert (recipe.train.seed, recipe.train.batch_size) == (3, 8)
+    assert row(out, "adapter")[0] == f"{5 * sum(i + o for i, o, _ in BLIP_MINI):,}"
+
+
+def test_a_recipe_of_ones_own_names_the_folder(printed, no_training, folder, here):
+    (here / "mine.yaml").write_text(f"data: {folder}\nmethod: heads\n")
+    assert printed("train", "mine.yaml", "--dry-run").endswith(f"would go to {Path('runs/mine')}\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (AuroraError("x"), 1, "aurora: error: x\n"),
+        (OSError(28, "No space left on device"), 1, "aurora: error: [Errno 28] No space left on device\n"),
+        (KeyboardInterrupt(), 130, "aurora: stopped; a training run continues with --resume\n"),
+    ],
+)
+def test_what_stops_a_run_is_one_line(error, status, line, monkeypatch, folder, capsys):
+    def fail(*args, **rest):
+        raise error
+
+    monkeypatch.setattr(training, "train", fail)
+    assert main(["train", "--data", str(folder)]) == status
+    assert capsys.readouterr() == ("", line)
