@@ -11,18 +11,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
 
+import torch
+
+from aurora_petl.data import load_dataset
 from aurora_petl.demo import AURORA, methods
+from aurora_petl.evaluation.features import Features
+from aurora_petl.evaluation.rerank import Scores
 from aurora_petl.recipe import Recipe
 from aurora_petl.report import table, write_json
+from aurora_petl.training import fit, prepare, train, untuned
 
 RATES = {  # a factor of about three apart, five each; the middle from each method's usual range
     "heads only": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
@@ -30,22 +35,48 @@ RATES = {  # a factor of about three apart, five each; the middle from each meth
     "LoRA r=20": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
     "full": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
 }
-STEPS = (40, 80, 160)
+STEPS = (40, 80)
 
 
-def run(recipe: Recipe, folder: Path) -> dict:
-    """Metrics of a recipe trained in its own process with one thread (or those of an earlier call)."""
+@cache
+def untuned_scores(model: str, data: str) -> tuple[tuple[Scores, Features], dict[str, float]]:
+    """Test scores and validation metrics of the pretrained model, which all runs of a worker share."""
+    recipe, dataset = next(iter(methods().values())), load_dataset(data)
+    scores, features = untuned(recipe, dataset.split("validation"))
+    return untuned(recipe, dataset.split("test")), scores.metrics(features)
+
+
+def run(recipe: Recipe, folder: Path, score: bool) -> dict:
+    """Metrics of a recipe trained in this process (or those of an earlier call); without ``score`` the test split is
+    not looked at."""
+    torch.set_num_threads(1)
     if not (folder / "metrics.json").is_file():
         if folder.exists():
             shutil.rmtree(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        file = folder.with_name(folder.name + ".yaml")
-        recipe.save(file)
-        command = [sys.executable, "-m", "aurora_petl.cli", "train", str(file), "--out", str(folder), "--quiet"]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        if done.returncode:
-            raise SystemExit(f"{folder}: {done.stderr[-2000:]}")
+        before, start = untuned_scores(recipe.model, recipe.data)
+        if score:
+            train(recipe, folder, progress=False, check=False, before=before, start=start)
+        else:
+            folder.mkdir(parents=True)
+            found = fit(recipe, folder, prepare(recipe, check=False), progress=False, start=start)
+            shutil.rmtree(folder / "checkpoints")
+            write_json(folder / "metrics.json", found.metrics)
     return json.loads((folder / "metrics.json").read_text())
+
+
+def run_all(tried: dict[tuple, Recipe], out: Path, jobs: int, score: bool) -> dict[tuple, dict]:
+    """Metrics of every recipe, ``jobs`` at a time; a line for each as it ends."""
+    found: dict[tuple, dict] = {}
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        begun = {
+            pool.submit(run, recipe, out / "-".join(map(str, key)).replace(" ", "-").replace("=", ""), score): key
+            for key, recipe in tried.items()
+        }
+        for done in as_completed(begun):
+            key, metrics = begun[done], done.result()
+            found[key] = metrics
+            print(*key, f"validation {metrics['validation_best']:.1f}, {metrics['train_seconds']:.0f} s", flush=True)
+    return found
 
 
 def search(out: Path, jobs: int) -> None:
@@ -56,44 +87,41 @@ def search(out: Path, jobs: int) -> None:
         for rate in RATES[name]
         for steps in STEPS
     }
-    with ThreadPoolExecutor(jobs) as pool:
-        found = dict(
-            zip(
-                tried,
-                pool.map(lambda key: run(tried[key], out / f"{key[0]}-{key[1]:g}-{key[2]}".replace(" ", "-")), tried),
-                strict=True,
-            )
-        )
+    found = run_all(tried, out, jobs, score=False)
     rows = [
         [name, f"{rate:g}", *(f"{found[name, rate, steps]['validation_best']:.1f}" for steps in STEPS)]
         for name in RATES
         for rate in RATES[name]
     ]
     print(table(["validation mean recall", "rate", *(f"{s} steps" for s in STEPS)], rows))
-    best = {
-        name: max((k for k in found if k[0] == name), key=lambda key: found[key]["validation_best"]) for name in RATES
-    }
-    for name, (_, rate, steps) in best.items():
-        print(f"{name}: rate {rate:g}, {steps} steps")
+    write_json(
+        out.with_suffix(".json"),
+        [
+            {
+                "method": name,
+                "learning_rate": rate,
+                "steps": steps,
+                "validation_mean_recall": found[key]["validation_best"],
+            }
+            for key in tried
+            for name, rate, steps in [key]
+        ],
+    )
+    for name in RATES:
+        best = max((key for key in tried if key[0] == name), key=lambda key: found[key]["validation_best"])
+        print(f"{name}: rate {best[1]:g}, {best[2]} steps")
 
 
 def compare(out: Path, seeds: int, jobs: int) -> None:
     """The demo's settings over seeds on the test split: means, and differences to Aurora paired by seed."""
     tried = {
-        (name, seed): replace(recipe, train=replace(recipe.train, seed=seed))
+        (name, f"seed{seed}"): replace(recipe, train=replace(recipe.train, seed=seed))
         for seed in range(seeds)
         for name, recipe in methods().items()
     }
-    with ThreadPoolExecutor(jobs) as pool:
-        found = dict(
-            zip(
-                tried,
-                pool.map(lambda key: run(tried[key], out / f"{key[0]}-seed{key[1]}".replace(" ", "-")), tried),
-                strict=True,
-            )
-        )
+    found = run_all(tried, out, jobs, score=True)
     zero_shot = next(iter(found.values()))["zero_shot_test"]["mean_recall"]
-    scores = {name: [found[name, seed]["test"]["mean_recall"] for seed in range(seeds)] for name in methods()}
+    scores = {name: [found[name, f"seed{seed}"]["test"]["mean_recall"] for seed in range(seeds)] for name in methods()}
     scores = {"zero-shot": [zero_shot] * seeds, **scores}
     result = {}
     for name, values in scores.items():

@@ -62,12 +62,16 @@ def demo(folder: Path, *, seed: int = 0) -> None:
         flush=True,
     )
     before = untuned(first, dataset.split("test"), progress=True)
+    scores, features = untuned(first, dataset.split("validation"), progress=True)
+    start = scores.metrics(features)
     rows = {"zero-shot": _zero_shot(first, before)}
     runs: dict[str, Run] = {}
     for name, recipe in recipes.items():
         print(f"tuning: {name}", flush=True)
         chosen = replace(recipe, train=replace(recipe.train, seed=seed))
-        runs[name] = train(chosen, folder / name.replace(" ", "-").replace("=", ""), check=False, before=before)
+        runs[name] = train(
+            chosen, folder / name.replace(" ", "-").replace("=", ""), check=False, before=before, start=start
+        )
         rows[name] = runs[name].metrics
     write_json(folder / "demo.json", rows)
     curve = folder / "curve.png"

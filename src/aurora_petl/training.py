@@ -10,7 +10,7 @@ import json
 import random
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from .data.media import EvalTransform, TrainTransform
 from .errors import AuroraError
 from .evaluation.features import Features, tokenize
 from .evaluation.rerank import Scores
+from .gallery import before_and_after
 from .recipe import Recipe, load_recipe
 from .report import plot_curve, write_json
 from .tasks.retrieval import Retrieval, fit_queue
@@ -141,9 +142,7 @@ class Run:
     backbone: Backbone
     task: Retrieval
     metrics: dict[str, Any]
-    history: list[dict[str, float]] = field(default_factory=list)
-    before: tuple[Scores, Features] | None = None
-    after: tuple[Scores, Features] | None = None
+    history: list[dict[str, float]]
 
 
 def prepare(
@@ -202,6 +201,7 @@ def train(
     progress: bool = True,
     check: bool = True,
     before: tuple[Scores, Features] | None = None,
+    start: dict[str, float] | None = None,
     callbacks: list[TrainerCallback] | None = None,
 ) -> Run:
     """Train a recipe into ``folder`` and evaluate it on the test split.
@@ -210,17 +210,49 @@ def train(
         resume: continue from the last whole checkpoint in ``folder``, to the same weights as a run without a break.
         check: decode every picture before the first step.
         before: test scores of the untuned model, if known already.
+        start: validation metrics of the untuned model, if known already.
 
     Raises:
         AuroraError: if data, model or folder stand in the way.
     """
     claim(folder, resume)
-    dataset, backbone, task = prepare(recipe, check=check, progress=progress)
+    prepared = prepare(recipe, check=check, progress=progress)
     folder.mkdir(parents=True, exist_ok=True)
     recipe.save(folder / "recipe.yaml")
-    test = dataset.split("test")
+    test = prepared[0].split("test")
     if before is None:
         before = untuned(recipe, test, progress=progress)
+    run = fit(recipe, folder, prepared, resume=resume, progress=progress, start=start, callbacks=callbacks)
+    metrics, scores, features = run.task.evaluate(test, progress=progress)
+    if (folder / ADAPTER).exists():
+        shutil.rmtree(folder / ADAPTER)  # of a run that was killed while it wrote its results
+    save_adapter(run.backbone, folder / ADAPTER)
+    run.metrics |= {
+        "test": metrics,
+        "test_itc_only": scores.itc_metrics(features),
+        "zero_shot_test": before[0].metrics(before[1]),
+    }
+    write_json(folder / "history.json", run.history)
+    plot_curve(run.history, folder / "curve.png")
+    before_and_after(folder / "gallery.png", test, before, (scores, features))
+    write_json(folder / "metrics.json", run.metrics)  # last: it marks the run as finished
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return run
+
+
+def fit(
+    recipe: Recipe,
+    folder: Path,
+    prepared: tuple[ImageTextDataset, Backbone, Retrieval],
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    start: dict[str, float] | None = None,
+    callbacks: list[TrainerCallback] | None = None,
+) -> Run:
+    """The steps of a run alone, from what `prepare` made: the best weights by the validation split are in the task
+    afterwards, the test split is not looked at."""
+    dataset, backbone, task = prepared
     settings = recipe.train
     training = TrainingPairs(
         dataset.split("train"), backbone.image_size, seed=settings.seed, augment=settings.augment, flip=settings.flip
@@ -228,11 +260,12 @@ def train(
     batches = len(training) // (settings.batch_size * settings.gradient_accumulation)
     steps = settings.max_steps if settings.max_steps > 0 else max(1, round(settings.epochs * batches))
     task.warmup_steps = batches * settings.gradient_accumulation
-    every = max(1, steps // settings.evaluations)
+    arguments = _arguments(recipe, folder / "checkpoints", steps, progress)
+    arguments.eval_on_start = start is None
     trainer = TaskTrainer(
         task,
         dataset.split("validation"),
-        args=_arguments(recipe, folder / "checkpoints", steps, every, progress),
+        args=arguments,
         train_dataset=training,
         data_collator=Collator(backbone, recipe.task.max_tokens),
         callbacks=callbacks,
@@ -246,26 +279,18 @@ def train(
         checkpoint = _last_checkpoint(folder / "checkpoints") if resume else None
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
-    validation = [row for row in trainer.state.log_history if "eval_mean_recall" in row]
-    metrics, scores, features = task.evaluate(test, progress=progress)
-    if (folder / ADAPTER).exists():
-        shutil.rmtree(folder / ADAPTER)  # of a run that was killed while it wrote its results
-    save_adapter(backbone, folder / ADAPTER)
-    run = Run(folder, recipe, backbone, task, {}, list(trainer.state.log_history), before, (scores, features))
-    run.metrics = {
-        "test": metrics,
-        "test_itc_only": scores.itc_metrics(features),
-        "zero_shot_test": before[0].metrics(before[1]),
-        "validation_best": max((row["eval_mean_recall"] for row in validation), default=None),
+    history = list(trainer.state.log_history)
+    if start is not None:
+        history.insert(0, {"step": 0, **{f"eval_{name}": value for name, value in start.items()}})
+    metrics = {
+        "validation_best": max(
+            (row["eval_mean_recall"] for row in history if row["step"] and "eval_mean_recall" in row), default=None
+        ),
         "weights": weight_counts(backbone),
         "train_seconds": seconds,
         "steps": trainer.state.global_step,
     }
-    write_json(folder / "history.json", run.history)
-    _pictures(run, test)
-    write_json(folder / "metrics.json", run.metrics)  # last: it marks the run as finished
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return run
+    return Run(folder, recipe, backbone, task, metrics, history)
 
 
 def untuned(recipe: Recipe, split: ImageTextDataset, *, progress: bool = False) -> tuple[Scores, Features]:
@@ -307,8 +332,9 @@ def weight_counts(backbone: Backbone) -> dict[str, int]:
     return {"adapter": adapter, "heads": heads, "trainable": trainable, "model": whole}
 
 
-def _arguments(recipe: Recipe, folder: Path, steps: int, every: int, progress: bool) -> TrainingArguments:
+def _arguments(recipe: Recipe, folder: Path, steps: int, progress: bool) -> TrainingArguments:
     settings = recipe.train
+    every = max(1, steps // settings.evaluations)
     on_gpu = torch.cuda.is_available()
     precision = settings.precision
     if precision == "auto":
@@ -330,7 +356,7 @@ def _arguments(recipe: Recipe, folder: Path, steps: int, every: int, progress: b
         fp16=precision == "fp16",
         use_cpu=not on_gpu,
         eval_strategy="steps",
-        eval_on_start=True,  # the untuned model, for the curve
+        eval_on_start=True,  # the untuned model, for the curve; `fit` may know it
         eval_steps=every,
         save_strategy="steps",
         save_steps=every,
@@ -358,11 +384,3 @@ def _last_checkpoint(folder: Path) -> Path | None:
             continue
         return checkpoint
     return None
-
-
-def _pictures(run: Run, test: ImageTextDataset) -> None:
-    from .gallery import before_and_after
-
-    plot_curve(run.history, run.folder / "curve.png")
-    assert run.before and run.after
-    before_and_after(run.folder / "gallery.png", test, run.before, run.after)
