@@ -61,9 +61,15 @@ class Backbone(Protocol):
         """(B, T, D) -> unit vectors (B, P)"""
         ...
 
-    def match(self, input_ids: Tensor, attention_mask: Tensor, image_states: Tensor) -> Tensor:
-        """ITM logits (B, 2) of text-picture pairs, column 1 for a match. ``image_states`` (B or 1, N, D): with 1,
-        all texts meet the same picture, whose keys and values are computed once."""
+    def match(
+        self, input_ids: Tensor, attention_mask: Tensor, image_states: Tensor, which: Tensor | None = None
+    ) -> Tensor:
+        """ITM logits (B, 2) of text-picture pairs, column 1 for a match.
+
+        Args:
+            image_states: (M, N, D), a picture's keys and values being computed once for all the texts it meets.
+            which: (B,), the picture that each text meets. None: text i meets picture i, or all meet the only one.
+        """
         ...
 
     def temperature(self) -> Tensor:

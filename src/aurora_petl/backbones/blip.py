@@ -1,7 +1,7 @@
 """BLIP (Li et al., 2022, arXiv 2201.12086) on transformers' classes: ``blip-mini`` and ``Salesforce/blip-*``.
 
 transformers 5 has BLIP's parts but no retrieval objective: the [ENC] token, the temperature and the epsilon of the
-original vision tower are put right here.
+original vision tower are put right here, its attention in `blip_attention.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BlipForImageTextRetrieval
 from transformers.utils import logging
+
+from .blip_attention import share, use_sdpa
 
 ENC = 30523  # [ENC] of the original; hub tokenizers do not carry it, so it is set by number
 ORIGINAL_EPSILON = 1e-6  # of the original ViT; hub configs say 1e-5
@@ -44,6 +46,7 @@ class BlipBackbone:
         self.joint_width: int = model.config.image_text_hidden_size
         if not hasattr(model, "temperature"):
             model.temperature = Temperature()
+        self.shares = use_sdpa(model)  # whether attention can read one picture for many texts
         self.adapter: PeftModel | None = None
 
     @property
@@ -65,11 +68,19 @@ class BlipBackbone:
     def project_text(self, text_states: Tensor) -> Tensor:
         return F.normalize(self.model.text_proj(text_states[:, 0]).float(), dim=-1)
 
-    def match(self, input_ids: Tensor, attention_mask: Tensor, image_states: Tensor) -> Tensor:
+    def match(
+        self, input_ids: Tensor, attention_mask: Tensor, image_states: Tensor, which: Tensor | None = None
+    ) -> Tensor:
+        sharing = {}
+        if which is not None and self.shares:
+            sharing["sharing"] = share(which, len(image_states), image_states.shape[1], input_ids.shape[1])
+        elif which is not None:
+            image_states = image_states[which]
         fused = self.model.text_encoder(
             input_ids=torch.cat([torch.full_like(input_ids[:, :1], ENC), input_ids[:, 1:]], 1),
             attention_mask=attention_mask,
             encoder_hidden_states=image_states,
+            **sharing,
         ).last_hidden_state
         return self.model.itm_head(fused[:, 0]).float()
 

@@ -135,9 +135,8 @@ class Retrieval(nn.Module):
                 images = torch.multinomial(F.softmax(weights.T.masked_fill(~different, -torch.inf)[rows], 1), 1)[:, 0]
         own = torch.arange(len(ids), device=ids.device)
         which_text, which_image = torch.cat([own, texts, rows]), torch.cat([own, rows, images])
-        logits = self.backbone.match(
-            *trim(input_ids[which_text], attention_mask[which_text]), image_states[which_image]
-        )
+        words = trim(input_ids[which_text], attention_mask[which_text])
+        logits = self.backbone.match(*words, image_states, which_image)
         labels = (torch.arange(len(which_text), device=ids.device) < len(ids)).long()
         return F.cross_entropy(logits, labels)
 

@@ -1,0 +1,115 @@
+"""The matching step of training, at BLIP-base size unless told otherwise: transformers' attention with a copy of the
+picture for every text against ours with shared pictures. Random weights; Aurora adapts the text encoder.
+
+    OMP_NUM_THREADS=1 python benchmarks/fusion_step.py --json fusion.json
+
+A step is the ITM part of `tasks.retrieval.Retrieval`: every picture with its text, with a hard negative text, and as
+the hard negative of another, forward and backward, down to the picture states. The two take turns, and it stops if
+their losses or gradients differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from peft import get_peft_model
+from torch import Tensor, nn
+from transformers import BlipConfig, BlipForImageTextRetrieval
+
+from aurora_petl.adapter import AuroraConfig
+from aurora_petl.backbones.blip import ENC, BlipBackbone
+from aurora_petl.report import write_json
+
+
+def made(width: int, layers: int, rank: int) -> BlipForImageTextRetrieval:
+    """A model with an adapter that is not at its start; of the vision tower, which takes no part, one layer."""
+    shape = dict(hidden_size=width, intermediate_size=4 * width, num_attention_heads=width // 64)
+    text = dict(shape, encoder_hidden_size=width, num_hidden_layers=layers, vocab_size=ENC + 1, initializer_range=0.02)
+    vision = dict(shape, num_hidden_layers=1, initializer_range=0.02)
+    torch.manual_seed(0)
+    model = BlipForImageTextRetrieval(BlipConfig(text_config=text, vision_config=vision))
+    get_peft_model(model, AuroraConfig(r=rank, target_modules=["query", "key", "value"], init_weights=False))
+    return model.train()
+
+
+def saved_bytes(step, model: nn.Module) -> int:
+    """Bytes that the forward pass keeps for the backward pass, weights aside, each storage once."""
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage  # held, so that its address is not given to another
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step()
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in dict(width=768, layers=12, rank=64, batch=4, tokens=16, picture=577, repeats=5).items():
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"{value} if not given")
+    parser.add_argument("--json", type=Path, help="write the numbers here")
+    options = parser.parse_args()
+
+    stock, model = (made(options.width, options.layers, options.rank) for _ in range(2))
+    ours = BlipBackbone(model, None, "random")
+    own = torch.arange(options.batch)
+    negative_text, negative_image = ((own + torch.randint(1, options.batch, own.shape)) % len(own) for _ in range(2))
+    which = torch.cat([own, own, negative_image])
+    ids = torch.randint(1000, ENC, (options.batch, options.tokens))[torch.cat([own, negative_text, own])]
+    ids[:, 0] = ENC
+    mask = torch.ones_like(ids)
+    labels = (torch.arange(len(ids)) < options.batch).long()
+    states = torch.randn(options.batch, options.picture, options.width, requires_grad=True)
+
+    def repeated() -> Tensor:
+        fused = stock.text_encoder(input_ids=ids, attention_mask=mask, encoder_hidden_states=states[which])
+        return F.cross_entropy(stock.itm_head(fused.last_hidden_state[:, 0]), labels)
+
+    def shared() -> Tensor:
+        return F.cross_entropy(ours.match(ids, mask, states, which), labels)
+
+    sides = {"transformers": (repeated, stock), "ours": (shared, model)}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(options.repeats):
+        losses, gradients = {}, {}
+        for name, (step, module) in sides.items():
+            module.zero_grad()
+            states.grad = None
+            start = time.perf_counter()
+            loss = step()
+            loss.backward()
+            seconds[name].append(time.perf_counter() - start)
+            trained = [states, *(weight for weight in module.parameters() if weight.requires_grad)]
+            losses[name] = loss.item()
+            gradients[name] = torch.cat([weight.grad.flatten() for weight in trained if weight.grad is not None])
+        difference = float((gradients["ours"] - gradients["transformers"]).norm() / gradients["transformers"].norm())
+        if abs(losses["ours"] - losses["transformers"]) > 1e-5 or difference > 1e-4:
+            raise SystemExit(f"the two differ: losses {losses}, gradients by {difference:.1e}")
+    result = {
+        name: {"seconds": median(times), "all": times, "saved_bytes": saved_bytes(*sides[name])}
+        for name, times in seconds.items()
+    }
+    theirs, mine = result["transformers"], result["ours"]
+    for name, row in result.items():
+        print(f"{name:12} {row['seconds']:8.3f} s  {row['saved_bytes'] / 2**20:8.1f} MiB saved for the backward pass")
+    faster, memory = theirs["seconds"] / mine["seconds"], mine["saved_bytes"] / theirs["saved_bytes"]
+    off, threads = abs(losses["ours"] - losses["transformers"]), torch.get_num_threads()
+    print(f"{faster:.2f} times as fast with {memory:.0%} of the memory, {threads} threads")
+    print(f"losses differ by {off:.1e}, gradients by {difference:.1e} of their length")
+    if options.json:
+        sizes = {name: value for name, value in vars(options).items() if name != "json"}
+        write_json(options.json, {**sizes, "threads": threads, "torch": torch.__version__, **result})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""BLIP's attention through PyTorch's `scaled_dot_product_attention`, and pictures that several texts share.
+
+transformers computes BLIP's attention eagerly: it keeps every (heads, queries, keys) table of probabilities for the
+backward pass. `use_sdpa` turns its modules into the subclasses below, which have the same weights under the same names.
+They also apply the padding mask of cross-attention, which transformers drops (4.54 to 5.23 at least: it passes the mask
+under a name that is not read). Calls that ask for the probabilities or a cache go to transformers' own attention, mask
+included.
+
+    texts a c e meet picture 0        K, V of picture 0 (N tokens)  <-  a c e     a row: its texts are one query of
+    texts b d meet picture 1          K, V of picture 1 (N tokens)  <-  b d .     3 T tokens; the empty seat is dropped
+
+A picture's keys and values, most of the work of a text that meets it (68% at 577 picture and 35 text tokens), are thus
+projected once, and not copied unless one picture has so many texts that its row would make all the others long.
+"""
+
+from __future__ import annotations
+
+import warnings
+from inspect import signature
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+from transformers.models.blip.modeling_blip import BlipAttention
+from transformers.models.blip.modeling_blip_text import BlipTextAttention, BlipTextLayer
+from transformers.pytorch_utils import apply_chunking_to_forward
+
+
+class Sharing(NamedTuple):
+    """Where B texts sit: R rows, each of one picture, with ``size`` seats for texts."""
+
+    which: Tensor  # (B,) the picture of each text
+    rows: Tensor | None  # (R,) the picture of each row; None: row i is picture i
+    seats: Tensor  # (B,) row * size + place in the row
+    size: int
+
+
+def share(which: Tensor, pictures: int, picture_tokens: int, text_tokens: int) -> Sharing:
+    """Seat the texts: ``which`` (B,) in [0, pictures). Rows get as long as keeps the fewest tokens, keys and queries
+    together: a picture with many more texts than the others takes several rows."""
+    chosen, counts, places = which.tolist(), [0] * pictures, []
+    for picture in chosen:
+        places.append(counts[picture])
+        counts[picture] += 1
+
+    def rows_of(size: int) -> list[int]:
+        return [max(1, -(-count // size)) for count in counts]
+
+    size = min(range(1, max(counts) + 1), key=lambda n: sum(rows_of(n)) * (picture_tokens + n * text_tokens))
+    taken = rows_of(size)
+    first = [0, *accumulate(taken)]  # row of each picture
+    seats = [first[picture] * size + place for picture, place in zip(chosen, places, strict=True)]
+    rows = [picture for picture, count in enumerate(taken) for _ in range(count)]
+
+    def tensor(numbers: list[int]) -> Tensor:
+        return torch.tensor(numbers, device=which.device)
+
+    return Sharing(which, tensor(rows) if len(rows) > pictures else None, tensor(seats), size)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    heads: int,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+    sharing: Sharing | None = None,
+) -> Tensor:
+    """Multi-head attention of ``query`` (B, T, D) to ``key`` and ``value`` (M, N, D) -> (B, T, D).
+
+    M is B, or 1 for all, or what ``sharing`` says. ``mask`` is additive, (M, 1, T, N).
+
+    Raises:
+        ValueError: if M is none of these.
+    """
+    texts, tokens, width = query.shape
+    if sharing is not None:
+        rows = len(key) if sharing.rows is None else len(sharing.rows)
+        query = query.new_zeros(rows * sharing.size, tokens, width).index_copy(0, sharing.seats, query)
+        if sharing.rows is not None:
+            key, value = key.index_select(0, sharing.rows), value.index_select(0, sharing.rows)
+            mask = None if mask is None else mask.index_select(0, sharing.rows)
+    elif len(key) not in (1, texts):
+        raise ValueError(f"{texts} texts cannot meet {len(key)} pictures without being told which")
+    if mask is not None:
+        if len(query) != len(key):
+            mask = mask[:, :, :1]  # the padding of the keys, the same for all queries of a row
+        mask = mask.clamp(min=torch.finfo(query.dtype).min).to(query.dtype)  # -inf would make NaN of a row of padding
+
+    def split(part: Tensor) -> Tensor:  # -> (rows, heads, tokens, width of a head)
+        return part.reshape(len(key), -1, heads, width // heads).transpose(1, 2)
+
+    context = F.scaled_dot_product_attention(split(query), split(key), split(value), mask, dropout)
+    context = context.transpose(1, 2).reshape(-1, tokens, width)
+    return context if sharing is None else context.index_select(0, sharing.seats)
+
+
+class VisionAttention(BlipAttention):
+    """Self-attention of the picture's tokens, projections fused."""
+
+    def forward(self, hidden_states, **kwargs):
+        if _wants_probabilities(self.config, kwargs):
+            return super().forward(hidden_states, **kwargs)
+        query, key, value = self.qkv(hidden_states).chunk(3, -1)
+        context = attend(query, key, value, self.num_heads, dropout=_rate(self.dropout))
+        return self.projection(context), None
+
+
+class TextAttention(BlipTextAttention):
+    """Self-attention, or cross-attention to ``encoder_hidden_states``, with the residual that follows."""
+
+    def forward(self, hidden_states, attention_mask=None, encoder_hidden_states=None, past_key_values=None, **kwargs):
+        inner, states, sharing = self.self, encoder_hidden_states, kwargs.get("sharing")
+        if past_key_values is not None or _wants_probabilities(inner.config, kwargs):
+            if states is not None and sharing is not None:
+                states = states[sharing.which]
+                attention_mask = None if attention_mask is None else attention_mask[sharing.which]
+            context, probabilities = inner(
+                hidden_states,
+                attention_mask=attention_mask,  # read by self-attention
+                encoder_attention_mask=attention_mask,  # read by cross-attention
+                encoder_hidden_states=states,
+                past_key_values=past_key_values,
+            )
+            return self.output(context, hidden_states), probabilities
+        if states is None:
+            states, sharing = hidden_states, None
+        context = attend(
+            inner.query(hidden_states),
+            inner.key(states),
+            inner.value(states),
+            inner.num_attention_heads,
+            attention_mask,
+            _rate(inner.dropout),
+            sharing,
+        )
+        return self.output(context, hidden_states), None
+
+
+class TextLayer(BlipTextLayer):
+    """transformers' layer, which drops the keyword arguments on the way to attention. ``sharing`` travels among them,
+    and not by the side, so that gradient checkpointing has it again when it recomputes the layer."""
+
+    def forward(
+        self,
+        hidden_states,
+        encoder_hidden_states=None,
+        attention_mask=None,
+        encoder_attention_mask=None,
+        past_key_values=None,
+        **kwargs,
+    ):
+        hidden_states, _ = self.attention(hidden_states, attention_mask, None, past_key_values, **kwargs)
+        if encoder_hidden_states is not None:
+            hidden_states, _ = self.crossattention(
+                hidden_states, encoder_attention_mask, encoder_hidden_states, past_key_values, **kwargs
+            )
+        return apply_chunking_to_forward(
+            self.feed_forward_chunk, self.chunk_size_feed_forward, self.seq_len_dim, hidden_states
+        )
+
+
+REPLACED: dict[type[nn.Module], type[nn.Module]] = {
+    BlipAttention: VisionAttention,
+    BlipTextAttention: TextAttention,
+    BlipTextLayer: TextLayer,
+}
+
+
+def use_sdpa(model: nn.Module) -> bool:
+    """Give a BLIP model the attention above, in place.
+
+    Returns:
+        False, after a warning and with nothing changed, if the classes of the installed transformers are not those that
+        this file stands in for.
+    """
+    present = {type(module) for module in model.modules()}
+    for theirs, ours in REPLACED.items():
+        same = signature(theirs.forward).parameters.keys() == signature(ours.forward).parameters.keys()
+        if not (same and present & {theirs, ours}):
+            warnings.warn(
+                f"{theirs.__name__} of transformers {transformers.__version__} is not as known here: BLIP runs with "
+                "transformers' own attention, which is slower and may ignore the padding of what cross-attention reads",
+                stacklevel=2,
+            )
+            return False
+    for module in model.modules():
+        if type(module) in REPLACED:
+            module.__class__ = REPLACED[type(module)]
+    return True
+
+
+def _wants_probabilities(config: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether the caller asked for attention probabilities, by argument or configuration."""
+    names = ("output_attentions", "output_cross_attentions")
+    return any(kwargs.get(name, getattr(config, name, False)) for name in names)
+
+
+def _rate(dropout: nn.Dropout) -> float:
+    return dropout.p if dropout.training else 0.0
