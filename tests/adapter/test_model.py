@@ -18,7 +18,7 @@ from transformers import (
     CLIPModel,
 )
 
-from aurora_petl.adapter import AuroraConfig, AuroraLinear
+from aurora_petl.adapter import AuroraConfig, AuroraLinear, adapter_size
 
 from .tiny import SPLIT, Net, aurora_config, blip_config
 
@@ -63,6 +63,20 @@ def test_default_targets_of_blip(blip, pair):
     score(model, pair).sum().backward()
     V = model.base_model.aurora_factors["default"].V_16
     assert V.grad is not None and V.grad.any()
+
+
+def test_optional_targets_of_blip(blip, pair):
+    """Attention output and MLPs of the vision tower, in slices of its width, add rows of P alone."""
+    targets = ["qkv", "query", "key", "value", "projection", "fc1", "fc2"]
+    split = {"fused_slices": {"fc1": 2}, "fused_columns": {"fc2": 2}}
+    default = adapter_size([(16, 48, 3)] * 2 + [(16, 16, 1)] * 12, r=4)
+    model = get_peft_model(blip, AuroraConfig(r=4, target_modules=targets, init_weights=False, **split)).eval()
+    assert model.get_nb_trainable_parameters()[0] == default + 2 * (1 + 2 + 2) * 4
+    expected = score(model, pair)
+    expected.sum().backward()
+    rows = [module.aurora_P["default"] for module in model.modules() if isinstance(module, AuroraLinear)]
+    assert len(rows) == 2 * 4 + 12 and all(row.grad.abs().sum(1).all() for row in rows)
+    assert torch.allclose(score(model.merge_and_unload(), pair), expected, atol=1e-5)
 
 
 def test_default_targets_of_clip_and_blip_2():

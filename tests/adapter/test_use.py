@@ -117,6 +117,7 @@ def test_deleting_every_adapter_leaves_the_base(net):
     model.delete_adapter("default")
     assert torch.equal(model.base_model(X), expected)
     assert not any("aurora_" in name for name in model.state_dict())
+    assert not model.base_model.model.up.aurora_split
 
 
 def test_two_adapters_from_disk(tmp_path, pair_of_adapters):
