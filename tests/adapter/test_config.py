@@ -47,10 +47,12 @@ def test_config_errors(fields, words):
         ({"fused_slices": {"up": 3}, "fused_columns": {"up": 2}}, ["up", "`fused_slices` (3)", "`fused_columns` (2)"]),
         ({"target_modules": ["up", "embedding"]}, ["embedding", "Embedding", "torch.nn.Linear"]),
         ({"target_modules": ["up", "conv"]}, ["conv", "Conv1D", "torch.nn.Linear"]),
+        ({"target_modules": ["up", "out_proj"]}, ["attention.out_proj", "MultiheadAttention", "`exclude_modules`"]),
     ],
 )
 def test_injection_errors_leave_the_model_alone(net, fields, words):
     net.norm, net.embedding, net.conv = nn.LayerNorm(8), nn.Embedding(3, 8), Conv1D(8, 8)
+    net.attention = nn.MultiheadAttention(8, 2)
     with pytest.raises(ValueError) as error:
         get_peft_model(net, aurora_config(**fields))
     assert all(word in str(error.value) for word in words), str(error.value)

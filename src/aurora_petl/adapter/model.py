@@ -14,6 +14,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .config import AuroraConfig
 from .factors import AuroraFactors
@@ -178,6 +179,11 @@ def _check_target(config: AuroraConfig, name: str, module: nn.Module | BaseTuner
         raise ValueError(
             f"Target module {name} is a {type(base).__name__}, but only torch.nn.Linear can be adapted. "
             "Please narrow `target_modules` or name it in `exclude_modules`."
+        )
+    if isinstance(base, NonDynamicallyQuantizableLinear):
+        raise ValueError(
+            f"Target module {name} belongs to a torch.nn.MultiheadAttention, which takes the weight and never calls "
+            "the layer, so an adapter would do nothing. Please name it in `exclude_modules`."
         )
     if _is_quantised(base):
         raise ValueError(
