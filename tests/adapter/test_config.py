@@ -1,9 +1,11 @@
 """Every error of the configuration and of injection names the field, the value and the way out."""
 
 import pytest
+import torch
 from peft import PeftConfig, get_peft_model
 from peft.utils.peft_types import PeftType
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from aurora_petl.adapter import AuroraConfig, AuroraLinear
 
@@ -19,6 +21,9 @@ from .tiny import aurora_config
         ({"dropout": 1.0}, ["`dropout`", "1.0"]),
         ({"scale": float("nan")}, ["`scale`", "nan"]),
         ({"fused_slices": {"fc1": 0}}, ["`fused_slices['fc1']`", "0"]),
+        ({"fused_columns": {"fc2": 1.5}}, ["`fused_columns['fc2']`", "1.5"]),
+        ({"rank_pattern": {"qkv": 8}}, ["`rank_pattern`", "{'qkv': 8}", "same factors", "second adapter"]),
+        ({"alpha_pattern": {"qkv": 8}}, ["`alpha_pattern`", "`scale`"]),
         ({"layers_pattern": "layers"}, ["`layers_pattern`", "`layers_to_transform`"]),
         ({"target_modules": ".*qkv", "layers_to_transform": [0]}, ["`layers_to_transform`", "list"]),
     ],
@@ -37,15 +42,61 @@ def test_config_errors(fields, words):
         ({"target_modules": ["up"], "exclude_modules": ["up"]}, ["`exclude_modules`={'up'}"]),
         ({"target_modules": ["norm", "up"]}, ["norm", "LayerNorm", "torch.nn.Linear"]),
         ({"target_modules": r".*"}, ["norm", "LayerNorm"]),
-        ({"fused_slices": {"up": 5}}, ["`fused_slices`", "5", "up", "12"]),
+        ({"fused_slices": {"up": 5}}, ["`fused_slices`", "5", "up", "12 rows"]),
+        ({"fused_columns": {"down": 5}}, ["`fused_columns`", "5", "down", "12 columns"]),
+        ({"fused_slices": {"up": 3}, "fused_columns": {"up": 2}}, ["up", "`fused_slices` (3)", "`fused_columns` (2)"]),
+        ({"target_modules": ["up", "embedding"]}, ["embedding", "Embedding", "torch.nn.Linear"]),
+        ({"target_modules": ["up", "conv"]}, ["conv", "Conv1D", "torch.nn.Linear"]),
+        ({"target_modules": ["up", "out_proj"]}, ["attention.out_proj", "MultiheadAttention", "`exclude_modules`"]),
     ],
 )
 def test_injection_errors_leave_the_model_alone(net, fields, words):
-    net.norm = nn.LayerNorm(8)
+    net.norm, net.embedding, net.conv = nn.LayerNorm(8), nn.Embedding(3, 8), Conv1D(8, 8)
+    net.attention = nn.MultiheadAttention(8, 2)
     with pytest.raises(ValueError) as error:
         get_peft_model(net, aurora_config(**fields))
     assert all(word in str(error.value) for word in words), str(error.value)
     assert not any(isinstance(module, AuroraLinear) for module in net.modules())
+
+
+def bits_and_bytes(dtype: torch.dtype) -> nn.Linear:
+    """As bitsandbytes' layers look from outside: a subclass of nn.Linear, quantised only once on a GPU."""
+    kind = type("Linear4bit", (nn.Linear,), {"__module__": "bitsandbytes.nn.modules"})
+    layer = kind(8, 8)
+    layer.weight = nn.Parameter(torch.zeros(32, 1).to(dtype), requires_grad=False)
+    return layer
+
+
+def torchao(dtype: torch.dtype) -> nn.Linear:
+    """An nn.Linear whose weight is a tensor subclass of a floating point dtype."""
+    layer = nn.Linear(8, 8)
+    weight = torch.zeros(8, 8, dtype=dtype).as_subclass(type("Int4Tensor", (torch.Tensor,), {"__module__": "torchao"}))
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return layer
+
+
+def plain(dtype: torch.dtype) -> nn.Linear:
+    layer = nn.Linear(8, 8)
+    layer.weight = nn.Parameter(torch.zeros(8, 8, dtype=dtype), requires_grad=False)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("make", "dtype"),
+    [
+        (bits_and_bytes, torch.uint8),
+        (bits_and_bytes, torch.bfloat16),
+        (torchao, torch.bfloat16),
+        (plain, torch.int8),
+        (plain, torch.float8_e4m3fn),
+    ],
+)
+def test_quantised_layers_are_refused(net, make, dtype):
+    net.square = make(dtype)
+    with pytest.raises(ValueError, match=f"square is quantised .*{dtype}.*without quantisation"):
+        get_peft_model(net, aurora_config())
+    assert not any(isinstance(module, AuroraLinear) for module in net.modules())
+    get_peft_model(net, aurora_config(exclude_modules=["square"]))
 
 
 def test_adapted_twice(net):
@@ -60,16 +111,18 @@ def test_registered_beside_peft():
 
 
 def test_round_trip(tmp_path):
-    config = aurora_config(core="full", fused_slices={"fc1": 4}, dropout=0.1, layers_to_transform=[0, 1])
+    config = aurora_config(core="full", fused_slices={"fc1": 4}, fused_columns={"fc2": 4}, layers_to_transform=[0, 1])
     config.save_pretrained(tmp_path)
     loaded = PeftConfig.from_pretrained(tmp_path)
     assert isinstance(loaded, AuroraConfig)
     loaded.target_modules = set(loaded.target_modules)
     assert loaded.to_dict() == config.to_dict()
-    assert loaded.fused_slices == {"fc1": 4, "qkv": 3}
+    assert loaded.fused_slices == {"fc1": 4, "qkv": 3} and loaded.fused_columns == {"fc2": 4}
+    assert "rank_pattern" not in config.to_dict()
 
 
-def test_slices_of():
-    config = AuroraConfig(fused_slices={"fc1": 4, r".*layers\.\d\.mix": 2, "text.qkv": 1})
-    names = ["a.fc1", "fc1", "x.layers.3.mix", "x.layers.y.mix", "text.qkv", "vision.qkv", "myqkv"]
-    assert [config.slices_of(name) for name in names] == [4, 4, 2, 1, 1, 3, 1]
+def test_split_of():
+    config = AuroraConfig(fused_slices={"fc1": 4, r".*layers\.\d\.mix": 2, "text.qkv": 1}, fused_columns={"fc2": 3})
+    names = ["a.fc1", "fc1", "x.layers.3.mix", "x.layers.y.mix", "text.qkv", "vision.qkv", "myqkv", "a.fc2"]
+    splits = [(4, 1), (4, 1), (2, 1), (1, 1), (1, 1), (3, 1), (1, 1), (1, 3)]
+    assert [config.split_of(name) for name in names] == splits

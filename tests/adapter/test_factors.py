@@ -1,9 +1,18 @@
 """The sizes, the start and the modes of the shared factors."""
 
+import math
+
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import BlipConfig, BlipForImageTextRetrieval
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    BlipConfig,
+    BlipForImageTextRetrieval,
+    CLIPConfig,
+    CLIPModel,
+)
 
 from aurora_petl.adapter import AuroraConfig, AuroraFactors, AuroraLinear, adapter_size
 
@@ -14,24 +23,68 @@ def trainable(model) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def shapes(model) -> list[tuple[int, int, int]]:
+def shapes(model) -> list[tuple[int, int, int, int]]:
     layers = [m for m in model.modules() if isinstance(m, AuroraLinear)]
-    return [(m.in_features, m.out_features, m.aurora_P["default"].shape[0]) for m in layers]
+    assert all(math.prod(m.aurora_split["default"]) == len(m.aurora_P["default"]) for m in layers)
+    return [(m.in_features, m.out_features, *m.aurora_split["default"]) for m in layers]
 
 
-@pytest.mark.parametrize(("core", "own"), [("diagonal", 64), ("full", 64**3)])
-def test_blip_base_size(core, own):
-    config = BlipConfig()
-    config.vision_config.hidden_size = 768
+def blip(width: int, layers: int, heads: int) -> BlipForImageTextRetrieval:
+    vision = dict(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * width)
+    config = BlipConfig(vision_config=vision, text_config=dict(encoder_hidden_size=width, num_attention_heads=12))
+    return BlipForImageTextRetrieval(config)
+
+
+def blip_base() -> BlipForImageTextRetrieval:
+    return blip(768, 12, 12)
+
+
+def blip_large() -> BlipForImageTextRetrieval:
+    return blip(1024, 24, 16)
+
+
+def clip_base() -> CLIPModel:
+    return CLIPModel(CLIPConfig(vision_config=dict(patch_size=32)))
+
+
+def blip_2() -> Blip2ForConditionalGeneration:
+    text = dict(model_type="opt", hidden_size=2560, num_hidden_layers=32, num_attention_heads=32, ffn_dim=10240)
+    return Blip2ForConditionalGeneration(Blip2Config(text_config=text))
+
+
+MORE = dict(
+    target_modules=["qkv", "query", "key", "value", "projection", "fc1", "fc2"],
+    fused_slices={"fc1": 4},
+    fused_columns={"fc2": 4},
+)
+
+
+@pytest.mark.parametrize("core", ["diagonal", "full"])
+@pytest.mark.parametrize(
+    ("make", "fields", "layers", "slices", "inputs", "outputs"),
+    [
+        # qkv in 12 vision layers; query, key, value of self- and cross-attention in 12 text layers
+        (blip_base, {}, 12 + 72, 36 + 72, [768], [768]),
+        # and 1 + 4 + 4 slices more in every vision layer
+        (blip_base, MORE, 12 * 4 + 72, 36 + 12 * 9 + 72, [768], [768]),
+        # cross-attention has keys and values of 1024 -> 768
+        (blip_large, {}, 24 + 72, 72 + 72, [1024, 768], [1024, 768]),
+        (blip_large, MORE, 24 * 4 + 72, 72 + 24 * 9 + 72, [1024, 768], [1024, 768]),
+        (clip_base, {}, 72, 36 + 36, [768, 512], [768, 512]),
+        # 39 vision layers; 12 of the Q-Former, every second with cross-attention of 1408 -> 768; 32 of OPT 2.7B
+        (blip_2, {}, 39 + 36 + 18 + 96, 117 + 36 + 18 + 96, [1408, 768, 2560], [1408, 768, 2560]),
+    ],
+)
+def test_exact_sizes(make, fields, layers, slices, inputs, outputs, core):
     with torch.device("meta"):
-        model = BlipForImageTextRetrieval(config)
-    adapted = get_peft_model(model, AuroraConfig(r=64, core=core))
-    assert len(shapes(adapted)) == 12 + 72 and sum(s for *_, s in shapes(adapted)) == 108
-    expected = 2 * 768 * 64 + 108 * 64 + own
+        model = make()
+    adapted = get_peft_model(model, AuroraConfig(r=64, core=core, **fields))
+    expected = 64 * (sum(inputs) + sum(outputs) + slices) + (64 if core == "diagonal" else 64**3)
+    assert len(shapes(adapted)) == layers and sum(rows * columns for *_, rows, columns in shapes(adapted)) == slices
     assert trainable(adapted) == adapter_size(shapes(adapted), 64, core) == expected
     assert adapted.get_nb_trainable_parameters()[0] == expected
-    if core == "diagonal":
-        assert expected == 105_280
+    if make is blip_base and core == "diagonal":
+        assert expected == (112_192 if fields else 105_280)
 
 
 @pytest.mark.parametrize("core", ["diagonal", "full"])

@@ -18,9 +18,9 @@ from transformers import (
     CLIPModel,
 )
 
-from aurora_petl.adapter import AuroraConfig, AuroraLinear
+from aurora_petl.adapter import AuroraConfig, AuroraLinear, adapter_size
 
-from .tiny import Net, aurora_config, blip_config
+from .tiny import SPLIT, Net, aurora_config, blip_config
 
 CORES = ["diagonal", "full"]
 X = torch.randn(4, 9, 8, generator=torch.Generator().manual_seed(5))
@@ -39,11 +39,15 @@ def score(model, pair):
     return model(**pair, use_itm_head=True).itm_score
 
 
+each_split = pytest.mark.parametrize("split", [{}, SPLIT], ids=["plain", "split"])
+
+
+@each_split
 @pytest.mark.parametrize("core", CORES)
-def test_start_equals_the_base_to_the_bit(net, blip, pair, core):
+def test_start_equals_the_base_to_the_bit(net, blip, pair, core, split):
     expected, expected_blip = net(X), score(blip, pair)
     few = net(X[:1, :2])
-    model = get_peft_model(net, aurora_config(core=core, init_weights=True))
+    model = get_peft_model(net, aurora_config(core=core, init_weights=True, **split))
     assert torch.equal(model(X), expected) and torch.equal(model(X[:1, :2]), few)
     adapted = get_peft_model(blip, AuroraConfig(r=4, core=core)).eval()
     assert torch.equal(score(adapted, pair), expected_blip)
@@ -59,6 +63,20 @@ def test_default_targets_of_blip(blip, pair):
     score(model, pair).sum().backward()
     V = model.base_model.aurora_factors["default"].V_16
     assert V.grad is not None and V.grad.any()
+
+
+def test_optional_targets_of_blip(blip, pair):
+    """Attention output and MLPs of the vision tower, in slices of its width, add rows of P alone."""
+    targets = ["qkv", "query", "key", "value", "projection", "fc1", "fc2"]
+    split = {"fused_slices": {"fc1": 2}, "fused_columns": {"fc2": 2}}
+    default = adapter_size([(16, 48, 3)] * 2 + [(16, 16, 1)] * 12, r=4)
+    model = get_peft_model(blip, AuroraConfig(r=4, target_modules=targets, init_weights=False, **split)).eval()
+    assert model.get_nb_trainable_parameters()[0] == default + 2 * (1 + 2 + 2) * 4
+    expected = score(model, pair)
+    expected.sum().backward()
+    rows = [module.aurora_P["default"] for module in model.modules() if isinstance(module, AuroraLinear)]
+    assert len(rows) == 2 * 4 + 12 and all(row.grad.abs().sum(1).all() for row in rows)
+    assert torch.allclose(score(model.merge_and_unload(), pair), expected, atol=1e-5)
 
 
 def test_default_targets_of_clip_and_blip_2():
@@ -95,16 +113,18 @@ def test_ways_to_target(blip, pair, fields, count):
 
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+@each_split
 @pytest.mark.parametrize("core", CORES)
-def test_save_and_load(tmp_path, core, low_cpu_mem_usage):
-    model = get_peft_model(same_net(), aurora_config(core=core, modules_to_save=["head"]))
+def test_save_and_load(tmp_path, core, split, low_cpu_mem_usage):
+    model = get_peft_model(same_net(), aurora_config(core=core, modules_to_save=["head"], **split))
     with torch.no_grad():
         model.base_model.model.head.modules_to_save["default"].weight.mul_(2)
     expected = model(X)
     model.save_pretrained(tmp_path)
     assert not list(tmp_path.glob("*.bin"))
     saved = load_file(tmp_path / "adapter_model.safetensors")
-    shared = {"U_8", "U_12", "V_8", "V_12", "lambda_" if core == "diagonal" else "C"}
+    other = 4 if split else 12
+    shared = {"U_8", f"U_{other}", "V_8", f"V_{other}", "lambda_" if core == "diagonal" else "C"}
     names = {f"base_model.aurora_factors.{name}" for name in shared}
     names |= {f"base_model.model.{name}.aurora_P" for name in ("qkv", "up", "down", "square")}
     names |= {"base_model.model.head.weight", "base_model.model.head.bias"}
@@ -146,9 +166,10 @@ def test_blip_in_a_new_process(tmp_path, blip, pair):
     assert torch.equal(score(again, pair), score(model, pair))
 
 
+@each_split
 @pytest.mark.parametrize("core", CORES)
-def test_merge_and_unmerge(core):
-    base, model = same_net(), get_peft_model(same_net(), aurora_config(core=core, dropout=0.5)).eval()
+def test_merge_and_unmerge(core, split):
+    base, model = same_net(), get_peft_model(same_net(), aurora_config(core=core, dropout=0.5, **split)).eval()
     expected = model(X)
     model.merge_adapter(safe_merge=True)
     assert torch.allclose(model(X), expected, atol=1e-5)
@@ -259,7 +280,7 @@ def test_every_factor_appears_once_and_sharing_survives():
     assert all(p.dtype == torch.float64 for p in model.parameters())
     assert torch.allclose(model(X.double()).float(), expected, atol=1e-5)
     model.to("meta")
-    assert model.base_model.model.up._terms("default")[0].device.type == "meta"
+    assert model.base_model.model.up.get_delta_weight("default").device.type == "meta"
 
 
 def test_modules_to_save_train(net):

@@ -29,6 +29,10 @@ class Net(nn.Module):
 TARGETS = ["qkv", "up", "down", "square"]
 
 
+# `Net.up` as three slices of 4 rows, `Net.down` as three of 4 columns
+SPLIT = {"fused_slices": {"up": 3}, "fused_columns": {"down": 3}}
+
+
 def aurora_config(**fields) -> AuroraConfig:
     """r=4 on every layer of `Net` but the head, drawn so that dW is not 0."""
     return AuroraConfig(**{"r": 4, "target_modules": TARGETS, "init_weights": False, **fields})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 from aenum import extend_enum
 from peft.config import PeftConfig
@@ -27,6 +27,18 @@ class AuroraConfig(PeftConfig):
 
     Raises:
         ValueError: if a field has a value outside its range; the message names field, value and choices.
+
+    Example:
+        The released code can adapt more of the vision tower: its attention output and both layers of its MLPs, a
+        768 -> 3072 layer as four slices of 768 rows, a 3072 -> 768 layer as four of 768 columns. In BLIP:
+
+        >>> config = AuroraConfig(
+        ...     target_modules=["qkv", "query", "key", "value", "projection", "fc1", "fc2"],
+        ...     fused_slices={"fc1": 4},
+        ...     fused_columns={"fc2": 4},
+        ... )
+        >>> config.split_of("vision_model.encoder.layers.0.mlp.fc2")
+        (1, 4)
     """
 
     r: int = field(default=64, metadata={"help": "Rank R: the number of components shared by all slices."})
@@ -72,6 +84,15 @@ class AuroraConfig(PeftConfig):
             )
         },
     )
+    fused_columns: dict[str, int] | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Layers that hold several matrices side by side: name ending or regex -> number of slices of equal "
+                "width. {'fc2': 4} makes a 3072 -> 768 layer four slices, which share U and V of width 768."
+            )
+        },
+    )
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Modules trained and saved in full beside the adapter, e.g. heads."}
     )
@@ -84,9 +105,17 @@ class AuroraConfig(PeftConfig):
             )
         },
     )
+    rank_pattern: InitVar[dict | None] = None  # LoRA's; taken only to say why they are refused
+    alpha_pattern: InitVar[dict | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, rank_pattern: dict | None, alpha_pattern: dict | None) -> None:
         super().__post_init__()
+        for name, given in (("rank_pattern", rank_pattern), ("alpha_pattern", alpha_pattern)):
+            if given:
+                raise ValueError(
+                    f"`{name}` is {given!r}, but all layers share the same factors, so there is one `r` and one "
+                    "`scale` for all. Please leave it out, or add a second adapter for those layers."
+                )
         self.peft_type = PeftType("AURORA_PETL")
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]  # as peft expects it
@@ -109,18 +138,24 @@ class AuroraConfig(PeftConfig):
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError(f"`layers_pattern` is {self.layers_pattern!r} but `layers_to_transform` is not set")
         # Resolved here, so that the saved file says what was done, whatever later versions of the table hold.
-        given = dict(self.fused_slices or {})
-        self.fused_slices = given | {name: n for name, n in FUSED_SLICES.items() if name not in given}
-        for name, slices in self.fused_slices.items():
-            if not _is_int(slices) or slices <= 0:
-                raise ValueError(f"`fused_slices[{name!r}]` should be a positive integer but is {slices!r}")
+        rows = dict(self.fused_slices or {})
+        self.fused_slices = rows | {name: n for name, n in FUSED_SLICES.items() if name not in rows}
+        self.fused_columns = dict(self.fused_columns or {})
+        for table in ("fused_slices", "fused_columns"):
+            for name, slices in getattr(self, table).items():
+                if not _is_int(slices) or slices <= 0:
+                    raise ValueError(f"`{table}[{name!r}]` should be a positive integer but is {slices!r}")
 
-    def slices_of(self, name: str) -> int:
-        """Number of matrices that the linear layer `name` holds: 1, or as `fused_slices` says."""
-        for pattern, slices in (self.fused_slices or {}).items():
-            if name == pattern or name.endswith(f".{pattern}") or re.fullmatch(pattern, name):
-                return slices
-        return 1
+    def split_of(self, name: str) -> tuple[int, int]:
+        """How many matrices the linear layer `name` stacks by rows, and how many it holds side by side."""
+        return _look_up(self.fused_slices, name), _look_up(self.fused_columns, name)
+
+
+def _look_up(table: dict[str, int] | None, name: str) -> int:
+    for pattern, slices in (table or {}).items():
+        if name == pattern or name.endswith(f".{pattern}") or re.fullmatch(pattern, name):
+            return slices
+    return 1
 
 
 def _is_int(value: object) -> bool:

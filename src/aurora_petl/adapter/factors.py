@@ -1,7 +1,7 @@
 """The factors that all slices share.
 
-A slice is one matrix of the frozen model: a linear layer, or one row block of a fused one. Stack the updates
-of all N slices into a tensor and approximate that by R components (CP decomposition):
+A slice is one matrix of the frozen model: a linear layer, or one block of a fused one. Stack the updates of
+all N slices into a tensor and approximate that by R components (CP decomposition):
 
          in                     R                       in
       +--------+             +-----+    R            +--------+
@@ -17,6 +17,12 @@ U, V and lambda (or C) live here, once, on the tuner model. A slice owns only it
 in the layer that it belongs to: saved rows are then addressed by the layer's name rather than by a position
 that depends on what else was targeted, an adapter with other targets has other rows, and peft's own loading,
 deletion and switching work on them as they do on LoRA's matrices.
+
+The update of a whole layer is a product of two thin factors, whatever the number of its slices:
+
+      by rows        [ V M_1 ]             by columns        [ V M_1 U^T | V M_2 U^T ]
+                     [ V M_2 ] U^T                           = V [ U M_1^T ]^T
+                     [ V M_3 ]                                   [ U M_2^T ]
 
 Size for BLIP-base (one width, 108 slices) at R = 64: 2 * 768 * 64 + 108 * 64 + 64 = 105,280 weights.
 """
@@ -38,38 +44,50 @@ class AuroraFactors(nn.Module):
 
     Args:
         config: gives r, core, scale, dropout (rank dropout, applied by `mode`) and init_weights.
-        like: gives the dtype of every weight of the adapter, and the device of lambda or C.
+        like: a base weight; gives the dtype of every weight of the adapter, and the device of lambda or C.
     """
 
     def __init__(self, config: AuroraConfig, like: torch.Tensor) -> None:
         super().__init__()
         self.r, self.core, self.init_weights = config.r, config.core, config.init_weights
         self.scale, self.dropout = config.scale, config.dropout
-        # int8 and the like are the storage of quantised weights
-        self.dtype = like.dtype if like.is_floating_point() else torch.float32
+        self.dtype = like.dtype
         # lambda stays clear of 0, so that no component starts dead; C keeps the norm of U^T x for P ~ N(0, 1)
         if self.core == "diagonal":
             self.register_parameter("lambda_", self._uniform((self.r,), 0.5, 1.5, like.device))
         else:
             self.register_parameter("C", self._normal((self.r,) * 3, 1 / self.r, like.device))
 
-    def add(self, in_features: int, out_width: int, slices: int, device: torch.device) -> nn.Parameter:
+    def add(self, in_width: int, out_width: int, slices: int, device: torch.device) -> nn.Parameter:
         """Make U and V for these widths where they are missing; return fresh rows of P, (slices, R)."""
-        if f"U_{in_features}" not in self._parameters:
-            bound = 1 / math.sqrt(in_features)  # as LoRA draws A
-            self.register_parameter(f"U_{in_features}", self._uniform((in_features, self.r), -bound, bound, device))
+        if f"U_{in_width}" not in self._parameters:
+            bound = 1 / math.sqrt(in_width)  # as LoRA draws A
+            self.register_parameter(f"U_{in_width}", self._uniform((in_width, self.r), -bound, bound, device))
         if f"V_{out_width}" not in self._parameters:
             bound = 0.0 if self.init_weights else 1 / math.sqrt(self.r)
             self.register_parameter(f"V_{out_width}", self._uniform((out_width, self.r), -bound, bound, device))
         return self._normal((slices, self.r), 1.0, device)
 
-    def U(self, in_features: int) -> torch.Tensor:
-        """(in_features, R)"""
-        return self.get_parameter(f"U_{in_features}")
+    def update(
+        self, rows: torch.Tensor, in_width: int, out_width: int, columns: bool, training: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The thin factors of a layer's update: dW = E D^T, on the device of its rows.
 
-    def V(self, out_width: int) -> torch.Tensor:
-        """(out_width, R)"""
-        return self.get_parameter(f"V_{out_width}")
+        Args:
+            rows: P[k] of the layer's slices, (slices, R)
+            columns: whether the slices lie side by side rather than stacked.
+
+        Returns:
+            E: (out_features, R)
+            D: (in_features, R)
+        """
+        U = self.get_parameter(f"U_{in_width}").to(rows.device)
+        V = self.get_parameter(f"V_{out_width}").to(rows.device)
+        with no_autocast(rows.device):
+            mode = self.mode(rows, training)
+            if columns:
+                return V, _expand(U, mode if self.core == "diagonal" else mode.mT)
+            return _expand(V, mode), U
 
     def mode(self, rows: torch.Tensor, training: bool = False) -> torch.Tensor:
         """scale * M_k of the slices whose rows P[k] are given.
@@ -82,8 +100,7 @@ class AuroraFactors(nn.Module):
             "diagonal": the diagonals, (slices, R). "full": the matrices, (slices, R, R).
         """
         core = self.get_parameter("lambda_" if self.core == "diagonal" else "C").to(rows.device)
-        with no_autocast(rows.device):
-            mode = core * rows if self.core == "diagonal" else torch.einsum("abs,ks->kab", core, rows)
+        mode = core * rows if self.core == "diagonal" else torch.einsum("abs,ks->kab", core, rows)
         if training and self.dropout > 0:
             keep = torch.empty_like(rows).bernoulli_(1 - self.dropout) / (1 - self.dropout)
             mode = mode * (keep if self.core == "diagonal" else keep[:, None, :])
@@ -96,34 +113,38 @@ class AuroraFactors(nn.Module):
         return nn.Parameter(torch.empty(shape, device=device, dtype=self.dtype).normal_(0.0, std))
 
 
-def expand(V: torch.Tensor, mode: torch.Tensor) -> torch.Tensor:
-    """V M_k of every slice, stacked by rows: (slices * out_width, R).
+def _expand(factor: torch.Tensor, mode: torch.Tensor) -> torch.Tensor:
+    """factor M_k of every slice, stacked by rows: (slices * width, R).
 
     Args:
-        V: (out_width, R)
+        factor: (width, R)
         mode: (slices, R) diagonals or (slices, R, R)
     """
     # bmm and not @, which may order its sums by whether a gradient is wanted
-    stacked = V * mode[:, None] if mode.dim() == 2 else torch.bmm(V.expand(len(mode), -1, -1), mode)
+    stacked = factor * mode[:, None] if mode.dim() == 2 else torch.bmm(factor.expand(len(mode), -1, -1), mode)
     return stacked.flatten(0, 1)
 
 
-def adapter_size(shapes: Iterable[tuple[int, int, int]], r: int, core: str = "diagonal") -> int:
+def adapter_size(
+    shapes: Iterable[tuple[int, int, int] | tuple[int, int, int, int]], r: int, core: str = "diagonal"
+) -> int:
     """Number of weights of an adapter, before anything is built.
 
     Args:
-        shapes: (in_features, out_features, slices) of every targeted linear layer; a fused layer of three
-            768 x 768 matrices is (768, 2304, 3).
+        shapes: (in_features, out_features, slices by rows, slices by columns) of every targeted linear layer, the
+            last 1 if left out. A fused layer of three 768 x 768 matrices is (768, 2304, 3).
 
     Example:
         >>> adapter_size([(768, 2304, 3)] * 12 + [(768, 768, 1)] * 72, r=64)  # BLIP-base, retrieval
         105280
     """
-    shapes = list(shapes)
-    inputs = {in_features for in_features, _, _ in shapes}
-    outputs = {out_features // slices for _, out_features, slices in shapes}
-    rows = sum(slices for _, _, slices in shapes)
-    return r * (sum(inputs) + sum(outputs) + rows) + (r if core == "diagonal" else r**3)
+    inputs, outputs, slices = set(), set(), 0
+    for in_features, out_features, rows, *rest in shapes:
+        columns = rest[0] if rest else 1
+        inputs.add(in_features // columns)
+        outputs.add(out_features // rows)
+        slices += rows * columns
+    return r * (sum(inputs) + sum(outputs) + slices) + (r if core == "diagonal" else r**3)
 
 
 def no_autocast(device: torch.device) -> contextlib.AbstractContextManager:

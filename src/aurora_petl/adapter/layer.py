@@ -3,18 +3,19 @@
      merged forward (default)                     low-rank forward (bf16 base, few tokens)
 
              x                                        x ------------.
-             |                                        |             | U^T
-      [ W + E U^T ]   one dense product             [ W ]         ( R )
+             |                                        |             | D^T
+      [ W + E D^T ]   one dense product             [ W ]         ( R )
              |                                        |             | E
              y                                        y <---- + ----'
 
-E stacks V M_k of the layer's slices (`factors.expand`). For T tokens through a d x d slice, forming E U^T
-costs d*d*R multiply-adds once, applying it costs 2*T*d*R: at T = 16 * 577 and d = 768, 24 times as much.
-Either way only x is kept for the backward pass, whose extra work is thin (width R): x U, dy E, and from them
+E and D are the thin factors of the layer's update (`factors.py`); for slices by rows, D is U. For T tokens
+through a d x d slice, forming E D^T costs d*d*R multiply-adds once, applying it costs 2*T*d*R: at T = 16 * 577
+and d = 768, 24 times as much. Either way only x is kept for the backward pass, whose extra work is thin
+(width R): x D, dy E, and from them
 
-    dU = x^T (dy E)        dE = dy^T (x U)  ->  dV, dP, dlambda by products that no longer see the tokens
+    dD = x^T (dy E)        dE = dy^T (x D)  ->  dU, dV, dP, dlambda by products that no longer see the tokens
 
-which for a fused qkv layer is 8 products of size T x d x R. The gradient of x is dy (W + E U^T).
+which for a fused qkv layer is 8 products of size T x d x R. The gradient of x is dy (W + E D^T).
 
 Adding an update to bfloat16 weights would lose whatever is below half a unit in W's last place, so the merged
 forward is for base weights of float32 and up; under autocast the sum is formed in float32 and then rounded.
@@ -22,6 +23,7 @@ forward is for base weights of float32 and up; under autocast the sum is formed 
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any, cast
 
@@ -30,13 +32,13 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
-from .factors import AuroraFactors, expand, no_autocast
+from .factors import AuroraFactors, no_autocast
 
 
 class AuroraLinear(nn.Module, BaseTunerLayer):
     """A frozen `nn.Linear` plus the low-rank updates of its active adapters.
 
-    y = (W + sum over active adapters of dW) x + b, with dW stacking scale * V M_k U^T by slices.
+    y = (W + sum over active adapters of dW) x + b, with dW made of scale * V M_k U^T by slices.
 
     Args:
         base_layer: the linear layer, possibly wrapped by another peft layer.
@@ -45,55 +47,81 @@ class AuroraLinear(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names: tuple[str, ...] = ("aurora_P", "aurora_factors")
-    other_param_names: tuple[str, ...] = ()
+    other_param_names: tuple[str, ...] = ("aurora_split",)
     aurora_factors: nn.ModuleDict
 
     def __init__(self, base_layer: nn.Module, factors: nn.ModuleDict) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.aurora_P = nn.ParameterDict()  # adapter name -> (slices, R)
+        self.aurora_split: dict[str, tuple[int, int]] = {}  # adapter name -> slices by rows and by columns
         object.__setattr__(self, "aurora_factors", factors)  # past nn.Module, which would register it
         self.merged_adapters = []
         linear = base_linear(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
 
-    def add_adapter(self, name: str, slices: int) -> None:
+    def add_adapter(self, name: str, split: tuple[int, int]) -> None:
         """Give the layer its rows of the adapter `name`, whose factors exist already."""
+        self.aurora_split[name] = split
         self.aurora_P[name] = self._factors(name).add(
-            self.in_features, self.out_features // slices, slices, base_linear(self).weight.device
+            *self._widths(name), math.prod(split), base_linear(self).weight.device
         )
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
         """dW of one adapter, without rank dropout: (out_features, in_features), in float32 or wider."""
-        U, V, mode = self._terms(adapter, training=False)
-        wide = torch.promote_types(U.dtype, torch.float32)
-        with no_autocast(U.device):
-            return expand(V.to(wide), mode.to(wide)) @ U.to(wide).t()
+        E, D = self._update(adapter, training=False)
+        wide = torch.promote_types(E.dtype, torch.float32)
+        with no_autocast(E.device):
+            return E.to(wide) @ D.to(wide).t()
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """(..., in_features) -> (..., out_features)"""
+    def forward(
+        self, x: torch.Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """(..., in_features) -> (..., out_features)
+
+        Args:
+            adapter_names: the adapter of each item of the batch, "__base__" for none, in place of the active ones.
+
+        Raises:
+            ValueError: if `adapter_names` has another length than x, or adapters are merged.
+        """
         if self.disable_adapters and self.merged:
             self.unmerge()
+        if self.disable_adapters:
+            return self.base_layer(x, *args, **kwargs)
+        if adapter_names is not None:
+            return self._mixed_batch_forward(x, *args, adapter_names=adapter_names, **kwargs)
         adapters = [name for name in self.active_adapters if name in self.aurora_P]
-        if self.disable_adapters or self.merged or not adapters:
+        if self.merged or not adapters:
             return self.base_layer(x, *args, **kwargs)
         if len(adapters) == 1 and not args and not kwargs and _is_frozen_linear(self.base_layer):
             linear = base_linear(self)
             weight, bias = linear.weight, linear.bias
             x, merge = _autocast(x), _merge_pays(x, weight)
-            U, V, mode = self._terms(adapters[0])
-            return _FrozenLinear.apply(x, weight, bias, U, V, mode, merge)  # type: ignore[return-value]
+            return _FrozenLinear.apply(x, weight, bias, *self._update(adapters[0]), merge)  # type: ignore[return-value]
         y = self.base_layer(x, *args, **kwargs)
         for adapter in adapters:
-            U, V, mode = self._terms(adapter)
-            y = y + F.linear(x @ U.to(x.dtype), expand(V, mode).to(x.dtype)).to(y.dtype)
+            y = y + self._low_rank(x, adapter).to(y.dtype)
+        return y
+
+    def _mixed_batch_forward(
+        self, x: torch.Tensor, *args: Any, adapter_names: list[str], **kwargs: Any
+    ) -> torch.Tensor:
+        if len(x) != len(adapter_names):
+            raise ValueError(f"`adapter_names` has {len(adapter_names)} names for a batch of {len(x)} items")
+        if self.merged:
+            raise ValueError("Cannot use `adapter_names` with merged adapters, please call `unmerge_adapter` first")
+        y = self.base_layer(x, *args, **kwargs)
+        for adapter in sorted(set(adapter_names) & set(self.aurora_P)):
+            items = torch.tensor([i for i, name in enumerate(adapter_names) if name == adapter], device=x.device)
+            y = y.index_add(0, items, self._low_rank(x[items], adapter).to(y.dtype))
         return y
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add the updates of the adapters (default: the active ones) to the base weight.
 
         Raises:
-            ValueError: if the base weight is quantised, or with `safe_merge` if the sum is not finite.
+            ValueError: with `safe_merge`, if the sum is not finite.
         """
         for name in check_adapters_to_merge(self, adapter_names):
             if name in self.aurora_P:
@@ -112,21 +140,29 @@ class AuroraLinear(nn.Module, BaseTunerLayer):
 
     @torch.no_grad()
     def _shifted_base_weight(self, adapter: str, sign: int) -> torch.Tensor:
-        weight = self.get_base_weight()
-        if not weight.is_floating_point():
-            raise ValueError(f"Cannot merge adapter {adapter} into a base weight of dtype {weight.dtype}")
-        delta = self.get_delta_weight(adapter)
+        weight, delta = self.get_base_weight(), self.get_delta_weight(adapter)
         return (weight.to(delta.dtype) + sign * delta.to(weight.device)).to(weight.dtype)
 
     def _factors(self, adapter: str) -> AuroraFactors:
         return self.aurora_factors[adapter]  # type: ignore[return-value]
 
-    def _terms(self, adapter: str, training: bool | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """U (in, R), V (out / slices, R) and scale * M_k of this layer, on its own device."""
-        factors, rows = self._factors(adapter), self.aurora_P[adapter]
-        mode = factors.mode(rows, self.training if training is None else training)
-        U, V = factors.U(self.in_features), factors.V(self.out_features // rows.shape[0])
-        return U.to(rows.device), V.to(rows.device), mode
+    def _widths(self, adapter: str) -> tuple[int, int]:
+        """Input and output width of the layer's slices."""
+        rows, columns = self.aurora_split[adapter]
+        return self.in_features // columns, self.out_features // rows
+
+    def _update(self, adapter: str, training: bool | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """E (out_features, R) and D (in_features, R) of dW = E D^T, on the layer's own device."""
+        training = self.training if training is None else training
+        columns = self.aurora_split[adapter][1] > 1
+        return self._factors(adapter).update(self.aurora_P[adapter], *self._widths(adapter), columns, training)
+
+    def _low_rank(self, x: torch.Tensor, adapter: str) -> torch.Tensor:
+        E, D = self._update(adapter)
+        return F.linear(x @ D.to(x.dtype), E.to(x.dtype))
+
+    def _get_available_adapters(self) -> set[str]:
+        return set(self.aurora_P)  # the shared factors name the adapters of other layers too
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # peft's version casts to the base dtype too, which would round loaded float32 rows
@@ -142,53 +178,47 @@ class AuroraLinear(nn.Module, BaseTunerLayer):
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """y = x (W + E U^T)^T + b with W and b frozen, E = expand(V, mode). Of the size of x it keeps x alone."""
+    """y = x (W + E D^T)^T + b with W and b frozen. Of the size of x it keeps x alone."""
 
     @staticmethod
-    def forward(x, weight, bias, U, V, mode, merge):  # type: ignore[override]
+    def forward(x, weight, bias, E, D, merge):  # type: ignore[override]
         with no_autocast(x.device):
-            E, bias = expand(V, mode), None if bias is None else bias.to(x.dtype)
+            bias = None if bias is None else bias.to(x.dtype)
             if merge:
-                return F.linear(x, _merged(weight, E, U).to(x.dtype), bias)
-            y = F.linear(x, weight.to(x.dtype), bias)
-            return y + F.linear(x @ U.to(x.dtype), E.to(x.dtype))
+                return F.linear(x, _merged(weight, E, D).to(x.dtype), bias)
+            return F.linear(x, weight.to(x.dtype), bias) + F.linear(x @ D.to(x.dtype), E.to(x.dtype))
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[override]
-        x, weight, _, U, V, mode, ctx.merge = inputs
-        trains = any(ctx.needs_input_grad[3:6])
-        ctx.save_for_backward(x if trains else None, weight, U, V, mode)
+        x, weight, _, E, D, ctx.merge = inputs
+        trains = any(ctx.needs_input_grad[3:5])
+        ctx.save_for_backward(x if trains else None, weight, E, D)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):  # type: ignore[override]
-        x, weight, U, V, mode = ctx.saved_tensors
-        need_x, _, _, need_U, need_V, need_mode, _ = ctx.needs_input_grad
-        dx = dh = dU = dV = dmode = None
+        x, weight, E, D = ctx.saved_tensors
+        need_x, _, _, need_E, need_D, _ = ctx.needs_input_grad
+        dx = dh = dE = dD = None
         with no_autocast(dy.device):
-            E = expand(V, mode)
             dy_rows = dy.reshape(-1, dy.shape[-1])  # (tokens, out)
-            if need_U or not ctx.merge:
+            if need_D or not ctx.merge:
                 dh = dy_rows @ E.to(dy.dtype)  # (tokens, R)
             if need_x:
                 if ctx.merge:
-                    dx = dy @ _merged(weight, E, U).to(dy.dtype)
+                    dx = dy @ _merged(weight, E, D).to(dy.dtype)
                 else:
-                    dx = dy @ weight.to(dy.dtype) + (dh @ U.t().to(dy.dtype)).view(*dy.shape[:-1], U.shape[0])
-            if need_U:
-                dU = (x.reshape(-1, x.shape[-1]).t() @ dh).to(U.dtype)
-            if need_V or need_mode:
-                h = x.reshape(-1, x.shape[-1]) @ U.to(x.dtype)  # (tokens, R)
-                dE = (dy_rows.t() @ h).to(V.dtype).view(mode.shape[0], *V.shape)  # (slices, out_width, R)
-                if mode.dim() == 2:
-                    dV, dmode = (dE * mode[:, None]).sum(0), (dE * V).sum(1)
-                else:
-                    dV, dmode = (dE @ mode.mT).sum(0), V.t() @ dE
-        return dx, None, None, dU, dV, dmode, None
+                    dx = dy @ weight.to(dy.dtype) + (dh @ D.t().to(dy.dtype)).view(*dy.shape[:-1], D.shape[0])
+            if need_D:
+                dD = (x.reshape(-1, x.shape[-1]).t() @ dh).to(D.dtype)
+            if need_E:
+                h = x.reshape(-1, x.shape[-1]) @ D.to(x.dtype)  # (tokens, R)
+                dE = (dy_rows.t() @ h).to(E.dtype)
+        return dx, None, None, dE, dD, None
 
 
-def _merged(weight: torch.Tensor, E: torch.Tensor, U: torch.Tensor) -> torch.Tensor:
-    return torch.addmm(weight, E.to(weight.dtype), U.t().to(weight.dtype))
+def _merged(weight: torch.Tensor, E: torch.Tensor, D: torch.Tensor) -> torch.Tensor:
+    return torch.addmm(weight, E.to(weight.dtype), D.t().to(weight.dtype))
 
 
 def _merge_pays(x: torch.Tensor, weight: torch.Tensor) -> bool:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import cast
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.error import NoMatchingPeftModuleError
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .config import AuroraConfig
 from .factors import AuroraFactors
@@ -38,7 +43,7 @@ class AuroraModel(BaseTuner):
 
     Raises:
         ValueError: if no target modules are given or known for the model, if they match nothing, or if they
-            match a module that is not an `nn.Linear` or whose rows do not divide into its slices.
+            match a module that is not an `nn.Linear`, is quantised, or does not divide into its slices.
     """
 
     uses_shared_state = True
@@ -106,13 +111,42 @@ class AuroraModel(BaseTuner):
         current_key: str,
         **_,
     ) -> None:
-        slices = _check_target(peft_config, current_key, target)
+        split = _check_target(peft_config, current_key, target)
         if adapter_name not in self.aurora_factors:
             self.aurora_factors[adapter_name] = AuroraFactors(peft_config, like=base_linear(target).weight)
         layer = target if isinstance(target, AuroraLinear) else AuroraLinear(target, self.aurora_factors)
-        layer.add_adapter(adapter_name, slices)
+        layer.add_adapter(adapter_name, split)
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """peft enters this around a forward pass: hands `adapter_names`, if given, to every adapted layer.
+
+        Raises:
+            ValueError: in training, with beam search, and for names of no adapter.
+        """
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        if self.training:
+            raise ValueError("`adapter_names` is for inference: please call `model.eval()` first")
+        if (kwargs.get("num_beams") or 1) > 1:
+            raise ValueError("`adapter_names` does not go with beam search: please set `num_beams=1`")
+        if unknown := set(names) - {"__base__", *self.aurora_factors}:
+            raise ValueError(
+                f"`adapter_names` has {', '.join(map(repr, sorted(unknown)))}, but the adapters are "
+                f"{', '.join(map(repr, self.aurora_factors))} (and '__base__' for none)"
+            )
+        layers = [m for m in self.modules() if isinstance(m, (AuroraLinear, AuxiliaryTrainingWrapper))]
+        give_names = functools.partial(_give_names, adapter_names=names)
+        hooks = [layer.register_forward_pre_hook(give_names, with_kwargs=True) for layer in layers]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)  # the rows in the layers
@@ -130,11 +164,15 @@ class AuroraModel(BaseTuner):
         factors.to(device or base_linear(next(layers)).weight.device)
 
 
-def _check_target(config: AuroraConfig, name: str, module: nn.Module | BaseTunerLayer) -> int:
-    """Number of slices of a targeted module.
+def _give_names(layer: nn.Module, args: tuple, kwargs: dict, adapter_names: list[str]) -> tuple[tuple, dict]:
+    return args, {**kwargs, "adapter_names": adapter_names}
+
+
+def _check_target(config: AuroraConfig, name: str, module: nn.Module | BaseTunerLayer) -> tuple[int, int]:
+    """How a targeted module is split into slices, by rows and by columns.
 
     Raises:
-        ValueError: if it is not an `nn.Linear` or does not divide into its slices.
+        ValueError: if it is not a plain `nn.Linear` or does not divide into its slices.
     """
     base = base_linear(module)
     if not isinstance(base, nn.Linear):
@@ -142,11 +180,37 @@ def _check_target(config: AuroraConfig, name: str, module: nn.Module | BaseTuner
             f"Target module {name} is a {type(base).__name__}, but only torch.nn.Linear can be adapted. "
             "Please narrow `target_modules` or name it in `exclude_modules`."
         )
-    slices = config.slices_of(name)
-    if base.out_features % slices:
+    if isinstance(base, NonDynamicallyQuantizableLinear):
         raise ValueError(
-            f"`fused_slices` makes {slices} slices of target module {name}, "
-            f"but its {base.out_features} rows do not divide by {slices}. "
-            f"Please set `fused_slices={{{name.rpartition('.')[2]!r}: 1}}` or the right number."
+            f"Target module {name} belongs to a torch.nn.MultiheadAttention, which takes the weight and never calls "
+            "the layer, so an adapter would do nothing. Please name it in `exclude_modules`."
         )
-    return slices
+    if _is_quantised(base):
+        raise ValueError(
+            f"Target module {name} is quantised ({type(base).__name__} with weights of {base.weight.dtype}), but only "
+            "weights of 16 bits or more can be adapted. Please load the model without quantisation, in bfloat16 say."
+        )
+    short = name.rpartition(".")[2]
+    rows, columns = split = config.split_of(name)
+    for field, slices, side, size in (
+        ("fused_slices", rows, "rows", base.out_features),
+        ("fused_columns", columns, "columns", base.in_features),
+    ):
+        if size % slices:
+            raise ValueError(
+                f"`{field}` makes {slices} slices of target module {name}, but its {size} {side} do not divide by "
+                f"{slices}. Please set `{field}={{{short!r}: 1}}` or the right number."
+            )
+    if rows > 1 and columns > 1:
+        raise ValueError(
+            f"Target module {name} is in `fused_slices` ({rows}) and in `fused_columns` ({columns}), but a layer "
+            f"can be split one way only. Please set it to 1 in `fused_slices` or in `fused_columns`."
+        )
+    return split
+
+
+def _is_quantised(linear: nn.Linear) -> bool:
+    """Whether the weight is 8-bit or less. bitsandbytes quantises on the way to the GPU: until then only names tell."""
+    weight = linear.weight
+    origins = {parent.__module__.partition(".")[0] for kind in (linear, weight) for parent in type(kind).__mro__}
+    return bool(origins & {"bitsandbytes", "torchao"}) or not weight.is_floating_point() or weight.itemsize < 2
