@@ -6,12 +6,14 @@ Pictures and words come from `sources`; 300 emoji concepts are never shown. As B
 BERT, this one starts from all-MiniLM-L6-v2 (Apache-2.0): its word embeddings are the principal components of MiniLM's
 and stay fixed, and the text tower learns to give MiniLM's sentence vectors, reduced to the joint space, for the
 training captions and for lists of random words. Half of the unseen concepts have names that no caption holds; only so
-do they mean anything. Everything else starts random. The way there has three parts:
+do they mean anything. Everything else starts random. The way there has four parts:
 
 1. the text tower learns MiniLM's vectors (``--text``);
 2. ITC alone moves the pictures into that space, the text tower frozen, each picture seen through a random half of its
    patches (as FLIP does, arXiv 2212.00794), which halves the cost (``--alone``);
-3. ITC, ITM and LM together.
+3. ITC, ITM and LM together;
+4. ITM and LM alone, which need longer: only cross-attention, decoder and ITM head train, ITC stays as it is, and no
+   gradient passes the vision tower (``--fusion``).
 
 MiniLM's caption similarities soften ITC's targets, where BLIP has its momentum encoder's; negatives are the batch's.
 """
@@ -27,7 +29,7 @@ import subprocess
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +47,7 @@ WIDTH = 192
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
 DROPOUT = 0.1  # of the text layers while pretraining, as in BLIP; the saved configuration has none
+CLS, ENC = 101, 30523  # first word piece of a text alone, and of one that meets a picture
 SOFT, SOFTNESS = 0.3, 0.1  # share and temperature of ITC's soft targets
 TEXT_SHARE = 0.3  # of the learning rate, for the text tower, which starts from MiniLM's vectors
 EMOJI_OFTEN = 2.5  # how many times as often an emoji is drawn as another picture; there are fewer of them
@@ -116,6 +119,14 @@ class BlipMini(nn.Module):
             if name.startswith("text_") and "crossattention" not in name and weight is not self.words
         ]
 
+    def fusion(self) -> list[nn.Parameter]:
+        """What only ITM and LM depend on: cross-attention, ITM head, and the decoder's own weights."""
+        own = [*self.blip.itm_head.parameters(), *self.decoder.cls.predictions.transform.parameters()]
+        own.append(self.decoder.cls.predictions.bias)
+        for mine, theirs in zip(self.decoder.bert.encoder.layer, self.blip.text_encoder.encoder.layer, strict=True):
+            own += [*mine.attention.parameters(), *theirs.crossattention.parameters()]
+        return own
+
     def state(self) -> dict[str, Tensor]:
         """Weights under transformers' names (one file serves every BLIP task class), shared ones once a name."""
         named = dict(self.blip.state_dict())
@@ -142,7 +153,7 @@ class BlipMini(nn.Module):
 
     def match(self, ids: Tensor, mask: Tensor, image_states: Tensor) -> Tensor:
         """ITM logits (batch, 2); token 0 becomes [ENC]."""
-        ids = torch.cat([ids.new_full((len(ids), 1), 30523), ids[:, 1:]], 1)
+        ids = torch.cat([ids.new_full((len(ids), 1), ENC), ids[:, 1:]], 1)
         states = self.blip.text_encoder(
             input_ids=ids, attention_mask=mask, encoder_hidden_states=image_states
         ).last_hidden_state
@@ -163,12 +174,21 @@ class BlipMini(nn.Module):
         return itc, similarity
 
     def losses(
-        self, pixels: Tensor, ids: Tensor, mask: Tensor, same: Tensor, meaning: Tensor, part: int, spoken: int
+        self,
+        pixels: Tensor,
+        ids: Tensor,
+        mask: Tensor,
+        same: Tensor,
+        meaning: Tensor,
+        part: int,
+        spoken: int,
+        towers: bool = True,
     ) -> dict[str, Tensor]:
         """The three losses of a batch, see `contrast`; the first ``part`` rows are matched and the first ``spoken`` of
-        them captioned."""
-        image_states, image_features = self.images(pixels)
-        itc, similarity = self.contrast(image_features, self.texts(ids, mask), same, meaning)
+        them captioned. Without ``towers`` no gradient reaches what ITC depends on."""
+        with torch.set_grad_enabled(towers):
+            image_states, image_features = self.images(pixels)
+            itc, similarity = self.contrast(image_features, self.texts(ids, mask), same, meaning)
         with torch.no_grad():  # never the same concept; half of them hard by similarity, half of them any:
             # with hard ones alone matching does not start to be learned (loss at 0.637, the labels' entropy)
             easy = (torch.arange(len(ids), device=ids.device) % 2 == 0).unsqueeze(1)
@@ -331,6 +351,7 @@ def start_words(model: BlipMini, cache: Path) -> None:
     reduced = (table - table.mean(0)) @ _components(table, WIDTH)
     with torch.no_grad():
         model.words[: len(reduced)] = reduced * (0.04 / reduced.std())
+        model.words[ENC] = model.words[CLS]  # the fused pass then reads a text as the text-only pass has learned to
 
 
 def _components(rows: Tensor, count: int) -> Tensor:
@@ -414,6 +435,8 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=Path("docs/images/pretraining.png"), help="curve to draw")
     parser.add_argument("--text", type=float, default=4, help="minutes for the text tower")
     parser.add_argument("--minutes", type=float, default=60, help="minutes after that; the schedule spans them")
+    parser.add_argument("--fusion", type=float, default=10, help="minutes for ITM and LM alone, after all")
+    parser.add_argument("--go-on", action="store_true", help="from the weights in --out; they stand for --text")
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--alone", type=float, default=0.5, help="share of the minutes in which ITC is trained alone")
     parser.add_argument("--keep", type=float, default=0.5, help="share of the patches seen while ITC is trained alone")
@@ -453,8 +476,15 @@ def main() -> None:
     model = BlipMini()
     start_words(model, options.cache)
     model.to(options.device)
-    agreement = start_text(model, data, encode, options.cache, options.text)
-    print(f"text tower: cosine {agreement:.3f} to MiniLM's vectors", flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    known: dict = {}
+    if options.go_on:
+        known = json.loads((options.out / "pretraining.json").read_text())
+        load(model, options.out)
+    else:
+        known["text_cosine"] = start_text(model, data, encode, options.cache, options.text)
+        known["hours"] = options.text / 60
+        print(f"text tower: cosine {known['text_cosine']:.3f} to MiniLM's vectors", flush=True)
     tower = {id(weight) for weight in model.text_tower()}
 
     def key(weight: Tensor) -> tuple[bool, bool]:
@@ -472,63 +502,114 @@ def main() -> None:
         ],
         betas=(0.9, 0.98),
     )
-    often = torch.tensor([EMOJI_OFTEN if kind in sources.EMOJI_STYLES else 1.0 for kind in data.source])
-    options.out.mkdir(parents=True, exist_ok=True)
-    curve: list[dict[str, float]] = []
-    sums: dict[str, float] = {}
-    step = counted = 0
-    begun, shown = time.time(), 0.0
-    while True:
-        order = torch.multinomial(often, len(data.names), replacement=True).split(options.batch)[:-1]
-        for rows in order:
-            done = (time.time() - begun) / (60 * options.minutes)
-            rate = options.lr * min(1, (step + 1) / 100) * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1, done))))
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["share"]
-            ids, mask = encode([words(data.names[r], data.tags[r], rng) for r in rows])
-            concept, meaning = data.concept[rows].to(options.device), data.meaning[rows].to(options.device)
-            same = concept.unsqueeze(0) == concept.unsqueeze(1)
-            with torch.autocast(torch.device(options.device).type, torch.bfloat16):
-                pixels = augment(data.pixels[rows].to(options.device))
-                if done < options.alone:
-                    with torch.no_grad():
-                        text_features = model.texts(ids, mask)
-                    _, image_features = model.images(pixels, options.keep)
-                    losses = {"itc": model.contrast(image_features, text_features, same, meaning)[0]}
-                else:
-                    losses = model.losses(pixels, ids, mask, same, meaning, options.part, options.spoken)
-            loss = losses["itc"] + losses.get("itm", 0.0) + 0.5 * losses.get("lm", 0.0)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            step, counted = step + 1, counted + 1
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value.item()
-            minutes = (time.time() - begun) / 60
-            if minutes - shown > min(3.0, options.minutes / 20) or done >= 1:
-                row = {"minutes": minutes, "step": step, "pictures": step * options.batch, "lr": rate}
-                row |= {name: value / counted for name, value in sums.items()}
-                row |= {f"unseen_{k}": v for k, v in recall(model, unseen, encode).items()}
-                curve.append(row)
-                print(json.dumps({k: round(v, 4) for k, v in row.items()}), flush=True)
-                save(model, tokens, options.out)
-                (options.out / "pretraining.json").write_text(json.dumps({"curve": curve}, indent=1))
-                sums, counted, shown = {}, 0, minutes
-            if done >= 1:
-                final = {
-                    "hours": (time.time() - begun) / 3600 + options.text / 60,
-                    "text_cosine": agreement,
-                    "pictures": len(data.names),
-                    "unseen_pictures": len(unseen.names),
-                    "itc": recall(model, unseen, encode),
-                    "itm_reranked_32": recall(model, unseen, encode, rerank=32),
-                    "options": {k: str(v) for k, v in vars(options).items() if k not in ("out", "cache", "picture")},
-                }
-                print(json.dumps(final, indent=1))
-                (options.out / "pretraining.json").write_text(json.dumps({**final, "curve": curve}, indent=1))
-                draw(curve, options.picture)
-                return
+    run = Run(model, data, unseen, encode, tokens, options, rng, known.get("curve", []))
+    run.steps = run.curve[-1]["step"] if run.curve else 0
+    if options.minutes:
+        run.phase(optimizer, options.minutes, towers=True)
+    if options.fusion:
+        for weight in model.parameters():
+            weight.requires_grad_(False)
+        for weight in (own := model.fusion()):
+            weight.requires_grad_(True)
+        run.phase(torch.optim.AdamW(own, betas=(0.9, 0.98), weight_decay=0.05), options.fusion, towers=False)
+    final = {
+        "hours": known["hours"] + (options.minutes + options.fusion) / 60,
+        "text_cosine": known["text_cosine"],
+        "pictures": len(data.names),
+        "unseen_pictures": len(unseen.names),
+        "itc": recall(model, unseen, encode),
+        "itm_reranked_32": recall(model, unseen, encode, rerank=32),
+        "options": [
+            *known.get("options", []),
+            {k: str(v) for k, v in vars(options).items() if k not in ("out", "cache", "picture")},
+        ],
+    }
+    print(json.dumps(final, indent=1))
+    (options.out / "pretraining.json").write_text(json.dumps({**final, "curve": run.curve}, indent=1))
+    draw(run.curve, options.picture)
+
+
+@dataclass
+class Run:
+    """The loop of the second to fourth part, and its curve."""
+
+    model: BlipMini
+    data: Corpus
+    unseen: Corpus
+    encode: Callable[[list[str]], tuple[Tensor, Tensor]]
+    tokens: BertTokenizerFast
+    options: argparse.Namespace
+    rng: random.Random
+    curve: list[dict[str, float]] = field(default_factory=list)
+    steps: int = 0
+
+    def losses(self, rows: Tensor, done: float, towers: bool) -> dict[str, Tensor]:
+        """The losses of the pictures ``rows``; ``done`` is the share of the phase's time that is over."""
+        model, data, options = self.model, self.data, self.options
+        ids, mask = self.encode([words(data.names[row], data.tags[row], self.rng) for row in rows])
+        concept, meaning = data.concept[rows].to(options.device), data.meaning[rows].to(options.device)
+        same = concept.unsqueeze(0) == concept.unsqueeze(1)
+        with torch.autocast(torch.device(options.device).type, torch.bfloat16):
+            pixels = augment(data.pixels[rows].to(options.device))
+            if towers and done < options.alone:
+                with torch.no_grad():
+                    text_features = model.texts(ids, mask)
+                _, image_features = model.images(pixels, options.keep)
+                return {"itc": model.contrast(image_features, text_features, same, meaning)[0]}
+            part = options.part if towers else len(rows)
+            return model.losses(pixels, ids, mask, same, meaning, part, options.spoken, towers)
+
+    def phase(self, optimizer: torch.optim.Optimizer, minutes: float, towers: bool) -> None:
+        """Train for ``minutes`` under one cosine schedule; a row of the curve and a saved model now and then."""
+        data, options = self.data, self.options
+        often = torch.tensor([EMOJI_OFTEN if kind in sources.EMOJI_STYLES else 1.0 for kind in data.source])
+        sums: dict[str, list[float]] = {}
+        begun, shown, done, first = time.time(), 0.0, 0.0, self.steps
+        while done < 1:
+            order = torch.multinomial(often, len(data.names), replacement=True).split(options.batch)[:-1]
+            for rows in order:
+                done = (time.time() - begun) / (60 * minutes)
+                warm = min(1, (self.steps - first + 1) / 100)
+                rate = options.lr * warm * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1, done))))
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * group.get("share", 1.0)
+                losses = self.losses(rows, done, towers)
+                loss = losses["itc"] + losses.get("itm", 0.0) + 0.5 * losses.get("lm", 0.0)
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+                optimizer.step()
+                self.steps += 1
+                for name, value in losses.items():
+                    sums.setdefault(name, []).append(value.item())
+                spent = (time.time() - begun) / 60
+                if spent - shown > min(3.0, minutes / 5) or done >= 1:
+                    self.show({name: sum(values) / len(values) for name, values in sums.items()}, rate)
+                    sums, shown = {}, spent
+                if done >= 1:
+                    break
+
+    def show(self, losses: dict[str, float], rate: float) -> None:
+        """A row of the curve, printed and written with the model as it is."""
+        row = {"step": self.steps, "pictures": self.steps * self.options.batch, "lr": rate, **losses}
+        row |= {f"unseen_{k}": v for k, v in recall(self.model, self.unseen, self.encode).items()}
+        self.curve.append(row)
+        print(json.dumps({k: round(v, 4) for k, v in row.items()}), flush=True)
+        save(self.model, self.tokens, self.options.out)
+        (self.options.out / "pretraining.json").write_text(json.dumps({"curve": self.curve}, indent=1))
+
+
+def load(model: BlipMini, folder: Path) -> None:
+    """Put the weights that `save` wrote back."""
+    state = load_file(folder / "model.safetensors")
+    with torch.no_grad():
+        model.log_temperature.copy_(state.pop("temperature").log()[0])
+    decoder = {
+        name.removeprefix("text_decoder."): state.pop(name) for name in [*state] if name.startswith("text_decod")
+    }
+    missing = [*model.blip.load_state_dict(state, strict=False).missing_keys]
+    missing += model.decoder.load_state_dict(decoder, strict=False).missing_keys
+    assert all("embeddings" in name or "predictions.decoder" in name for name in missing), missing
 
 
 def draw(curve: list[dict[str, float]], path: Path) -> None:
