@@ -27,7 +27,7 @@ checkpointing computes the layer again.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -236,16 +236,17 @@ def attend(fused: Tensor, texts: Tensor) -> Tensor:
 
 def add_fusion(model: nn.Module, name: str, config: AuroraConfig, factors: nn.ModuleDict) -> None:
     """Put what `config` asks for into the text encoders of `model`, for the adapter `name`."""
+
+    def add(parent: Any, child: str, kind: Callable[..., Any], layer: Any) -> None:
+        if not hasattr(parent, child):
+            setattr(parent, child, kind(parent, factors))
+        getattr(parent, child).add_adapter(name, config, layer.output.LayerNorm.weight.detach())
+
     for encoder in fusion_encoders(model):
-        like = encoder.layer[0].output.LayerNorm.weight.detach()
         if config.context:
-            if not hasattr(encoder, "context"):
-                encoder.context = AuroraContext(encoder, factors)
-            encoder.context.add_adapter(name, config, like)
+            add(encoder, "context", AuroraContext, encoder.layer[-1])
         for layer in encoder.layer if config.gate else ():
-            if not hasattr(layer, "gate"):
-                layer.gate = AuroraGate(layer, factors)
-            layer.gate.add_adapter(name, config, layer.output.LayerNorm.weight.detach())
+            add(layer, "gate", AuroraGate, layer)
 
 
 def fusion_encoders(model: nn.Module) -> list[BlipTextEncoder]:

@@ -180,7 +180,7 @@ class AuroraModel(BaseTuner):
                 stacklevel=3,
             )
 
-    def _unload_and_optionally_merge(
+    def _unload_and_optionally_merge(  # type: ignore[override]  # peft's returns a model, whatever it says
         self,
         merge: bool = True,
         progressbar: bool = False,
