@@ -78,9 +78,9 @@ def test_negatives_never_show_the_same_picture(task, batch, monkeypatch):
     seen = []
     match = task.backbone.match
 
-    def spy(input_ids, attention_mask, image_states, which):
+    def spy(input_ids, attention_mask, image_states, which, **more):
         seen.append((input_ids, which.tolist()))
-        return match(input_ids, attention_mask, image_states, which)
+        return match(input_ids, attention_mask, image_states, which, **more)
 
     monkeypatch.setattr(task.backbone, "match", spy)
     ids = batch["ids"]
