@@ -153,6 +153,12 @@ def test_an_adapter_without_heads(tmp_path, backbone):
     assert torch.equal(outputs(backbone), outputs(ours))
 
 
+def test_an_adapter_with_context_and_gates_stays_small(tmp_path, backbone):
+    apply_method(backbone, "aurora", {"r": 64, "context": "batch", "gate": "scale_shift"})
+    save_adapter(backbone, tmp_path / "adapter")
+    assert sum(file.stat().st_size for file in (tmp_path / "adapter").iterdir()) < 500_000
+
+
 def test_saving_asks_the_hub_nothing_and_warns_of_nothing(tmp_path):
     backbone = shaken("aurora")
     with warnings.catch_warnings():

@@ -176,6 +176,10 @@ def test_a_shell_sees_one_line_and_the_status(tmp_path):
         ("evaluate gone", "gone holds no run: it has no recipe.yaml"),
         ("params gone", "no model 'gone': it is neither embedded (blip-mini), nor a folder on this machine"),
         ("params blip-mini --core full-ish", "method aurora refuses method_options: `core` should be one of"),
+        (
+            "params blip-mini --gate open",
+            "method aurora refuses method_options: `gate` should be None, 'scale_shift' or",
+        ),
         ("params blip-mini --r 0", "method aurora refuses method_options: `r` should be a positive integer"),
     ],
 )
@@ -287,7 +291,7 @@ def test_evaluate_on_another_split_and_other_data(printed, runs, tmp_path, monke
         ("demo", "--out --seed"),
         ("train", "recipe key=value --data --model --method --out --resume --dry-run --quiet"),
         ("evaluate", "RUN --split --data --merge --json"),
-        ("params", "MODEL --r --core"),
+        ("params", "MODEL --r --core --context --gate"),
         ("recipes", "--help"),
     ],
 )
@@ -313,6 +317,16 @@ def test_params_of_blip_mini(options, printed):
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     found = row(printed("params", "blip-mini", *words), "adapter")
     assert found[0] == f"{adapter_size(BLIP_MINI, **{'r': 64} | options):,}"
+
+
+def test_params_with_context_and_gates(printed):
+    plain = adapter_size(BLIP_MINI, r=64)
+    added = 4 * (4 * 192 + 2) + 1
+    out = printed("params", "blip-mini", "--context", "batch", "--gate", "scale_shift")
+    assert out.startswith("Aurora, r=64, core=diagonal, context=batch, gate=scale_shift, on blip-mini\n")
+    assert row(out, "adapter")[0] == f"{plain + added:,}"
+    assert row(out, "  context and gates in it")[0] == f"{added:,}"
+    assert "context and gates" not in printed("params", "blip-mini")
 
 
 def test_params_of_a_configuration_without_weights(printed, tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from aurora_petl.baselines import METHODS
 from aurora_petl.cli import main
@@ -70,6 +71,33 @@ def test_killed_and_resumed_ends_with_the_same_weights(folder, finished, tmp_pat
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     same = [json.loads((path / "metrics.json").read_text())["test"] for path in (out, finished)]
     assert same[0] == same[1]
+
+
+class Break(TrainerCallback):
+    """Ends a run right after its first checkpoint."""
+
+    def on_save(self, *_, **__):
+        raise KeyboardInterrupt
+
+
+def test_context_and_gates_resume_with_the_bank(folder, tmp_path):
+    more = [f"method_options.{option}" for option in ("context=batch", "gate=scale_shift")]
+    fields = settings(folder, "train.max_steps=4", "train.evaluations=2", *more)
+    whole = train(load_recipe(None, fields), tmp_path / "whole", progress=False)
+    out = tmp_path / "broken"
+    with pytest.raises(KeyboardInterrupt):
+        train(load_recipe(None, fields), out, progress=False, callbacks=[Break()])
+    state = load_file(out / "checkpoints/checkpoint-2/training_state.safetensors")
+    (bank,) = (value for name, value in state.items() if "aurora_bank" in name)
+    assert bank.any(1).sum() == 12  # two batches of 6 texts
+    resumed = train(load_recipe(out / "recipe.yaml"), out, resume=True, progress=False)
+    ours, theirs = (load_file(path / "adapter/adapter_model.safetensors") for path in (out, tmp_path / "whole"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert any("aurora_bank" in name for name in ours)
+    assert all(value.any() for name, value in ours.items() if "aurora_eta" in name or "aurora_gamma" in name)
+    recipe, backbone = load_run(out)
+    metrics, _, _ = Retrieval(backbone, recipe.task).evaluate(load_dataset(folder).split("test"))
+    assert metrics == resumed.metrics["test"] == whole.metrics["test"]
 
 
 def test_reloaded_in_a_new_process_scores_the_same(finished, pictures, tmp_path):

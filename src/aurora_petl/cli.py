@@ -115,6 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     params.add_argument("model", metavar="MODEL", help="blip-mini, a model folder or a hub id")
     params.add_argument("--r", type=int, default=64, help="rank (default: %(default)s)")
     params.add_argument("--core", default="diagonal", help="diagonal or full (default: %(default)s)")
+    params.add_argument("--context", help="informative context enhancement: batch or released (default: none)")
+    params.add_argument("--gate", help="gated query transformation: scale_shift or released (default: none)")
 
     _command(commands, "recipes", _recipes, "list the recipes")
     return parser
@@ -195,8 +197,10 @@ def _params(options: argparse.Namespace) -> None:
     from .report import parameter_summary
 
     backbone = load_backbone(options.model, weights=False)
-    apply_method(backbone, "aurora", {"r": options.r, "core": options.core})
-    print(parameter_summary(backbone, f"Aurora, r={options.r}, core={options.core}, on {options.model}"))
+    fields = {name: getattr(options, name) for name in ("r", "core", "context", "gate")}
+    apply_method(backbone, "aurora", fields)
+    shown = ", ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
+    print(parameter_summary(backbone, f"Aurora, {shown}, on {options.model}"))
 
 
 def _recipes(options: argparse.Namespace) -> None:

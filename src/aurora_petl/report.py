@@ -108,10 +108,12 @@ def parameter_summary(backbone: Backbone, title: str) -> str:
         [name, f"{counts[key]:,}", f"{100 * counts[key] / counts['model']:.3f}%"]
         for name, key in (
             ("adapter", "adapter"),
+            ("  context and gates in it", "fusion"),
             ("heads and temperature", "heads"),
             ("trainable in all", "trainable"),
             ("model", "model"),
         )
+        if counts[key] or key != "fusion"
     ]
     return f"{title}\n{table(['weights of', 'number', 'share'], rows)}"
 

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from .adapter.fusion import additions
 from .backbones import Backbone, load_backbone
 from .baselines import METHODS, apply_method, load_adapter, save_adapter
 from .data import load_dataset
@@ -316,7 +317,8 @@ def load_run(folder: Path) -> tuple[Recipe, Backbone]:
 
 
 def weight_counts(backbone: Backbone) -> dict[str, int]:
-    """Trainable weights by group: ``adapter``, ``heads``, both together, and those of the frozen model."""
+    """Trainable weights by group: ``adapter`` and, of these, ``fusion`` (context and gates), ``heads``, all together,
+    and those of the frozen model."""
     heads = sum(
         weight.numel()
         for name, weight in backbone.module.named_parameters()
@@ -328,8 +330,14 @@ def weight_counts(backbone: Backbone) -> dict[str, int]:
     )
     every = sum(weight.numel() for weight in backbone.parameters()) - copies
     adapter = trainable - heads
+    fusion = sum(
+        weight.numel()
+        for _, _, addition in additions(backbone.module)
+        for weight in addition.parameters()
+        if weight.requires_grad
+    )
     whole = every - (adapter if backbone.adapter is not None else 0)
-    return {"adapter": adapter, "heads": heads, "trainable": trainable, "model": whole}
+    return {"adapter": adapter, "fusion": fusion, "heads": heads, "trainable": trainable, "model": whole}
 
 
 def _arguments(recipe: Recipe, folder: Path, steps: int, progress: bool) -> TrainingArguments:

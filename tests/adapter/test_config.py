@@ -18,6 +18,8 @@ from .tiny import aurora_config
         ({"r": 0}, ["`r`", "positive", "0"]),
         ({"r": 2.5}, ["`r`", "2.5"]),
         ({"core": "tucker"}, ["`core`", "'diagonal'", "'full'", "'tucker'"]),
+        ({"context": "bank"}, ["`context`", "'batch' or 'released'", "'bank'"]),
+        ({"gate": True}, ["`gate`", "None", "'scale_shift'", "True"]),
         ({"dropout": 1.0}, ["`dropout`", "1.0"]),
         ({"scale": float("nan")}, ["`scale`", "nan"]),
         ({"fused_slices": {"fc1": 0}}, ["`fused_slices['fc1']`", "0"]),

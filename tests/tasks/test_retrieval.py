@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from aurora_petl.backbones import load_backbone
 from aurora_petl.baselines import apply_method
 from aurora_petl.errors import AuroraError
 from aurora_petl.evaluation.features import tokenize
@@ -78,9 +79,9 @@ def test_negatives_never_show_the_same_picture(task, batch, monkeypatch):
     seen = []
     match = task.backbone.match
 
-    def spy(input_ids, attention_mask, image_states, which):
+    def spy(input_ids, attention_mask, image_states, which, **more):
         seen.append((input_ids, which.tolist()))
-        return match(input_ids, attention_mask, image_states, which)
+        return match(input_ids, attention_mask, image_states, which, **more)
 
     monkeypatch.setattr(task.backbone, "match", spy)
     ids = batch["ids"]
@@ -146,6 +147,34 @@ def test_training_state_round_trip_and_refusal(task, batch, backbone):
     assert all(torch.equal(value, state[name]) for name, value in task.training_state().items())
     with pytest.raises(AuroraError, match="another method"):
         task.load_training_state({name: state[name] for name in list(state)[1:]})
+
+
+def test_context_is_the_batchs_texts_for_every_pair(batch):
+    """Matching and mismatched pairs alike; in evaluation the bank of the same texts, whoever shares the batch."""
+    backbone = load_backbone("blip-mini")
+    apply_method(backbone, "aurora", {"r": 4, "context": "batch"})
+    task = Retrieval(backbone, RetrievalSettings(queue_size=0))
+    context, seen = backbone.model.text_encoder.encoder.context, []
+    backbone.model.itm_head.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    for eta in (0.0, 0.5):
+        context.aurora_eta["default"].data.fill_(eta)
+        torch.manual_seed(2)  # the same negatives
+        task.train()(**batch)
+    with torch.no_grad():
+        texts = backbone.encode_text(batch["input_ids"], batch["attention_mask"])[:, 0]
+    assert len(seen[0]) == 18
+    weights = (seen[0] @ texts.T / texts.shape[1] ** 0.5).softmax(1)
+    assert torch.allclose(seen[1], seen[0] + 0.5 * weights @ texts, atol=1e-4)
+    assert context.aurora_bank["default"].any(1).sum() == 12
+    task.eval()(**batch)
+    assert torch.allclose(seen[2][:6], seen[1][:6], atol=1e-4)  # every text is in the bank twice
+    with torch.no_grad():
+        states = backbone.encode_image(batch["pixel_values"])
+        together = backbone.match(batch["input_ids"], batch["attention_mask"], states)
+        for i in range(6):
+            row = slice(i, i + 1)
+            alone = backbone.match(batch["input_ids"][row], batch["attention_mask"][row], states[row])
+            assert torch.allclose(alone, together[row], atol=1e-5)
 
 
 def test_settings_say_what_is_wrong():

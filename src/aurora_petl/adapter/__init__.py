@@ -1,19 +1,33 @@
 """Mode approximation as a peft tuner: `get_peft_model(model, AuroraConfig(r=64))` works as with `LoraConfig`.
 
 Importing this package registers the method with peft (in memory), so `PeftModel.from_pretrained` and the
-`AutoPeftModel` classes find saved adapters. The method is drawn in `factors.py`.
+`AutoPeftModel` classes find saved adapters. The method is drawn in `factors.py`, what it adds to fusion
+in `fusion.py`.
 """
 
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import register_peft_method
 from peft.utils.peft_types import PeftType
 
-from .config import CORES, AuroraConfig
+from .config import CONTEXTS, CORES, GATES, AuroraConfig
 from .factors import AuroraFactors, adapter_size
+from .fusion import AuroraContext, AuroraGate, fusion_size
 from .layer import AuroraLinear
 from .model import AuroraModel
 
-__all__ = ["CORES", "AuroraConfig", "AuroraFactors", "AuroraLinear", "AuroraModel", "adapter_size"]
+__all__ = [
+    "CONTEXTS",
+    "CORES",
+    "GATES",
+    "AuroraConfig",
+    "AuroraContext",
+    "AuroraFactors",
+    "AuroraGate",
+    "AuroraLinear",
+    "AuroraModel",
+    "adapter_size",
+    "fusion_size",
+]
 
 if PeftType("AURORA_PETL") not in PEFT_TYPE_TO_TUNER_MAPPING:  # a module reload must not register twice
     register_peft_method(name="aurora_petl", config_cls=AuroraConfig, model_cls=AuroraModel, prefix=AuroraModel.prefix)

@@ -1,4 +1,4 @@
-"""`AuroraConfig`: what to adapt, at which rank, with which core."""
+"""`AuroraConfig`: what to adapt, at which rank, with which core, and what to add where texts meet pictures."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ if "AURORA_PETL" not in PeftType.__members__:
     extend_enum(PeftType, "AURORA_PETL", "AURORA_PETL")
 
 CORES = ("diagonal", "full")
+CONTEXTS = ("batch", "released")
+GATES = ("scale_shift", "released")
 
 # Linear layers that hold several matrices stacked by rows: name (last part, or a regex) -> number of slices.
 FUSED_SLICES = {"qkv": 3}
@@ -24,6 +26,8 @@ FUSED_SLICES = {"qkv": 3}
 @dataclass
 class AuroraConfig(PeftConfig):
     """Configuration of `AuroraModel` (mode approximation, arXiv 2305.08381, section 3.2).
+
+    `context` and `gate` add the parts of section 3.3 (see `fusion.py`); without them it is the plain adapter.
 
     Raises:
         ValueError: if a field has a value outside its range; the message names field, value and choices.
@@ -93,6 +97,27 @@ class AuroraConfig(PeftConfig):
             )
         },
     )
+    context: str | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Informative context enhancement of the fused [CLS] state. 'batch': attention to the batch's texts in "
+                "training and to a bank of training texts afterwards, times one learned scalar that starts at 0. "
+                "'released': what the released code does, 0.1 times the batch's mean on matching pairs, in training "
+                "alone. None: off. For BLIP."
+            )
+        },
+    )
+    gate: str | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Gated query transformation of every text layer that cross-attends. 'scale_shift': scaled and shifted "
+                "self- and cross-attention outputs join the layer's output through gates that start at 0. 'released': "
+                "through the released code's constant 0.1. None: off. For BLIP."
+            )
+        },
+    )
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Modules trained and saved in full beside the adapter, e.g. heads."}
     )
@@ -101,7 +126,7 @@ class AuroraConfig(PeftConfig):
         metadata={
             "help": (
                 "True: V starts at zero, so the adapted model begins as the pretrained one, to the bit. "
-                "False draws V as well (for tests)."
+                "False draws V, and what else starts at zero, as well (for tests)."
             )
         },
     )
@@ -126,6 +151,9 @@ class AuroraConfig(PeftConfig):
             raise ValueError(f"`r` should be a positive integer but the value passed is {self.r!r}")
         if self.core not in CORES:
             raise ValueError(f"`core` should be one of {', '.join(map(repr, CORES))} but is {self.core!r}")
+        for name, choices in (("context", CONTEXTS), ("gate", GATES)):
+            if (form := getattr(self, name)) not in (None, *choices):
+                raise ValueError(f"`{name}` should be None, {' or '.join(map(repr, choices))} but is {form!r}")
         if not math.isfinite(self.scale):
             raise ValueError(f"`scale` should be a finite number but the value passed is {self.scale!r}")
         if not 0.0 <= self.dropout < 1.0:

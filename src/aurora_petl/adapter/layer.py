@@ -35,20 +35,28 @@ from torch import nn
 from .factors import AuroraFactors, no_autocast
 
 
-class AuroraLinear(nn.Module, BaseTunerLayer):
+class AuroraLayer(BaseTunerLayer):
+    """Everything of this method that peft switches, merges and deletes by adapter name.
+
+    `aurora_factors`, the tuner model's shared factors by adapter name, is a plain reference, not a submodule: the
+    tuner model alone registers them, so they appear once in `parameters()` and in a state dict.
+    """
+
+    aurora_factors: nn.ModuleDict
+
+
+class AuroraLinear(nn.Module, AuroraLayer):
     """A frozen `nn.Linear` plus the low-rank updates of its active adapters.
 
     y = (W + sum over active adapters of dW) x + b, with dW made of scale * V M_k U^T by slices.
 
     Args:
         base_layer: the linear layer, possibly wrapped by another peft layer.
-        factors: the tuner model's shared factors by adapter name. A plain reference, not a submodule: the
-            tuner model alone registers them, so they appear once in `parameters()` and in a state dict.
+        factors: the tuner model's shared factors by adapter name.
     """
 
     adapter_layer_names: tuple[str, ...] = ("aurora_P", "aurora_factors")
     other_param_names: tuple[str, ...] = ("aurora_split",)
-    aurora_factors: nn.ModuleDict
 
     def __init__(self, base_layer: nn.Module, factors: nn.ModuleDict) -> None:
         super().__init__()

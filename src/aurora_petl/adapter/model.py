@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -18,7 +19,8 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .config import AuroraConfig
 from .factors import AuroraFactors
-from .layer import AuroraLinear, base_linear
+from .fusion import add_fusion, additions, fusion_encoders
+from .layer import AuroraLayer, AuroraLinear, base_linear
 
 _BERT = ["query", "key", "value"]
 _CLIP = ["q_proj", "k_proj", "v_proj"]
@@ -39,16 +41,19 @@ class AuroraModel(BaseTuner):
     """Mode approximation (arXiv 2305.08381, section 3.2): see `factors.py` for the method.
 
     Made by `get_peft_model(model, AuroraConfig(...))`. U, V and lambda (or C) of every adapter are registered
-    here, under `aurora_factors.<adapter>`, and referenced by the layers, which own their rows of P.
+    here, under `aurora_factors.<adapter>`, and referenced by the layers, which own their rows of P. What `context`
+    and `gate` add (`fusion.py`) cannot be merged into weights: merging leaves it in the model, with a warning, and the
+    model that `merge_and_unload` returns still has it, frozen.
 
     Raises:
         ValueError: if no target modules are given or known for the model, if they match nothing, or if they
-            match a module that is not an `nn.Linear`, is quantised, or does not divide into its slices.
+            match a module that is not an `nn.Linear`, is quantised, or does not divide into its slices; if `context` or
+            `gate` is given and the model has no text encoder for it.
     """
 
     uses_shared_state = True
     prefix = "aurora_"
-    tuner_layer_cls = AuroraLinear
+    tuner_layer_cls = AuroraLayer
     target_module_mapping = TARGET_MODULES
     aurora_factors: nn.ModuleDict
 
@@ -71,6 +76,17 @@ class AuroraModel(BaseTuner):
         targets = config.target_modules
         if targets == DUMMY_TARGET_MODULES:
             return
+        if (config.context or config.gate) and not fusion_encoders(model):
+            raise ValueError(
+                f"`context`={config.context!r} and `gate`={config.gate!r} belong into a text encoder of BLIP that "
+                f"attends to pictures, but {type(model).__name__} has none. Please leave both out."
+            )
+        for parent, name, addition in additions(model):
+            if addition.aurora_factors is not self.aurora_factors:
+                raise ValueError(
+                    f"{type(parent).__name__}.{name} is of an adapter that was merged into this {type(model).__name__} "
+                    "earlier or belongs to another AuroraModel: please adapt a freshly loaded model."
+                )
         inside: tuple[str, ...] = ()  # prefixes of layers adapted earlier, whose parts are no targets
         linear_names, matched = set(), False
         for name, module in model.named_modules():
@@ -114,6 +130,7 @@ class AuroraModel(BaseTuner):
         split = _check_target(peft_config, current_key, target)
         if adapter_name not in self.aurora_factors:
             self.aurora_factors[adapter_name] = AuroraFactors(peft_config, like=base_linear(target).weight)
+            add_fusion(self.model, adapter_name, peft_config, self.aurora_factors)
         layer = target if isinstance(target, AuroraLinear) else AuroraLinear(target, self.aurora_factors)
         layer.add_adapter(adapter_name, split)
         if layer is not target:
@@ -142,11 +159,40 @@ class AuroraModel(BaseTuner):
         layers = [m for m in self.modules() if isinstance(m, (AuroraLinear, AuxiliaryTrainingWrapper))]
         give_names = functools.partial(_give_names, adapter_names=names)
         hooks = [layer.register_forward_pre_hook(give_names, with_kwargs=True) for layer in layers]
+        added = [addition for _, _, addition in additions(self.model)]
         try:
+            for addition in added:
+                addition.batch_names = list(names)
             yield
         finally:
+            for addition in added:
+                addition.batch_names = None
             for hook in hooks:
                 hook.remove()
+
+    def _check_merge_allowed(self) -> None:
+        super()._check_merge_allowed()
+        kept = sorted({addition.about for _, _, addition in additions(self.model) if addition.aurora_form})
+        if kept:
+            warnings.warn(
+                f"{' and '.join(kept)} cannot be folded into weights: what is merged stays in the model beside them, "
+                "applied as before. Save the adapter rather than the merged model, which loses that when loaded.",
+                stacklevel=3,
+            )
+
+    def _unload_and_optionally_merge(  # type: ignore[override]  # peft's returns a model, whatever it says
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
+        model = cast(nn.Module, super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names))
+        for parent, name, addition in additions(model):
+            if merge:
+                addition.merge(adapter_names=adapter_names)
+            addition.leave(parent, name)
+        return model
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)  # the rows in the layers

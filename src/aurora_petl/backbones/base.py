@@ -62,13 +62,22 @@ class Backbone(Protocol):
         ...
 
     def match(
-        self, input_ids: Tensor, attention_mask: Tensor, image_states: Tensor, which: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        image_states: Tensor,
+        which: Tensor | None = None,
+        *,
+        context: Tensor | None = None,
+        positive: Tensor | None = None,
     ) -> Tensor:
         """ITM logits (B, 2) of text-picture pairs, column 1 for a match.
 
         Args:
             image_states: (M, N, D), a picture's keys and values being computed once for all the texts it meets.
             which: (B,), the picture that each text meets. None: text i meets picture i, or all meet the only one.
+            context: (C, D), text-only [CLS] states of a training batch, for adapters that enhance fused states by it.
+            positive: (B,), which pairs match, for the released form of that.
         """
         ...
 

@@ -69,18 +69,25 @@ class BlipBackbone:
         return F.normalize(self.model.text_proj(text_states[:, 0]).float(), dim=-1)
 
     def match(
-        self, input_ids: Tensor, attention_mask: Tensor, image_states: Tensor, which: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        image_states: Tensor,
+        which: Tensor | None = None,
+        *,
+        context: Tensor | None = None,
+        positive: Tensor | None = None,
     ) -> Tensor:
-        sharing = {}
+        more: dict[str, Any] = {} if context is None else {"context": context, "positive": positive}
         if which is not None and self.shares:
-            sharing["sharing"] = share(which, len(image_states), image_states.shape[1], input_ids.shape[1])
+            more["sharing"] = share(which, len(image_states), image_states.shape[1], input_ids.shape[1])
         elif which is not None:
             image_states = image_states[which]
         fused = self.model.text_encoder(
             input_ids=torch.cat([torch.full_like(input_ids[:, :1], ENC), input_ids[:, 1:]], 1),
             attention_mask=attention_mask,
             encoder_hidden_states=image_states,
-            **sharing,
+            **more,
         ).last_hidden_state
         return self.model.itm_head(fused[:, 0]).float()
 

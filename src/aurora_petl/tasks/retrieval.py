@@ -2,6 +2,9 @@
 
 The backbone is frozen, so the momentum encoder differs from the online one in its trainable weights alone: an
 exponential average of those, swapped in under ``no_grad``, replaces the second copy of the model.
+
+Over several ranks, contrast and context (`adapter/fusion.py`) are those of the joint batch; negatives for ITM are drawn
+within each rank.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from ..data.folder import ImageTextDataset
 from ..errors import AuroraError
 from ..evaluation.features import Features, extract, trim
 from ..evaluation.rerank import Scores, rerank
+from .ranks import gather, rank
 from .settings import RetrievalSettings
 
 
@@ -83,31 +87,41 @@ class Retrieval(nn.Module):
         with torch.no_grad(), self.momentum_weights():
             teacher_image = backbone.project_image(backbone.encode_image(pixel_values))
             teacher_text = backbone.project_text(backbone.encode_text(input_ids, attention_mask))
+            teacher = gather(teacher_image), gather(teacher_text), gather(ids)
         image_states = backbone.encode_image(pixel_values)
         image = backbone.project_image(image_states)
-        text = backbone.project_text(backbone.encode_text(input_ids, attention_mask))
-        itc = self._contrast(image, text, teacher_image, teacher_text, ids)
-        itm = self._matching(image_states, image, text, input_ids, attention_mask, ids)
+        text_states = backbone.encode_text(input_ids, attention_mask)
+        text = backbone.project_text(text_states)
+        context = gather(text_states[:, 0]) if self.training else None
+        itc = self._contrast(image, text, ids, *teacher)
+        itm = self._matching(image_states, image, text, input_ids, attention_mask, ids, context)
         if self.training:
-            self._enqueue(teacher_image, teacher_text, ids)
+            self._enqueue(*teacher)
             self.steps += 1
         return {"loss": itc + settings.itm_weight * itm, "itc": itc.detach(), "itm": itm.detach()}
 
     def _contrast(
-        self, image: Tensor, text: Tensor, teacher_image: Tensor, teacher_text: Tensor, ids: Tensor
+        self,
+        image: Tensor,
+        text: Tensor,
+        ids: Tensor,
+        teacher_image: Tensor,
+        teacher_text: Tensor,
+        teacher_ids: Tensor,
     ) -> Tensor:
-        """ITC: features (B, P) against the teacher's of the batch and the queue (B + Q, P), targets softened by the
-        teacher's own similarities."""
+        """ITC: features (B, P) against the teacher's of all ranks' batches and the queue (ranks * B + Q, P), targets
+        softened by the teacher's own similarities."""
         filled = int(self.queue_used[1])
         all_image = torch.cat([teacher_image, self.queue_image[:filled]])
         all_text = torch.cat([teacher_text, self.queue_text[:filled]])
-        all_ids = torch.cat([ids, self.queue_ids[:filled]])
+        all_ids = torch.cat([teacher_ids, self.queue_ids[:filled]])
         temperature = self.backbone.temperature()
         same = (ids[:, None] == all_ids[None]).float()
         hard = same / same.sum(1, keepdim=True)
         alpha = self.settings.alpha * min(1.0, int(self.steps) / max(1, self.warmup_steps))
         loss = image.new_zeros(())
-        for student, teacher, keys in ((image, teacher_image, all_text), (text, teacher_text, all_image)):
+        own = slice(rank() * len(ids), (rank() + 1) * len(ids))
+        for student, teacher, keys in ((image, teacher_image[own], all_text), (text, teacher_text[own], all_image)):
             with torch.no_grad():
                 soft = F.softmax(teacher @ keys.T / temperature, dim=1)
                 target = alpha * soft + (1 - alpha) * hard
@@ -122,6 +136,7 @@ class Retrieval(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor,
         ids: Tensor,
+        context: Tensor | None,
     ) -> Tensor:
         """ITM: each picture with its text, with a hard negative text, and as the hard negative of another text."""
         different = ids[:, None] != ids[None]
@@ -136,9 +151,9 @@ class Retrieval(nn.Module):
         own = torch.arange(len(ids), device=ids.device)
         which_text, which_image = torch.cat([own, texts, rows]), torch.cat([own, rows, images])
         words = trim(input_ids[which_text], attention_mask[which_text])
-        logits = self.backbone.match(*words, image_states, which_image)
-        labels = (torch.arange(len(which_text), device=ids.device) < len(ids)).long()
-        return F.cross_entropy(logits, labels)
+        positive = torch.arange(len(which_text), device=ids.device) < len(ids)
+        logits = self.backbone.match(*words, image_states, which_image, context=context, positive=positive)
+        return F.cross_entropy(logits, positive.long())
 
     @torch.no_grad()
     def _advance_averages(self) -> None:
@@ -157,11 +172,10 @@ class Retrieval(nn.Module):
         self.queue_used[1] = min(size, int(self.queue_used[1]) + len(ids))
 
     def training_state(self) -> dict[str, Tensor]:
-        """All that a resumed training needs of this module: trained weights, averages, queue, step count."""
+        """All that a resumed training needs of this module: trained weights, averages, queue, step count, and the
+        model's own buffers, such as an adapter's bank of texts."""
         frozen = {f"model.{name}" for name, weight in self.model.named_parameters() if not weight.requires_grad}
-        kept = {name: value for name, value in self.state_dict().items() if name not in frozen}
-        buffers = {f"model.{name}" for name, _ in self.model.named_buffers()}
-        return {name: value for name, value in kept.items() if name not in buffers}
+        return {name: value for name, value in self.state_dict().items() if name not in frozen}
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         """Put `training_state` back.

@@ -1,0 +1,39 @@
+"""Batches that are spread over the ranks of `torch.distributed`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def gather(rows: Tensor) -> Tensor:
+    """The rows of all ranks in rank order, (B, ...) -> (ranks * B, ...); without ranks the rows themselves.
+
+    Every rank brings as many rows. A row's gradient is the sum of what all ranks ask of it: with gradients averaged
+    over the ranks, as DDP does, they are those of the joint batch.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return rows
+    return _Gather.apply(rows)  # type: ignore[no-any-return]
+
+
+def rank() -> int:
+    """This process's place among the ranks, 0 if it is alone."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:  # type: ignore[override]
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]

@@ -1,0 +1,79 @@
+"""Two processes with half a batch each against one process with all of it."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from aurora_petl.backbones.blip import empty
+from aurora_petl.baselines import apply_method
+from aurora_petl.tasks.ranks import gather
+from aurora_petl.tasks.retrieval import Retrieval, RetrievalSettings
+from tests.adapter.tiny import blip_config
+
+RANKS = 2
+IDS = torch.tensor([0, 1, 0, 2])  # a picture that both ranks show
+
+
+def draw(weights: torch.Tensor, number: int) -> torch.Tensor:
+    """In place of a random draw: the likeliest negative of the same rank."""
+    own = torch.arange(len(weights)) // (len(IDS) // RANKS)
+    return (weights * (own[:, None] == own)).argmax(1, keepdim=True)
+
+
+def step(rows: slice) -> tuple[Retrieval, float]:
+    """Loss and gradients of the second step on these rows: features are in the queue and soften the targets."""
+    torch.multinomial = draw
+    torch.manual_seed(0)
+    config = blip_config()
+    config.text_config.vocab_size = 30_524
+    backbone = empty(config, "tiny")
+    apply_method(
+        backbone, "aurora", {"r": 4, "context": "batch", "gate": "scale_shift", "init_weights": False}, train_heads=True
+    )
+    task = Retrieval(backbone, RetrievalSettings(queue_size=8)).train()
+    task.warmup_steps = 1
+    ids = torch.randint(3, 50, (4, 5))
+    batch = {"pixel_values": torch.randn(4, 3, 16, 16), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    part = {name: value[rows] for name, value in {**batch, "ids": IDS}.items()}
+    task(**part)
+    loss = task(**part)["loss"]
+    loss.backward()
+    return task, loss.item()
+
+
+def found(task: Retrieval, loss: float) -> dict[str, torch.Tensor]:
+    gradients = {f"gradient of {name}": weight.grad for name, weight in task.trained()}
+    kept = {name: value for name, value in task.training_state().items() if "queue" in name or "bank" in name}
+    return {"loss": torch.tensor(loss), **gradients, **kept}
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
+    half = len(IDS) // RANKS
+    values = found(*step(slice(rank * half, (rank + 1) * half)))
+    for name, value in values.items():
+        if name == "loss" or name.startswith("gradient"):  # as DDP does
+            dist.all_reduce(value)
+            value /= RANKS
+    torch.save(values, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_train_as_one_with_the_joint_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "multinomial", torch.multinomial)  # `step` replaces it
+    mp.spawn(work, (str(tmp_path),), nprocs=RANKS)
+    expected = found(*step(slice(None)))
+    assert any("eta" in name for name in expected) and any("bank" in name for name in expected)
+    assert all(value.any() for name, value in expected.items() if "eta" in name or "gamma" in name or "bank" in name)
+    for rank in range(RANKS):
+        values = torch.load(tmp_path / f"{rank}.pt")
+        assert values.keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.allclose(values[name], value, rtol=1e-4, atol=1e-6), (rank, name)
+
+
+@pytest.mark.parametrize("rows", [torch.ones(2, 3, requires_grad=True), torch.arange(3)])
+def test_alone_nothing_is_gathered(rows):
+    assert gather(rows) is rows
