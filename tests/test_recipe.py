@@ -28,8 +28,8 @@ def test_every_recipe_of_the_package_loads_and_says_what_it_is(name):
 
 def test_recipe_by_name():
     recipe = load_recipe("emoji")
-    assert (recipe.model, recipe.data, recipe.method_options) == ("blip-mini", "fluent-flat", {"r": 64})
-    assert (recipe.task.queue_size, recipe.train.learning_rate, recipe.train.flip) == (0, 3e-3, False)
+    assert (recipe.model, recipe.data, recipe.method_options) == ("blip-mini", "fluent-contrast", {"r": 64})
+    assert (recipe.task.beta, recipe.train.head_learning_rate, recipe.train.augment) == (20.0, 3e-4, False)
     assert recipe.task.momentum == 0.995  # what the file leaves out keeps its default
 
 

@@ -18,7 +18,7 @@ from aurora_petl.cli import main
 from aurora_petl.data import load_dataset
 from aurora_petl.recipe import load_recipe
 from aurora_petl.tasks.retrieval import Retrieval
-from aurora_petl.training import load_run, train
+from aurora_petl.training import fit, is_head, load_run, prepare, train
 
 SMALL = ["train.batch_size=6", "train.max_steps=6", "train.evaluations=3", "task.queue_size=6", "method_options.r=4"]
 
@@ -161,3 +161,25 @@ def test_overfits_its_training_pictures(folder, tmp_path):
     run = train(load_recipe(None, [*fields, "method_options.r=16"]), tmp_path / "run", progress=False)
     metrics, _, _ = run.task.evaluate(load_dataset(folder).split("train"))
     assert metrics["text_recall@1"] >= 90 and metrics["image_recall@1"] >= 90
+
+
+def test_heads_have_their_own_rate(folder, tmp_path):
+    recipe = load_recipe(None, settings(folder, "train.max_steps=1", "train.head_learning_rate=1e-5"))
+    prepared = prepare(recipe, check=False)
+    rates = {}
+    fit(recipe, tmp_path, prepared, progress=False, callbacks=[_Rates(rates)])
+    task = prepared[2]
+    heads = {name for name, _ in task.named_parameters() if is_head(task.backbone, name)}
+    trained = {name for name, weight in task.named_parameters() if weight.requires_grad}
+    assert {name: rates[name] for name in trained} == {name: 1e-5 if name in heads else 3e-3 for name in trained}
+    assert trained & heads and trained - heads
+
+
+class _Rates(TrainerCallback):
+    def __init__(self, rates):
+        self.rates = rates
+
+    def on_train_begin(self, args, state, control, model=None, optimizer=None, **rest):
+        names = {id(weight): name for name, weight in model.named_parameters()}
+        for group in optimizer.param_groups:
+            self.rates |= {names[id(weight)]: group["initial_lr"] for weight in group["params"]}

@@ -20,20 +20,19 @@ AURORA = "Aurora"
 def methods() -> dict[str, Recipe]:
     """The demo's recipes by the names that its table prints.
 
-    LoRA's rank makes its adapter about ten times Aurora's. Learning rates and steps of each were searched alike on the
-    validation split (``benchmarks/methods.py --search``).
+    LoRA's rank makes its adapter about ten times Aurora's. The learning rate of each was searched alike on the
+    validation split (``benchmarks/methods.py --search``), which also picks the step whose weights are kept.
     """
-    return {
-        "heads only": load_recipe(RECIPE, ["method=heads", *TUNED["heads only"]]),
-        AURORA: load_recipe(RECIPE, TUNED[AURORA]),
-        "LoRA r=20": load_recipe(
-            RECIPE, ["method=lora", "method_options={r: 20, lora_alpha: 20}", *TUNED["LoRA r=20"]]
-        ),
-        "full": load_recipe(RECIPE, ["method=full", *TUNED["full"]]),
-    }
+    return {name: load_recipe(RECIPE, [*OPTIONS[name], f"train.learning_rate={RATES[name]}"]) for name in OPTIONS}
 
 
-TUNED: dict[str, list[str]] = {"heads only": [], AURORA: [], "LoRA r=20": [], "full": []}
+OPTIONS: dict[str, list[str]] = {
+    "heads only": ["method=heads", "train.head_learning_rate=0"],
+    AURORA: [],
+    "LoRA r=20": ["method=lora", "method_options={r: 20, lora_alpha: 20}"],
+    "full": ["method=full", "train.head_learning_rate=0"],
+}
+RATES = {"heads only": 3e-4, AURORA: 1e-2, "LoRA r=20": 1e-3, "full": 1e-4}
 
 
 def demo(folder: Path, *, seed: int = 0) -> None:

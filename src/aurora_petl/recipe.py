@@ -23,6 +23,7 @@ class TrainSettings:
     """How to optimise. ``epochs`` counts passes over the training pairs unless ``max_steps`` is positive."""
 
     learning_rate: float = 1e-4
+    head_learning_rate: float = 0.0  # of projections, ITM head and temperature; 0: the same
     batch_size: int = 16  # pairs a device
     gradient_accumulation: int = 1
     epochs: float = 4.0
@@ -45,6 +46,8 @@ class TrainSettings:
             raise AuroraError("train.batch_size is 1; contrast needs at least 2 pairs a batch")
         if self.learning_rate <= 0:
             raise AuroraError(f"train.learning_rate is {self.learning_rate}; it must be positive")
+        if self.head_learning_rate < 0:
+            raise AuroraError(f"train.head_learning_rate is {self.head_learning_rate}; it must be positive, or 0")
         if self.max_steps <= 0 and self.epochs <= 0:
             raise AuroraError("train.epochs and train.max_steps are both zero; give one of them")
         if self.precision not in ("auto", "fp32", "bf16", "fp16"):

@@ -83,11 +83,34 @@ class Collator:
 class TaskTrainer(Trainer):
     """Trainer over a task module: its own evaluation, and checkpoints of what trains only, as safetensors."""
 
-    def __init__(self, task: Retrieval, validation: ImageTextDataset, **rest: Any) -> None:
+    def __init__(self, task: Retrieval, validation: ImageTextDataset, head_rate: float, **rest: Any) -> None:
         super().__init__(model=task, eval_dataset=validation, **rest)  # type: ignore[arg-type]
-        self.task, self.validation = task, validation
+        self.task, self.validation, self.head_rate = task, validation, head_rate
         self._parts: dict[str, float] = {}
         self._counted = 0
+
+    def create_optimizer(self, model=None):
+        """The Trainer's AdamW, in groups by weight decay and by whether a weight is a head's, which may have a rate of
+        its own: heads start trained, an adapter starts at zero."""
+        if self.optimizer is None:
+            decayed = set(self.get_decay_parameter_names(self.task))
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            groups: dict[tuple[bool, bool], list[Tensor]] = {}
+            for name, weight in self.task.named_parameters():
+                if weight.requires_grad:
+                    groups.setdefault((is_head(self.task.backbone, name), name in decayed), []).append(weight)
+            self.optimizer = kind(
+                [
+                    {
+                        "params": weights,
+                        "weight_decay": self.args.weight_decay if decays else 0.0,
+                        "lr": self.head_rate or self.args.learning_rate if head else self.args.learning_rate,
+                    }
+                    for (head, decays), weights in groups.items()
+                ],
+                **options,
+            )
+        return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs)
@@ -266,6 +289,7 @@ def fit(
     trainer = TaskTrainer(
         task,
         dataset.split("validation"),
+        settings.head_learning_rate,
         args=arguments,
         train_dataset=training,
         data_collator=Collator(backbone, recipe.task.max_tokens),
@@ -316,13 +340,18 @@ def load_run(folder: Path) -> tuple[Recipe, Backbone]:
     return recipe, backbone
 
 
+def is_head(backbone: Backbone, name: str) -> bool:
+    """Whether a weight of this name belongs to a head."""
+    return any(head in name.split(".") for head in backbone.heads)
+
+
 def weight_counts(backbone: Backbone) -> dict[str, int]:
     """Trainable weights by group: ``adapter`` and, of these, ``fusion`` (context and gates), ``heads``, all together,
     and those of the frozen model."""
     heads = sum(
         weight.numel()
         for name, weight in backbone.module.named_parameters()
-        if weight.requires_grad and any(head in name.split(".") for head in backbone.heads)
+        if weight.requires_grad and is_head(backbone, name)
     )
     trainable = sum(weight.numel() for weight in backbone.parameters() if weight.requires_grad)
     copies = sum(  # peft keeps the untrained heads beside the trained ones
