@@ -159,7 +159,9 @@ def test_overfits_its_training_pictures(folder, tmp_path):
     """Labels, pictures and losses line up: the training split becomes retrievable."""
     rates = ["train.learning_rate=1e-2", "train.head_learning_rate=1e-3"]
     fields = settings(folder, "train.max_steps=100", "train.evaluations=1", "train.augment=false", *rates)
-    run = train(load_recipe(None, [*fields, "train.batch_size=12", "method_options.r=16"]), tmp_path / "run", progress=False)
+    run = train(
+        load_recipe(None, [*fields, "train.batch_size=12", "method_options.r=16"]), tmp_path / "run", progress=False
+    )
     metrics, _, _ = run.task.evaluate(load_dataset(folder).split("train"))
     assert metrics["text_recall@1"] >= 90 and metrics["image_recall@1"] >= 90
 
