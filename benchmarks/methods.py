@@ -38,9 +38,10 @@ RATES = {  # a factor of about three apart, four each; around each method's usua
 
 
 @cache
-def untuned_scores(model: str, data: str) -> tuple[tuple[Scores, Features], dict[str, float]]:
+def untuned_scores() -> tuple[tuple[Scores, Features], dict[str, float]]:
     """Test scores and validation metrics of the pretrained model, which all runs of a worker share."""
-    recipe, dataset = next(iter(methods().values())), load_dataset(data)
+    recipe = next(iter(methods().values()))
+    dataset = load_dataset(recipe.data)
     scores, features = untuned(recipe, dataset.split("validation"))
     return untuned(recipe, dataset.split("test")), scores.metrics(features)
 
@@ -52,7 +53,7 @@ def run(recipe: Recipe, folder: Path, score: bool) -> dict:
     if not (folder / "metrics.json").is_file():
         if folder.exists():
             shutil.rmtree(folder)
-        before, start = untuned_scores(recipe.model, recipe.data)
+        before, start = untuned_scores()
         if score:
             train(recipe, folder, progress=False, check=False, before=before, start=start)
         else:

@@ -41,11 +41,12 @@ from torch import Tensor, nn
 from transformers import BertModel, BertTokenizerFast, BlipConfig, BlipForImageTextRetrieval
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
+from aurora_petl.data.media import MEAN, STD
+from aurora_petl.evaluation.recall import retrieval_metrics
+
 RENDER = 112  # pixels kept in memory; crops of it become `SIZE`
 SIZE = 96
 WIDTH = 192
-MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
-STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
 DROPOUT = 0.1  # of the text layers while pretraining, as in BLIP; the saved configuration has none
 CLS, ENC = 101, 30523  # first word piece of a text alone, and of one that meets a picture
 SOFT, SOFTNESS = 0.3, 0.1  # share and temperature of ITC's soft targets
@@ -299,7 +300,8 @@ def augment(pixels: Tensor) -> Tensor:
 
 def normalise(image: Tensor) -> Tensor:
     """CLIP's mean and deviation taken out of a batch with values in [0, 1]."""
-    return (image - MEAN.to(image.device).view(3, 1, 1)) / STD.to(image.device).view(3, 1, 1)
+    mean, deviation = (torch.from_numpy(values).to(image.device).view(3, 1, 1) for values in (MEAN, STD))
+    return (image - mean) / deviation
 
 
 def plain(pixels: Tensor) -> Tensor:
@@ -404,28 +406,22 @@ def recall(model: BlipMini, data: Corpus, encode, rerank: int = 0) -> dict[str, 
     model.eval()
     text = encode([sources.caption(n, t) for n, t in zip(data.names, data.tags, strict=True)])
     device = text[0].device
-    with torch.autocast(device.type, torch.bfloat16):
-        parts = [model.images(plain(chunk.to(device))) for chunk in data.pixels.split(100)]
-        states, features = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
-        scores = features @ model.texts(*text).T
-        if rerank:
-            matched = scores.float() - 1e4
-            for axis in (0, 1):
-                for one in range(len(scores)):
-                    best = (scores[one] if axis == 0 else scores[:, one]).topk(rerank).indices
-                    fixed = torch.full_like(best, one)
-                    rows, columns = (fixed, best) if axis == 0 else (best, fixed)
-                    logits = model.match(text[0][columns], text[1][columns], states[rows])
-                    matched[rows, columns] = logits[:, 1] - logits[:, 0]
-            scores = matched
+    parts = [model.images(plain(chunk.to(device))) for chunk in data.pixels.split(100)]
+    states, features = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+    scores = features @ model.texts(*text).T
+    if rerank:
+        matched = scores.float() - 1e4
+        for axis in (0, 1):
+            for one in range(len(scores)):
+                best = (scores[one] if axis == 0 else scores[:, one]).topk(rerank).indices
+                fixed = torch.full_like(best, one)
+                rows, columns = (fixed, best) if axis == 0 else (best, fixed)
+                logits = model.match(text[0][columns], text[1][columns], states[rows])
+                matched[rows, columns] = logits[:, 1] - logits[:, 0]
+        scores = matched
     model.train()
-    found = {}
-    for way, matrix in (("text", scores), ("image", scores.T)):
-        rank = (matrix > matrix.diagonal().unsqueeze(1)).sum(1)
-        for k in (1, 5, 10):
-            found[f"{way}_recall@{k}"] = (rank < k).float().mean().item()
-    found["mean_recall"] = sum(found.values()) / 6
-    return found
+    matrix, names = scores.float().cpu().numpy(), [str(number) for number in range(len(scores))]
+    return {name: percent / 100 for name, percent in retrieval_metrics(matrix, matrix.T, names, names).items()}
 
 
 def main() -> None:
