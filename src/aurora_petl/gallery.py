@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .data.folder import ImageTextDataset
+from .data.rows import ImageTextDataset
 from .evaluation.features import Features
 from .evaluation.rerank import Scores
 from .report import GalleryQuery, Hit, gallery

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 if TYPE_CHECKING:
     from .backbones import Backbone
-    from .data.folder import ImageTextDataset
+    from .data.rows import ImageTextDataset
     from .recipe import Recipe
 
 RECALLS = {

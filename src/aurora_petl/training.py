@@ -25,8 +25,8 @@ from .adapter.fusion import additions
 from .backbones import Backbone, load_backbone
 from .baselines import METHODS, apply_method, load_adapter, save_adapter
 from .data import load_dataset
-from .data.folder import ImageTextDataset
 from .data.media import EvalTransform, TrainTransform
+from .data.rows import ImageTextDataset
 from .errors import AuroraError
 from .evaluation.features import Features, tokenize
 from .evaluation.rerank import Scores

@@ -10,8 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..backbones import Backbone
-from ..data.folder import ImageTextDataset
 from ..data.media import EvalTransform
+from ..data.rows import ImageTextDataset
 
 STATES_BUDGET = 2 * 1024**3  # bytes of picture states kept between ITC and rerank; beyond it they are formed again
 

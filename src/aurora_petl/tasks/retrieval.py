@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbones import Backbone
-from ..data.folder import ImageTextDataset
+from ..data.rows import ImageTextDataset
 from ..errors import AuroraError
 from ..evaluation.features import Features, extract, trim
 from ..evaluation.rerank import Scores, rerank
