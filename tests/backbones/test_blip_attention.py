@@ -19,7 +19,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextLayer
 from aurora_petl.adapter import AuroraConfig
 from aurora_petl.backbones import blip_attention
 from aurora_petl.backbones.blip import ENC, BlipBackbone
-from aurora_petl.backbones.blip_attention import REPLACED, attend, share, use_sdpa
+from aurora_petl.backbones.blip_attention import REPLACED, Meeting, attend, share, use_sdpa
 from aurora_petl.tasks.retrieval import Retrieval
 
 TOKENS = 9
@@ -360,7 +360,7 @@ def test_masked_states_are_shared_with_their_mask():
                 attention_mask=mask,
                 encoder_hidden_states=states,
                 encoder_attention_mask=padding,
-                sharing=share(which, 3, 17, TOKENS),
+                meeting=Meeting(share(which, 3, 17, TOKENS)),
                 **kwargs,
             ).last_hidden_state
             alone = backbone.model.text_encoder(

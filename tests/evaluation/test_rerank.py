@@ -28,7 +28,7 @@ def pair_by_pair(backbone, dataset, features):
 def test_scores_equal_pairs_alone(backbone, few):
     backbone.model.eval()
     features = extract(backbone, few, batch_size=4)
-    scores = rerank(backbone, features, k_test=1000, beta=0.5, batch_size=3)
+    scores = rerank(backbone, features, k_test=1000, beta=0.5)
     expected = pair_by_pair(backbone, few, features) + 0.5 * scores.similarity
     assert np.abs(scores.image_to_text - expected).max() < 1e-4
     assert np.array_equal(scores.text_to_image, scores.image_to_text.T)

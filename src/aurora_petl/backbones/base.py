@@ -61,6 +61,11 @@ class Backbone(Protocol):
         """(B, T, D) -> unit vectors (B, P)"""
         ...
 
+    def begin_match(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor | None:
+        """(B, T), (B, T) -> what `match` computes of texts before they meet a picture, (B, T, D), for its ``begun``; None
+        if it has no such part."""
+        ...
+
     def match(
         self,
         input_ids: Tensor,
@@ -70,6 +75,8 @@ class Backbone(Protocol):
         *,
         context: Tensor | None = None,
         positive: Tensor | None = None,
+        begun: Tensor | None = None,
+        kept: dict[int, tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
         """ITM logits (B, 2) of text-picture pairs, column 1 for a match.
 
@@ -78,6 +85,9 @@ class Backbone(Protocol):
             which: (B,), the picture that each text meets. None: text i meets picture i, or all meet the only one.
             context: (C, D), text-only [CLS] states of a training batch, for adapters that enhance fused states by it.
             positive: (B,), which pairs match, for the released form of that.
+            begun: what `begin_match` gave for these texts.
+            kept: an empty dict, in which a call keeps the pictures' keys and values for later calls with the same
+                ``image_states``, without gradient to them.
         """
         ...
 

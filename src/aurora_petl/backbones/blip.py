@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, BlipForImageTextRetrieval
 from transformers.utils import logging
 
-from .blip_attention import share, use_sdpa
+from .blip_attention import Meeting, share, use_sdpa
 
 ENC = 30523  # [ENC] of the original; hub tokenizers do not carry it, so it is set by number
 ORIGINAL_EPSILON = 1e-6  # of the original ViT; hub configs say 1e-5
@@ -68,6 +68,14 @@ class BlipBackbone:
     def project_text(self, text_states: Tensor) -> Tensor:
         return F.normalize(self.model.text_proj(text_states[:, 0]).float(), dim=-1)
 
+    def begin_match(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor | None:
+        if not self.shares:
+            return None
+        encoder = self.model.text_encoder
+        states = encoder.embeddings(input_ids=_fused(input_ids))
+        padding = (1.0 - attention_mask[:, None, None].to(states.dtype)) * torch.finfo(states.dtype).min
+        return encoder.encoder.layer[0].attention(states, padding)[0]
+
     def match(
         self,
         input_ids: Tensor,
@@ -77,14 +85,20 @@ class BlipBackbone:
         *,
         context: Tensor | None = None,
         positive: Tensor | None = None,
+        begun: Tensor | None = None,
+        kept: dict[int, tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
         more: dict[str, Any] = {} if context is None else {"context": context, "positive": positive}
-        if which is not None and self.shares:
-            more["sharing"] = share(which, len(image_states), image_states.shape[1], input_ids.shape[1])
+        if self.shares:
+            meeting = Meeting(kept=kept, begun=begun is not None, first_only=True)
+            if which is not None:
+                meeting.sharing = share(which, len(image_states), image_states.shape[1], input_ids.shape[1])
+            more["meeting"] = meeting
         elif which is not None:
             image_states = image_states[which]
         fused = self.model.text_encoder(
-            input_ids=torch.cat([torch.full_like(input_ids[:, :1], ENC), input_ids[:, 1:]], 1),
+            input_ids=_fused(input_ids) if begun is None else None,
+            encoder_embeds=begun,
             attention_mask=attention_mask,
             encoder_hidden_states=image_states,
             **more,
@@ -93,6 +107,11 @@ class BlipBackbone:
 
     def temperature(self) -> Tensor:
         return self.model.temperature()
+
+
+def _fused(input_ids: Tensor) -> Tensor:
+    """(B, T) with [ENC] as token 0, the mark of a text that meets a picture."""
+    return torch.cat([torch.full_like(input_ids[:, :1], ENC), input_ids[:, 1:]], 1)
 
 
 def empty(config: Any, name: str) -> BlipBackbone:

@@ -1,15 +1,24 @@
-"""Two-stage retrieval: ITC picks candidates, ITM rescores them, grouped by picture.
+"""Two-stage retrieval: ITC picks candidates, ITM rescores them.
 
-The pairs that either direction asks for are united and each is scored once. All texts that meet a picture go through
-the fusion layers together against that one picture's states, so its keys and values are projected once a chunk.
+The usual loop takes one query at a time and projects the whole of each candidate picture to keys and values again for
+every text. Here the pairs that either direction asks for are united and each is scored once, picture by picture:
+
+    pictures  . . . .  a block: states -> keys and values of all fusion layers, once
+              |/ |\\
+    texts    a bb ccc  its pairs by length of text, in calls of alike lengths, a few thousand word pieces each;
+                       what comes before a text meets a picture is computed once for the whole run
+
+Memory is bounded by `BLOCK_BUDGET` (keys and values of a block) and `CALL_TOKENS`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ..backbones import Backbone
@@ -17,6 +26,8 @@ from .features import Features, trim
 from .recall import retrieval_metrics
 
 BELOW = 1e4  # puts what was not rescored under all that was, in ITC order
+BLOCK_BUDGET = 256 * 1024**2  # bytes of a block's picture states; its keys and values take twice that a fusion layer
+CALL_TOKENS = 4096  # word pieces in one call of the model
 
 
 @dataclass
@@ -38,39 +49,24 @@ class Scores:
 
 @torch.no_grad()
 def rerank(
-    backbone: Backbone,
-    features: Features,
-    *,
-    k_test: int = 128,
-    beta: float = 0.0,
-    batch_size: int = 128,
-    progress: bool = False,
+    backbone: Backbone, features: Features, *, k_test: int = 128, beta: float = 0.0, progress: bool = False
 ) -> Scores:
     """Rescore the ``k_test`` best candidates of every query by ITM match logit + ``beta`` * ITC similarity.
 
     Args:
         k_test: candidates a query (256 for COCO, 128 elsewhere in the literature); 0 keeps the ITC order.
         beta: weight of the similarity in the final score.
-        batch_size: texts that meet one picture at a time.
     """
     similarity = (features.image @ features.text.T).float()  # (images, texts)
     images, texts = similarity.shape
     wanted_rows = _best(similarity, min(k_test, texts))
     wanted_columns = _best(similarity.T, min(k_test, images)).T
-    wanted = wanted_rows | wanted_columns
-    lengths = features.attention_mask.sum(1)
-    scored = similarity - BELOW
-    for image in tqdm(range(images), "rerank", leave=False, disable=not progress):
-        candidates = wanted[image].nonzero()[:, 0]
-        if not len(candidates):
-            continue
-        candidates = candidates[lengths[candidates].argsort()]  # alike lengths together: little padding
-        states = features.states(image, image + 1)
-        for part in candidates.split(batch_size):
-            ids, mask = trim(features.input_ids[part], features.attention_mask[part])
-            logits = backbone.match(ids, mask, states)
-            scored[image, part] = logits[:, 1] + beta * similarity[image, part]
     below = similarity - BELOW
+    scored = below.clone()
+    pairs = (wanted_rows | wanted_columns).nonzero()  # by picture
+    logits = match_pairs(backbone, features, pairs[:, 0], pairs[:, 1], progress=progress)
+    rows = tuple(pairs.T)
+    scored[rows] = logits + beta * similarity[rows]
     return Scores(
         torch.where(wanted_rows, scored, below).cpu().numpy(),
         torch.where(wanted_columns, scored, below).T.cpu().numpy(),
@@ -78,7 +74,58 @@ def rerank(
     )
 
 
-def _best(scores: torch.Tensor, k: int) -> torch.Tensor:
+@torch.no_grad()
+def match_pairs(
+    backbone: Backbone, features: Features, images: Tensor, texts: Tensor, *, progress: bool = False
+) -> Tensor:
+    """ITM match logits (n,) of n pairs of a picture and a text, rows of ``features``; ``images`` in rising order."""
+    logits = torch.zeros(len(images), device=images.device)
+    lengths = features.attention_mask.sum(1)
+    begun = _begin(backbone, features)
+    bar = tqdm(total=len(images), desc="rerank", unit="pair", leave=False, disable=not progress)
+    for first, last in _blocks(images, texts, lengths, features.states):
+        states = features.states(first, last)
+        kept: dict[int, tuple[Tensor, Tensor]] = {}
+        block = torch.arange(
+            int(torch.searchsorted(images, first)), int(torch.searchsorted(images, last)), device=images.device
+        )
+        block = block[lengths[texts[block]].argsort(stable=True)]  # alike lengths together: little padding
+        for part in block.split(max(1, CALL_TOKENS // int(lengths[texts[block]].float().mean().ceil()))):
+            text = texts[part]
+            ids, mask = trim(features.input_ids[text], features.attention_mask[text])
+            ready = None if begun is None else begun[text, : ids.shape[1]]
+            logits[part] = backbone.match(ids, mask, states, images[part] - first, begun=ready, kept=kept)[:, 1]
+            bar.update(len(part))
+    bar.close()
+    return logits
+
+
+def _begin(backbone: Backbone, features: Features) -> Tensor | None:
+    """`Backbone.begin_match` of all texts, (L, T, D)."""
+    parts = [
+        backbone.begin_match(features.input_ids[rows], features.attention_mask[rows])
+        for rows in torch.arange(len(features.input_ids)).split(256)
+    ]
+    return None if not parts or parts[0] is None else torch.cat(parts)  # type: ignore[arg-type]
+
+
+def _blocks(images: Tensor, texts: Tensor, lengths: Tensor, states) -> Iterator[tuple[int, int]]:
+    """Ranges of pictures, as few as fill calls of `CALL_TOKENS` and never more than `BLOCK_BUDGET` allows."""
+    if not len(images):
+        return
+    last_picture = int(images[-1])
+    tokens = torch.zeros(last_picture + 1, device=images.device).index_add_(0, images, lengths[texts].float()).tolist()
+    limit = max(1, BLOCK_BUDGET // states(0, 1).nbytes)
+    first, held = 0, 0.0
+    for picture in range(last_picture + 1):
+        held += tokens[picture]
+        if held >= CALL_TOKENS or picture + 1 - first >= limit or picture == last_picture:
+            if held:
+                yield first, picture + 1
+            first, held = picture + 1, 0.0
+
+
+def _best(scores: Tensor, k: int) -> Tensor:
     """Mask of the k best of every row."""
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     return chosen.scatter_(1, scores.topk(k, dim=1).indices, True) if k else chosen
