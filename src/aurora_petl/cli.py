@@ -107,6 +107,19 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="test", help="train, validation or test (default: %(default)s)")
     evaluate.add_argument("--data", help="another dataset than the run's own")
     evaluate.add_argument("--merge", action="store_true", help="fold the adapter into the weights first")
+    evaluate.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="precision (default: %(default)s)"
+    )
+    evaluate.add_argument(
+        "--rescore",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --dtype bfloat16, score the best N of every list once more in float32 (default: %(default)s)",
+    )
+    evaluate.add_argument(
+        "--no-cache", action="store_true", help="neither read nor keep features and scores in RUN/features"
+    )
     evaluate.add_argument("--json", type=Path, help="also write the figures to this file")
 
     params = _command(
@@ -171,11 +184,15 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    import torch
+
     from .data import load_dataset
     from .report import metrics_table, write_json
     from .tasks.retrieval import Retrieval
     from .training import load_run
 
+    if options.rescore and options.dtype == "float32":
+        raise AuroraError("--rescore repeats scores in float32: give --dtype bfloat16 with it, or leave it out")
     recipe, backbone = load_run(options.folder)
     split = load_dataset(options.data or recipe.data).split(options.split)
     if options.merge:
@@ -184,7 +201,14 @@ def _evaluate(options: argparse.Namespace) -> None:
         backbone.adapter.merge_adapter()
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-    metrics, scores, features = Retrieval(backbone, recipe.task).evaluate(split, progress=True)
+    device = next(iter(backbone.parameters())).device.type
+    with torch.autocast(device, torch.bfloat16, enabled=options.dtype == "bfloat16"):
+        metrics, scores, features = Retrieval(backbone, recipe.task).evaluate(
+            split,
+            cache=None if options.no_cache else options.folder / "features",
+            rescore=options.rescore,
+            progress=True,
+        )
     found = {"metrics": metrics, "itc_only": scores.itc_metrics(features)}
     print(metrics_table({"ITC, ITM rerank": metrics, "ITC only": found["itc_only"]}))
     if options.json:

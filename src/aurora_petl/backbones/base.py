@@ -62,8 +62,8 @@ class Backbone(Protocol):
         ...
 
     def begin_match(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor | None:
-        """(B, T), (B, T) -> what `match` computes of texts before they meet a picture, (B, T, D), for its ``begun``; None
-        if it has no such part."""
+        """(B, T), (B, T) -> (B, T, D), what `match` computes of texts before they meet a picture, for its ``begun``;
+        None if there is no such part."""
         ...
 
     def match(

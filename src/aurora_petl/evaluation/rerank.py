@@ -13,21 +13,30 @@ Memory is bounded by `BLOCK_BUDGET` (keys and values of a block) and `CALL_TOKEN
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from ..backbones import Backbone
+from ..tasks.ranks import total
 from .features import Features, trim
 from .recall import retrieval_metrics
 
 BELOW = 1e4  # puts what was not rescored under all that was, in ITC order
 BLOCK_BUDGET = 256 * 1024**2  # bytes of a block's picture states; its keys and values take twice that a fusion layer
 CALL_TOKENS = 4096  # word pieces in one call of the model
+RECORD_SECONDS = 30.0
 
 
 @dataclass
@@ -49,24 +58,43 @@ class Scores:
 
 @torch.no_grad()
 def rerank(
-    backbone: Backbone, features: Features, *, k_test: int = 128, beta: float = 0.0, progress: bool = False
+    backbone: Backbone,
+    features: Features,
+    *,
+    k_test: int = 128,
+    beta: float = 0.0,
+    rescore: int = 0,
+    resume: Path | None = None,
+    progress: bool = False,
 ) -> Scores:
     """Rescore the ``k_test`` best candidates of every query by ITM match logit + ``beta`` * ITC similarity.
 
     Args:
         k_test: candidates a query (256 for COCO, 128 elsewhere in the literature); 0 keeps the ITC order.
         beta: weight of the similarity in the final score.
+        rescore: under autocast, how many of the best of every list are scored once more in float32.
+        resume: a file that holds what was scored so far; an evaluation that was killed goes on from there.
     """
-    similarity = (features.image @ features.text.T).float()  # (images, texts)
+    with torch.autocast(features.image.device.type, enabled=False):
+        similarity = features.image.float() @ features.text.float().T  # (images, texts)
     images, texts = similarity.shape
     wanted_rows = _best(similarity, min(k_test, texts))
     wanted_columns = _best(similarity.T, min(k_test, images)).T
     below = similarity - BELOW
     scored = below.clone()
-    pairs = (wanted_rows | wanted_columns).nonzero()  # by picture
-    logits = match_pairs(backbone, features, pairs[:, 0], pairs[:, 1], progress=progress)
-    rows = tuple(pairs.T)
-    scored[rows] = logits + beta * similarity[rows]
+
+    def score(wanted: Tensor, states: Callable[[int, int], Tensor], file: Path | None) -> None:
+        pairs = wanted.nonzero()  # by picture
+        logits = match_pairs(backbone, features, pairs, states, resume=file, progress=progress)
+        rows = tuple(pairs.T)
+        scored[rows] = logits + beta * similarity[rows]
+
+    score(wanted_rows | wanted_columns, features.states, resume)
+    if rescore:
+        with torch.autocast(similarity.device.type, enabled=False):
+            best_rows = _best(torch.where(wanted_rows, scored, below), min(rescore, texts)) & wanted_rows
+            best_columns = _best(torch.where(wanted_columns, scored, below).T, min(rescore, images)).T & wanted_columns
+            score(best_rows | best_columns, features.encode, None)
     return Scores(
         torch.where(wanted_rows, scored, below).cpu().numpy(),
         torch.where(wanted_columns, scored, below).T.cpu().numpy(),
@@ -76,28 +104,70 @@ def rerank(
 
 @torch.no_grad()
 def match_pairs(
-    backbone: Backbone, features: Features, images: Tensor, texts: Tensor, *, progress: bool = False
+    backbone: Backbone,
+    features: Features,
+    pairs: Tensor,
+    states: Callable[[int, int], Tensor],
+    *,
+    resume: Path | None = None,
+    progress: bool = False,
 ) -> Tensor:
-    """ITM match logits (n,) of n pairs of a picture and a text, rows of ``features``; ``images`` in rising order."""
-    logits = torch.zeros(len(images), device=images.device)
+    """ITM match logits (n,) of ``pairs`` (n, 2), each a picture and a text of ``features``, in the order of pictures.
+
+    ``states`` gives picture states as `Features.states` does.
+    """
+    images, texts = pairs.T
+    logits = torch.zeros(len(pairs), device=pairs.device)
     lengths = features.attention_mask.sum(1)
     begun = _begin(backbone, features)
-    bar = tqdm(total=len(images), desc="rerank", unit="pair", leave=False, disable=not progress)
-    for first, last in _blocks(images, texts, lengths, features.states):
-        states = features.states(first, last)
-        kept: dict[int, tuple[Tensor, Tensor]] = {}
-        block = torch.arange(
-            int(torch.searchsorted(images, first)), int(torch.searchsorted(images, last)), device=images.device
-        )
-        block = block[lengths[texts[block]].argsort(stable=True)]  # alike lengths together: little padding
-        for part in block.split(max(1, CALL_TOKENS // int(lengths[texts[block]].float().mean().ceil()))):
-            text = texts[part]
-            ids, mask = trim(features.input_ids[text], features.attention_mask[text])
-            ready = None if begun is None else begun[text, : ids.shape[1]]
-            logits[part] = backbone.match(ids, mask, states, images[part] - first, begun=ready, kept=kept)[:, 1]
-            bar.update(len(part))
+    record = _Record(resume, features, pairs)
+    done = record.read(logits)
+    bar = tqdm(total=len(pairs), desc="rerank", unit="pair", leave=False, disable=not progress)
+    for first, last in _blocks(images, texts, lengths, features.own, states):
+        block = ((images >= first) & (images < last)).nonzero()[:, 0]
+        if last > done:
+            held = states(first, last)
+            kept: dict[int, tuple[Tensor, Tensor]] = {}
+            block = block[lengths[texts[block]].argsort(stable=True)]  # alike lengths together: little padding
+            for part in block.split(max(1, CALL_TOKENS // int(lengths[texts[block]].float().mean().ceil()))):
+                text = texts[part]
+                ids, mask = trim(features.input_ids[text], features.attention_mask[text])
+                ready = None if begun is None else begun[text, : ids.shape[1]]
+                logits[part] = backbone.match(ids, mask, held, images[part] - first, begun=ready, kept=kept)[:, 1]
+            record.write(logits, last)
+        bar.update(len(block))
     bar.close()
-    return logits
+    if done < features.own.stop:
+        record.write(logits, features.own.stop, whole=True)
+    return total(logits)
+
+
+class _Record:
+    """Logits on disk, so that an evaluation that was killed goes on where it stood. Written every half minute."""
+
+    def __init__(self, file: Path | None, features: Features, pairs: Tensor) -> None:
+        self.file, self.written = file, time.monotonic()
+        self.key = f"{features.key} {features.own} {hashlib.sha256(pairs.cpu().numpy().tobytes()).hexdigest()}"
+
+    def read(self, logits: Tensor) -> int:
+        """Put back what was scored; returns the picture up to which it was."""
+        if self.file is None or not self.file.is_file():
+            return 0
+        with suppress(SafetensorError, OSError), safe_open(self.file, "pt") as kept:
+            metadata = kept.metadata() or {}
+            if metadata.get("key") == self.key:
+                logits.copy_(kept.get_tensor("logits"))
+                return int(metadata["done"])
+        return 0
+
+    def write(self, logits: Tensor, done: int, whole: bool = False) -> None:
+        if self.file is None or not (whole or time.monotonic() - self.written > RECORD_SECONDS):
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.file.with_name(self.file.name + ".part")
+        save_file({"logits": logits.cpu()}, partial, metadata={"key": self.key, "done": str(done)})
+        os.replace(partial, self.file)
+        self.written = time.monotonic()
 
 
 def _begin(backbone: Backbone, features: Features) -> Tensor | None:
@@ -109,20 +179,20 @@ def _begin(backbone: Backbone, features: Features) -> Tensor | None:
     return None if not parts or parts[0] is None else torch.cat(parts)  # type: ignore[arg-type]
 
 
-def _blocks(images: Tensor, texts: Tensor, lengths: Tensor, states) -> Iterator[tuple[int, int]]:
-    """Ranges of pictures, as few as fill calls of `CALL_TOKENS` and never more than `BLOCK_BUDGET` allows."""
-    if not len(images):
-        return
-    last_picture = int(images[-1])
-    tokens = torch.zeros(last_picture + 1, device=images.device).index_add_(0, images, lengths[texts].float()).tolist()
-    limit = max(1, BLOCK_BUDGET // states(0, 1).nbytes)
-    first, held = 0, 0.0
-    for picture in range(last_picture + 1):
-        held += tokens[picture]
-        if held >= CALL_TOKENS or picture + 1 - first >= limit or picture == last_picture:
-            if held:
+def _blocks(
+    images: Tensor, texts: Tensor, lengths: Tensor, own: range, states: Callable[[int, int], Tensor]
+) -> Iterator[tuple[int, int]]:
+    """Ranges of this rank's pictures, as few as fill calls of `CALL_TOKENS`, never more than `BLOCK_BUDGET` allows."""
+    tokens = torch.bincount(images, weights=lengths[texts].float(), minlength=own.stop)
+    held = tokens.cumsum(0).tolist() if own else []
+    limit = max(1, BLOCK_BUDGET // states(own.start, own.start + 1).nbytes) if len(own) and len(images) else 1
+    first = own.start
+    for picture in own:
+        before = held[first - 1] if first else 0.0
+        if held[picture] - before >= CALL_TOKENS or picture + 1 - first >= limit or picture + 1 == own.stop:
+            if held[picture] > before:
                 yield first, picture + 1
-            first, held = picture + 1, 0.0
+            first = picture + 1
 
 
 def _best(scores: Tensor, k: int) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -189,15 +190,26 @@ class Retrieval(nn.Module):
         self.load_state_dict(state, strict=False)
 
     def evaluate(
-        self, dataset: ImageTextDataset, *, progress: bool = False
+        self, dataset: ImageTextDataset, *, cache: Path | None = None, rescore: int = 0, progress: bool = False
     ) -> tuple[dict[str, float], Scores, Features]:
-        """Metrics, scores and features of a split: ITC candidates, ITM rerank, R@1/5/10 both ways."""
-        was_training = self.training
+        """Metrics, scores and features of a split: ITC candidates, ITM rerank, R@1/5/10 both ways.
+
+        Args:
+            cache: folder for features and for what was scored so far; see `features.extract` and `rerank.rerank`.
+            rescore: see `rerank.rerank`.
+        """
+        was_training, settings = self.training, self.settings
         self.eval()
         try:
-            features = extract(self.backbone, dataset, max_tokens=self.settings.max_tokens, progress=progress)
+            features = extract(self.backbone, dataset, max_tokens=settings.max_tokens, cache=cache, progress=progress)
             scores = rerank(
-                self.backbone, features, k_test=self.settings.k_test, beta=self.settings.beta, progress=progress
+                self.backbone,
+                features,
+                k_test=settings.k_test,
+                beta=settings.beta,
+                rescore=rescore,
+                resume=cache / f"{dataset.name.replace('/', '-')}.{features.own.start}.scores" if cache else None,
+                progress=progress,
             )
         finally:
             self.train(was_training)
