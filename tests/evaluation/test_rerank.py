@@ -67,10 +67,13 @@ def test_a_picture_is_projected_once_and_a_pair_scored_once(backbone, few, monke
     projected, scored = [], []
     key = backbone.model.text_encoder.encoder.layer[2].crossattention.self.key
     match = backbone.match
-    key.register_forward_hook(lambda module, args, output: projected.__setitem__(0, projected[0] + len(args[0])))
-    monkeypatch.setattr(
-        backbone, "match", lambda ids, *rest, **more: scored.append(len(ids)) or match(ids, *rest, **more)
-    )
+    key.register_forward_hook(lambda module, args, output: projected.append(len(args[0])))
+
+    def counted(ids, *rest, **more):
+        scored.append(len(ids))
+        return match(ids, *rest, **more)
+
+    monkeypatch.setattr(backbone, "match", counted)
     scores = rerank(backbone, features, k_test=3)
     wanted = (scores.image_to_text > -BELOW / 2) | (scores.text_to_image.T > -BELOW / 2)
     assert sum(projected) == wanted.any(1).sum() and sum(scored) == wanted.sum() and len(scored) > len(few)

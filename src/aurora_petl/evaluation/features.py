@@ -77,10 +77,10 @@ def extract(
         found = {}
         image_rows, kept = [], []
         for first in tqdm(range(own.start, own.stop, batch_size), "pictures", leave=False, disable=not progress):
-            states = encode(first, min(first + batch_size, own.stop))
-            image_rows.append(backbone.project_image(states))
-            if states[0].nbytes * len(own) <= STATES_BUDGET:
-                kept.append(states)
+            formed = encode(first, min(first + batch_size, own.stop))
+            image_rows.append(backbone.project_image(formed))
+            if formed[0].nbytes * len(own) <= STATES_BUDGET:
+                kept.append(formed)
         found["image"] = torch.cat(image_rows) if image_rows else torch.zeros(0, backbone.joint_width, device=device)
         if kept:
             found["states"] = torch.cat(kept)
@@ -137,7 +137,7 @@ def _key(backbone: Backbone, dataset: ImageTextDataset, tokens: dict[str, Tensor
     return made.hexdigest()
 
 
-def _parts(backbone: Backbone, dataset: ImageTextDataset, tokens: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
+def _parts(backbone: Backbone, dataset: ImageTextDataset, tokens: dict[str, Tensor]) -> Iterator[bytes]:
     device = next(iter(backbone.parameters())).device.type
     yield repr((backbone.image_size, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))).encode()
     for name, weight in backbone.module.state_dict().items():
@@ -153,8 +153,8 @@ def _parts(backbone: Backbone, dataset: ImageTextDataset, tokens: dict[str, Tens
         yield dataset.read(row)
 
 
-def _bytes(value: Tensor) -> memoryview:
-    return memoryview(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+def _bytes(value: Tensor) -> bytes:
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _read(file: Path | None, key: str, device: torch.device) -> dict[str, Tensor] | None:
