@@ -77,6 +77,7 @@ class Backbone(Protocol):
         positive: Tensor | None = None,
         begun: Tensor | None = None,
         kept: dict[int, tuple[Tensor, Tensor]] | None = None,
+        frames: Tensor | None = None,
     ) -> Tensor:
         """ITM logits (B, 2) of text-picture pairs, column 1 for a match.
 
@@ -88,6 +89,8 @@ class Backbone(Protocol):
             begun: what `begin_match` gave for these texts.
             kept: an empty dict, in which a call keeps the pictures' keys and values for later calls with the same
                 ``image_states``, without gradient to them.
+            frames: (B, F), frame-aware attention: by how much each text weighs the keys of each frame's patches, where
+                ``image_states`` are those of clips, (M, F * N, D).
         """
         ...
 

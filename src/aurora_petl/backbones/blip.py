@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, BlipForImageTextRetrieval
 from transformers.utils import logging
 
+from ..errors import AuroraError
 from .blip_attention import Meeting, share, use_sdpa
 
 ENC = 30523  # [ENC] of the original; hub tokenizers do not carry it, so it is set by number
@@ -87,10 +88,16 @@ class BlipBackbone:
         positive: Tensor | None = None,
         begun: Tensor | None = None,
         kept: dict[int, tuple[Tensor, Tensor]] | None = None,
+        frames: Tensor | None = None,
     ) -> Tensor:
+        if frames is not None and not self.shares:
+            raise AuroraError(
+                "frame-aware attention needs Aurora's attention, which does not fit the installed transformers: "
+                "set task.frame_attention=false"
+            )
         more: dict[str, Any] = {} if context is None else {"context": context, "positive": positive}
         if self.shares:
-            meeting = Meeting(kept=kept, begun=begun is not None, first_only=True)
+            meeting = Meeting(kept=kept, begun=begun is not None, first_only=True, frames=frames)
             if which is not None:
                 meeting.sharing = share(which, len(image_states), image_states.shape[1], input_ids.shape[1])
             more["meeting"] = meeting

@@ -50,12 +50,16 @@ class Meeting:
             read by those that follow.
         begun: the states that enter have passed the first layer's self-attention.
         first_only: of the last layer's output only token 0 is wanted, (B, 1, D).
+        frames: how much each text weighs the keys of each frame's patches, (B, F), of pictures that are clips of F
+            frames of N / F tokens each, whose first, [CLS], weighs 1. To weigh a key is to weigh its score, so shared
+            keys stay shared.
     """
 
     sharing: Sharing | None = None
     kept: dict[int, tuple[Tensor, Tensor]] | None = None
     begun: bool = False
     first_only: bool = False
+    frames: Tensor | None = None
 
 
 def share(which: Tensor, pictures: int, picture_tokens: int, text_tokens: int) -> Sharing:
@@ -89,10 +93,11 @@ def attend(
     mask: Tensor | None = None,
     dropout: float = 0.0,
     sharing: Sharing | None = None,
+    frames: Tensor | None = None,
 ) -> Tensor:
     """Multi-head attention of ``query`` (B, T, D) to ``key`` and ``value`` (M, N, D) -> (B, T, D).
 
-    M is B, or 1 for all, or what ``sharing`` says. ``mask`` is additive, (M, 1, T, N).
+    M is B, or 1 for all, or what ``sharing`` says. ``mask`` is additive, (M, 1, T, N). ``frames``: see `Meeting`.
 
     Raises:
         ValueError: if M is none of these.
@@ -118,7 +123,18 @@ def attend(
     def split(part: Tensor) -> Tensor:  # -> (rows, heads, tokens, width of a head)
         return part.reshape(len(key), -1, heads, width // heads).transpose(1, 2)
 
-    context = F.scaled_dot_product_attention(split(query), split(key), split(value), mask, dropout)
+    if frames is None:
+        context = F.scaled_dot_product_attention(split(query), split(key), split(value), mask, dropout)
+    else:
+        weights = frames.new_ones(texts, frames.shape[1], key.shape[1] // frames.shape[1])
+        weights = torch.cat([weights[:, :, :1], weights[:, :, 1:] * frames[:, :, None]], 2).flatten(1)  # (texts, N)
+        if sharing is not None:
+            seats = len(key) * sharing.size
+            weights = weights.new_ones(seats, weights.shape[1]).index_copy(0, sharing.seats, weights)
+        weights = weights.repeat_interleave(tokens, 0).view(len(key), 1, -1, key.shape[1]).to(query.dtype)
+        scores = split(query) @ split(key).mT * (weights / (width // heads) ** 0.5)
+        probabilities = F.softmax(scores if mask is None else scores + mask, dim=-1)
+        context = F.dropout(probabilities, dropout) @ split(value)
     context = context.transpose(1, 2).reshape(-1, tokens, width).to(kind)
     return context if sharing is None else context.index_select(0, sharing.seats)
 
@@ -169,6 +185,7 @@ class TextAttention(BlipTextAttention):
             attention_mask,
             _rate(inner.dropout),
             None if states is None else meeting.sharing,
+            None if states is None else meeting.frames,
         )
         return self.output(context, hidden_states), None
 

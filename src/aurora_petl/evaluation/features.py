@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ..backbones import Backbone
 from ..data.media import EvalTransform
 from ..data.rows import ImageTextDataset
+from ..tasks.clips import encode_media, pool, project_frames
 from ..tasks.ranks import own_share, total
 
 STATES_BUDGET = 2 * 1024**3  # bytes of picture states kept between ITC and rerank; beyond it they are formed again
@@ -38,7 +39,8 @@ class Features:
     image_ids: list[str]
     text_ids: list[str]  # the id of the picture that a text describes
     texts: list[str]
-    states: Callable[[int, int], Tensor]  # (first, last) -> picture states (last - first, N, D)
+    frames: Tensor  # (M, F, P), of the frames of clips; F is 1 for pictures
+    states: Callable[[int, int], Tensor]  # (first, last) -> states of pictures or clips (last - first, F * N, D)
     encode: Callable[[int, int], Tensor]  # the same, formed anew in the precision of the call
     own: range  # the pictures whose pairs this rank scores
     key: str = ""  # of model, adapter and data, if features are kept on disk
@@ -51,37 +53,49 @@ def extract(
     *,
     batch_size: int = 64,
     max_tokens: int = 35,
+    frames: int = 8,
     cache: Path | None = None,
     progress: bool = False,
 ) -> Features:
     """Encode every picture and text of ``dataset`` in batches, in evaluation mode.
 
     Args:
+        batch_size: pictures, or frames of clips, at a time.
+        frames: how many of a clip, evenly spread; of no effect on pictures.
         cache: a folder. Features, and picture states up to `STATES_BUDGET`, are kept there, and taken from there as
             long as weights, adapter, pictures, texts and precision are the same to the bit.
     """
     device = next(iter(backbone.parameters())).device
     transform = EvalTransform(backbone.image_size)
 
+    def pixels(row: int) -> Tensor:
+        if dataset.clips:
+            return torch.stack([transform(frame) for frame in dataset.frames(row, frames)])
+        return transform(dataset.image(row))
+
     def encode(first: int, last: int) -> Tensor:
-        pixels = torch.stack([transform(dataset.image(i)) for i in range(first, last)])
-        return backbone.encode_image(pixels.to(device))
+        return encode_media(backbone, torch.stack([pixels(row) for row in range(first, last)]).to(device)).flatten(1, 2)
+
+    if dataset.clips:
+        batch_size = max(1, batch_size // frames)
 
     texts = [caption for item in dataset for caption in item.captions]
     tokens = {name: value.to(device) for name, value in tokenize(backbone, texts, max_tokens).items()}
     own = own_share(len(dataset))
-    key = _key(backbone, dataset, tokens) if cache else ""
+    key = _key(backbone, dataset, tokens, frames) if cache else ""
     file = cache / f"{dataset.name.replace('/', '-')}.{own.start}.safetensors" if cache else None
     found = _read(file, key, device)
+    count = frames if dataset.clips else 1
+    every = torch.zeros(len(dataset), count, backbone.joint_width, device=device)
     if found is None:
         found = {}
-        image_rows, kept = [], []
+        rows_of_frames, kept = [], []
         for first in tqdm(range(own.start, own.stop, batch_size), "pictures", leave=False, disable=not progress):
             formed = encode(first, min(first + batch_size, own.stop))
-            image_rows.append(backbone.project_image(formed))
+            rows_of_frames.append(project_frames(backbone, formed.unflatten(1, (count, -1))))
             if formed[0].nbytes * len(own) <= STATES_BUDGET:
                 kept.append(formed)
-        found["image"] = torch.cat(image_rows) if image_rows else torch.zeros(0, backbone.joint_width, device=device)
+        found["frames"] = torch.cat(rows_of_frames) if rows_of_frames else every[:0]
         if kept:
             found["states"] = torch.cat(kept)
         text_rows = []
@@ -92,8 +106,7 @@ def extract(
         found["text"] = torch.cat(text_rows)
         if file is not None:
             _write(file, found, key)
-    every = torch.zeros(len(dataset), backbone.joint_width, device=device)
-    every[own.start : own.stop] = found["image"]
+    every[own.start : own.stop] = found["frames"]
     whole = found.get("states")
 
     def states(first: int, last: int) -> Tensor:
@@ -101,14 +114,16 @@ def extract(
             return encode(first, last)
         return whole[first - own.start : last - own.start]
 
+    total(every)
     return Features(
-        total(every),
+        pool(every),
         found["text"],
         tokens["input_ids"],
         tokens["attention_mask"],
         [item.id for item in dataset],
         [item.id for item in dataset for _ in item.captions],
         texts,
+        every,
         states,
         encode,
         own,
@@ -128,10 +143,10 @@ def trim(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
     return input_ids[:, :longest], attention_mask[:, :longest]
 
 
-def _key(backbone: Backbone, dataset: ImageTextDataset, tokens: dict[str, Tensor]) -> str:
+def _key(backbone: Backbone, dataset: ImageTextDataset, tokens: dict[str, Tensor], frames: int) -> str:
     """A digest of all that features depend on: weights, which adapters act, pictures, texts, size and precision."""
     made = hashlib.sha256()
-    for part in _parts(backbone, dataset, tokens):
+    for part in [str(frames).encode(), *_parts(backbone, dataset, tokens)]:
         made.update(len(part).to_bytes(8, "big"))
         made.update(part)
     return made.hexdigest()

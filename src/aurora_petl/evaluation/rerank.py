@@ -29,6 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..backbones import Backbone
+from ..tasks.clips import frame_weights
 from ..tasks.ranks import total
 from .features import Features, trim
 from .recall import retrieval_metrics
@@ -64,6 +65,7 @@ def rerank(
     k_test: int = 128,
     beta: float = 0.0,
     rescore: int = 0,
+    frame_attention: bool = True,
     resume: Path | None = None,
     progress: bool = False,
 ) -> Scores:
@@ -73,6 +75,7 @@ def rerank(
         k_test: candidates a query (256 for COCO, 128 elsewhere in the literature); 0 keeps the ITC order.
         beta: weight of the similarity in the final score.
         rescore: under autocast, how many of the best of every list are scored once more in float32.
+        frame_attention: whether texts weigh the frames of clips, see `clips.frame_weights`.
         resume: a file that holds what was scored so far; an evaluation that was killed goes on from there.
     """
     with torch.autocast(features.image.device.type, enabled=False):
@@ -85,7 +88,9 @@ def rerank(
 
     def score(wanted: Tensor, states: Callable[[int, int], Tensor], file: Path | None) -> None:
         pairs = wanted.nonzero()  # by picture
-        logits = match_pairs(backbone, features, pairs, states, resume=file, progress=progress)
+        logits = match_pairs(
+            backbone, features, pairs, states, frame_attention=frame_attention, resume=file, progress=progress
+        )
         rows = tuple(pairs.T)
         scored[rows] = logits + beta * similarity[rows]
 
@@ -109,6 +114,7 @@ def match_pairs(
     pairs: Tensor,
     states: Callable[[int, int], Tensor],
     *,
+    frame_attention: bool = True,
     resume: Path | None = None,
     progress: bool = False,
 ) -> Tensor:
@@ -120,7 +126,7 @@ def match_pairs(
     logits = torch.zeros(len(pairs), device=pairs.device)
     lengths = features.attention_mask.sum(1)
     begun = _begin(backbone, features)
-    record = _Record(resume, features, pairs)
+    record = _Record(resume, features, pairs, frame_attention)
     done = record.read(logits)
     bar = tqdm(total=len(pairs), desc="rerank", unit="pair", leave=False, disable=not progress)
     for first, last in _blocks(images, texts, lengths, features.own, states):
@@ -133,7 +139,11 @@ def match_pairs(
                 text = texts[part]
                 ids, mask = trim(features.input_ids[text], features.attention_mask[text])
                 ready = None if begun is None else begun[text, : ids.shape[1]]
-                logits[part] = backbone.match(ids, mask, held, images[part] - first, begun=ready, kept=kept)[:, 1]
+                image = images[part]
+                frames = frame_weights(features.text[text], features.frames[image]) if frame_attention else None
+                logits[part] = backbone.match(ids, mask, held, image - first, begun=ready, kept=kept, frames=frames)[
+                    :, 1
+                ]
             record.write(logits, last)
         bar.update(len(block))
     bar.close()
@@ -145,9 +155,10 @@ def match_pairs(
 class _Record:
     """Logits on disk, so that an evaluation that was killed goes on where it stood. Written every half minute."""
 
-    def __init__(self, file: Path | None, features: Features, pairs: Tensor) -> None:
+    def __init__(self, file: Path | None, features: Features, pairs: Tensor, frame_attention: bool) -> None:
         self.file, self.written = file, time.monotonic()
-        self.key = f"{features.key} {features.own} {hashlib.sha256(pairs.cpu().numpy().tobytes()).hexdigest()}"
+        asked = hashlib.sha256(pairs.cpu().numpy().tobytes()).hexdigest()
+        self.key = f"{features.key} {frame_attention} {features.own} {asked}"
 
     def read(self, logits: Tensor) -> int:
         """Put back what was scored; returns the picture up to which it was."""

@@ -22,6 +22,7 @@ from ..data.rows import ImageTextDataset
 from ..errors import AuroraError
 from ..evaluation.features import Features, extract, trim
 from ..evaluation.rerank import Scores, rerank
+from .clips import encode_media, frame_weights, pool, project_frames
 from .ranks import gather, rank
 from .settings import RetrievalSettings
 
@@ -29,8 +30,8 @@ from .settings import RetrievalSettings
 class Retrieval(nn.Module):
     """The loss of a batch and the scores of a split.
 
-    A batch is a dict of ``pixel_values`` (B, 3, H, W), ``input_ids`` and ``attention_mask`` (B, T) and ``ids`` (B,),
-    whole numbers that are equal for pairs that describe the same picture.
+    A batch is a dict of ``pixel_values``, (B, 3, H, W) or of clips (B, F, 3, H, W), ``input_ids`` and
+    ``attention_mask`` (B, T) and ``ids`` (B,), whole numbers that are equal for pairs that describe the same picture.
 
     Args:
         backbone: with its adapter injected and its trainable weights marked: the average starts from them.
@@ -86,16 +87,17 @@ class Retrieval(nn.Module):
         if self.training:
             self._advance_averages()
         with torch.no_grad(), self.momentum_weights():
-            teacher_image = backbone.project_image(backbone.encode_image(pixel_values))
+            teacher_image = pool(project_frames(backbone, encode_media(backbone, pixel_values)))
             teacher_text = backbone.project_text(backbone.encode_text(input_ids, attention_mask))
             teacher = gather(teacher_image), gather(teacher_text), gather(ids)
-        image_states = backbone.encode_image(pixel_values)
-        image = backbone.project_image(image_states)
+        states = encode_media(backbone, pixel_values)
+        frames = project_frames(backbone, states)
+        image = pool(frames)
         text_states = backbone.encode_text(input_ids, attention_mask)
         text = backbone.project_text(text_states)
         context = gather(text_states[:, 0]) if self.training else None
         itc = self._contrast(image, text, ids, *teacher)
-        itm = self._matching(image_states, image, text, input_ids, attention_mask, ids, context)
+        itm = self._matching(states.flatten(1, 2), image, text, frames, input_ids, attention_mask, ids, context)
         if self.training:
             self._enqueue(*teacher)
             self.steps += 1
@@ -134,6 +136,7 @@ class Retrieval(nn.Module):
         image_states: Tensor,
         image: Tensor,
         text: Tensor,
+        frames: Tensor,
         input_ids: Tensor,
         attention_mask: Tensor,
         ids: Tensor,
@@ -153,7 +156,10 @@ class Retrieval(nn.Module):
         which_text, which_image = torch.cat([own, texts, rows]), torch.cat([own, rows, images])
         words = trim(input_ids[which_text], attention_mask[which_text])
         positive = torch.arange(len(which_text), device=ids.device) < len(ids)
-        logits = self.backbone.match(*words, image_states, which_image, context=context, positive=positive)
+        by_frame = frame_weights(text[which_text], frames[which_image]) if self.settings.frame_attention else None
+        logits = self.backbone.match(
+            *words, image_states, which_image, context=context, positive=positive, frames=by_frame
+        )
         return F.cross_entropy(logits, positive.long())
 
     @torch.no_grad()
@@ -201,13 +207,21 @@ class Retrieval(nn.Module):
         was_training, settings = self.training, self.settings
         self.eval()
         try:
-            features = extract(self.backbone, dataset, max_tokens=settings.max_tokens, cache=cache, progress=progress)
+            features = extract(
+                self.backbone,
+                dataset,
+                max_tokens=settings.max_tokens,
+                frames=settings.test_frames or settings.frames,
+                cache=cache,
+                progress=progress,
+            )
             scores = rerank(
                 self.backbone,
                 features,
                 k_test=settings.k_test,
                 beta=settings.beta,
                 rescore=rescore,
+                frame_attention=settings.frame_attention,
                 resume=cache / f"{dataset.name.replace('/', '-')}.{features.own.start}.scores" if cache else None,
                 progress=progress,
             )

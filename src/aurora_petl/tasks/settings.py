@@ -18,6 +18,9 @@ class RetrievalSettings:
     max_tokens: int = 35
     k_test: int = 128
     beta: float = 0.0
+    frames: int = 8  # of a clip, in training
+    test_frames: int = 0  # in evaluation; 0: as many
+    frame_attention: bool = True  # texts weigh the frames of a clip by their similarity
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -27,6 +30,8 @@ class RetrievalSettings:
             ("itm_weight", 0, 1e3),
             ("max_tokens", 2, 512),
             ("k_test", 0, 10**6),
+            ("frames", 1, 512),
+            ("test_frames", 0, 512),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
