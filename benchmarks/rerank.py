@@ -179,12 +179,10 @@ def main() -> None:
             "largest_difference": float((scores - exact).abs().max()),
             "changed_orders": changed_orders(scores, exact),
         }
-    print(
-        f"{options.pictures} {options.kind}s x {options.texts} texts in both directions, {torch.get_num_threads()} threads"
-    )
-    print(
-        f"{'':16} {'seconds':>8} {'pairs/s':>8} {'ratio':>6} {'peak MiB':>9} {'difference':>11} {'orders changed':>15}"
-    )
+    threads = torch.get_num_threads()
+    print(f"{options.pictures} {options.kind}s x {options.texts} texts in both directions, {threads} threads")
+    heads = ("seconds", "pairs/s", "ratio", "peak MiB", "difference", "orders changed")
+    print(f"{'':16} {heads[0]:>8} {heads[1]:>8} {heads[2]:>6} {heads[3]:>9} {heads[4]:>11} {heads[5]:>15}")
     for name, row in rows.items():
         row["ratio"] = rows["loop"]["seconds"] / row["seconds"]
         print(
