@@ -11,14 +11,14 @@ their losses or gradients differ.
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 from statistics import median
 
 import torch
 import torch.nn.functional as F
+from measure import saved_bytes, seconds
 from peft import get_peft_model
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BlipConfig, BlipForImageTextRetrieval
 
 from aurora_petl.adapter import AuroraConfig
@@ -35,22 +35,6 @@ def made(width: int, layers: int, rank: int) -> BlipForImageTextRetrieval:
     model = BlipForImageTextRetrieval(BlipConfig(text_config=text, vision_config=vision))
     get_peft_model(model, AuroraConfig(r=rank, target_modules=["query", "key", "value"], init_weights=False))
     return model.train()
-
-
-def saved_bytes(step, model: nn.Module) -> int:
-    """Bytes that the forward pass keeps for the backward pass, weights aside, each storage once."""
-    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage  # held, so that its address is not given to another
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step()
-    return sum(storage.nbytes() for storage in kept.values())
 
 
 def main() -> None:
@@ -79,25 +63,28 @@ def main() -> None:
         return F.cross_entropy(ours.match(ids, mask, states, which), labels)
 
     sides = {"transformers": (repeated, stock), "ours": (shared, model)}
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    taken: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(options.repeats):
         losses, gradients = {}, {}
         for name, (step, module) in sides.items():
             module.zero_grad()
             states.grad = None
-            start = time.perf_counter()
-            loss = step()
-            loss.backward()
-            seconds[name].append(time.perf_counter() - start)
+            found: list[Tensor] = []
+
+            def forward_backward(step=step, found=found) -> None:
+                found.append(step())
+                found[0].backward()
+
+            taken[name].append(seconds(forward_backward, "cpu"))
             trained = [states, *(weight for weight in module.parameters() if weight.requires_grad)]
-            losses[name] = loss.item()
+            losses[name] = found[0].item()
             gradients[name] = torch.cat([weight.grad.flatten() for weight in trained if weight.grad is not None])
         difference = float((gradients["ours"] - gradients["transformers"]).norm() / gradients["transformers"].norm())
         if abs(losses["ours"] - losses["transformers"]) > 1e-5 or difference > 1e-4:
             raise SystemExit(f"the two differ: losses {losses}, gradients by {difference:.1e}")
     result = {
-        name: {"seconds": median(times), "all": times, "saved_bytes": saved_bytes(*sides[name])}
-        for name, times in seconds.items()
+        name: {"seconds": median(times), "all": times, "saved_bytes": saved_bytes(sides[name][0](), sides[name][1])}
+        for name, times in taken.items()
     }
     theirs, mine = result["transformers"], result["ours"]
     for name, row in result.items():

@@ -11,12 +11,11 @@ or rank differently. Random weights. ``--kind clip`` is 8 frames at 224 px, ``--
 from __future__ import annotations
 
 import argparse
-import threading
-import time
 from pathlib import Path
 from statistics import median
 
 import torch
+from measure import Peak, seconds
 from torch import Tensor
 from transformers import BlipConfig, BlipForImageTextRetrieval
 
@@ -92,38 +91,6 @@ def engine(backbone: BlipBackbone, features: Features) -> Tensor:
     return torch.stack([logits, logits])
 
 
-class Peak:
-    """Most memory in bytes that a block adds: of the device where it counts, else of the process, sampled."""
-
-    def __init__(self, device: str) -> None:
-        self.cuda, self.peak = device.startswith("cuda"), 0
-
-    def __enter__(self) -> Peak:
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
-            self.start = torch.cuda.memory_allocated()
-        else:
-            self.start, self.stop = _resident(), threading.Event()
-            self.thread = threading.Thread(target=self._watch)
-            self.thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self.stop.wait(0.005):
-            self.peak = max(self.peak, _resident() - self.start)
-
-    def __exit__(self, *error: object) -> None:
-        if self.cuda:
-            self.peak = torch.cuda.max_memory_allocated() - self.start
-        else:
-            self.stop.set()
-            self.thread.join()
-
-
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
 def changed_orders(one: Tensor, other: Tensor) -> float:
     """Share of the pairs of candidates in a list whose order differs, over the lists of both directions."""
     changed, of = 0, 0
@@ -154,13 +121,14 @@ def main() -> None:
 
     def run(name: str) -> tuple[Tensor, float, int]:
         half = torch.autocast(options.device.split(":")[0], torch.bfloat16, enabled=name.endswith("bfloat16"))
+        found: list[Tensor] = []
+
+        def step() -> None:
+            found.append(usual_loop(stock, features) if name.startswith("loop") else engine(backbone, features))
+
         with half, Peak(options.device) as memory:
-            begun = time.perf_counter()
-            found = usual_loop(stock, features) if name.startswith("loop") else engine(backbone, features)
-            if options.device.startswith("cuda"):
-                torch.cuda.synchronize()
-            seconds = time.perf_counter() - begun
-        return found, seconds, memory.peak
+            taken = seconds(step, options.device)
+        return found[0], taken, memory.bytes
 
     names = ("loop", "engine", "loop bfloat16", "engine bfloat16")
     runs = {name: [run(name)] for name in names}  # the first of each warms up
@@ -170,10 +138,10 @@ def main() -> None:
     exact = runs["loop"][0][0]
     rows = {}
     for name, found in runs.items():
-        seconds, scores = median(row[1] for row in found[1:]), found[0][0]
+        taken, scores = median(row[1] for row in found[1:]), found[0][0]
         rows[name] = {
-            "seconds": seconds,
-            "pairs_per_second": asked / seconds,
+            "seconds": taken,
+            "pairs_per_second": asked / taken,
             "all_seconds": [row[1] for row in found[1:]],
             "peak_bytes": max(row[2] for row in found[1:]),
             "largest_difference": float((scores - exact).abs().max()),

@@ -133,6 +133,94 @@ def test_keeps_x_alone(core, tokens):
     assert all(t.numel() < merged_size for t in others)
 
 
+class Normed(nn.Module):
+    """A layer norm that an adapted layer reads, as in a vision transformer."""
+
+    def __init__(self, affine=True, width=8):
+        super().__init__()
+        self.before = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, elementwise_affine=affine)
+        self.qkv = nn.Linear(width, 3 * width)
+        if affine:
+            nn.init.normal_(self.norm.weight)
+            nn.init.normal_(self.norm.bias)
+
+    def forward(self, x):
+        return self.qkv(self.norm(self.before(x)))
+
+
+def kept_of(y):
+    """What the adapted layer's node keeps."""
+    return [tensor for tensor in y.grad_fn.saved_tensors if tensor is not None]
+
+
+@pytest.mark.parametrize("tokens", [FEW, MANY])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_output_of_a_layer_norm_is_not_kept(affine, tokens, autocast, monkeypatch):
+    torch.manual_seed(0)
+    model = get_peft_model(
+        Normed(affine), aurora_config(target_modules=["qkv"], fused_slices={"qkv": 3}, init_weights=False)
+    )
+    x = torch.randn(*tokens, 8, requires_grad=True)
+    found = []
+    for kept in (False, True):
+        if kept:
+            monkeypatch.setattr(layer_module, "_norm_behind", lambda x: ())
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = model(x)
+        if not kept:
+            normed = y.grad_fn
+            while normed.name() != "NativeLayerNormBackward0":
+                normed = normed.next_functions[0][0]
+            own = {tensor.data_ptr() for tensor in kept_of(y) if tensor.shape[:-1] == tokens}
+            assert normed._saved_input.data_ptr() in own and len(own) == 3  # with mean and deviation, all the norm's
+        model.zero_grad()
+        x.grad = None
+        y.float().square().sum().backward()
+        found.append([x.grad, *(p.grad for p in model.parameters() if p.requires_grad)])
+    for ours, expected in zip(*found, strict=True):
+        assert (ours - expected).norm() <= (1e-2 if autocast else 1e-5) * expected.norm()
+
+
+def test_gradcheck_through_a_layer_norm():
+    torch.manual_seed(0)
+    model = get_peft_model(
+        Normed().double(), aurora_config(target_modules=["qkv"], fused_slices={"qkv": 3}, init_weights=False)
+    )
+    names, weights = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
+    x = torch.randn(*MANY, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda x, *values: functional_call(model, dict(zip(names, values, strict=True)), (x,)), (x, *weights)
+    )
+
+
+@pytest.mark.parametrize("case", ["hooks", "no gradient to the norm", "something between"])
+def test_x_is_kept_where_the_norm_cannot_give_it_again(case):
+    model = get_peft_model(Normed(), aurora_config(target_modules=["qkv"], fused_slices={"qkv": 3}))
+    x = torch.randn(*MANY, 8, requires_grad=case != "no gradient to the norm")
+    if case == "something between":
+        model.base_model.model.norm.register_forward_hook(lambda module, args, output: output * 2)
+    if case == "hooks":
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+            y = model(x)
+    else:
+        y = model(x)
+    assert [tensor.shape for tensor in kept_of(y) if tensor.shape[:-1] == MANY] == [(*MANY, 8)]
+
+
+def test_checkpointing_through_a_layer_norm():
+    model = get_peft_model(Normed(), aurora_config(target_modules=["qkv"], fused_slices={"qkv": 3}, init_weights=False))
+    x = torch.randn(*MANY, 8, requires_grad=True)
+    grads = []
+    for run in (model, lambda x: checkpoint(model, x, use_reentrant=False)):
+        model.zero_grad()
+        run(x).square().sum().backward()
+        grads.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
+    for one, other in zip(*grads, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5 * float(one.abs().max()))
+
+
 @pytest.mark.parametrize("tokens", [FEW, MANY])
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("core", CORES)

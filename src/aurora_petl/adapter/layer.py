@@ -10,8 +10,9 @@
 
 E and D are the thin factors of the layer's update (`factors.py`); for slices by rows, D is U. For T tokens
 through a d x d slice, forming E D^T costs d*d*R multiply-adds once, applying it costs 2*T*d*R: at T = 16 * 577
-and d = 768, 24 times as much. Either way only x is kept for the backward pass, whose extra work is thin
-(width R): x D, dy E, and from them
+and d = 768, 24 times as much. Either way only x is kept for the backward pass, and not even that where x is a layer
+norm's output: the norm keeps what x can be formed from again. The backward pass's extra work is thin (width R):
+x D, dy E, and from them
 
     dD = x^T (dy E)        dE = dy^T (x D)  ->  dU, dV, dP, dlambda by products that no longer see the tokens
 
@@ -105,8 +106,11 @@ class AuroraLinear(nn.Module, AuroraLayer):
         if len(adapters) == 1 and not args and not kwargs and _is_frozen_linear(self.base_layer):
             linear = base_linear(self)
             weight, bias = linear.weight, linear.bias
+            norm = _norm_behind(x)
             x, merge = _autocast(x), _merge_pays(x, weight)
-            return _FrozenLinear.apply(x, weight, bias, *self._update(adapters[0]), merge)  # type: ignore[return-value]
+            return _FrozenLinear.apply(  # type: ignore[return-value]
+                x, weight, bias, *self._update(adapters[0]), merge, *norm
+            )
         y = self.base_layer(x, *args, **kwargs)
         for adapter in adapters:
             y = y + self._low_rank(x, adapter).to(y.dtype)
@@ -186,10 +190,11 @@ class AuroraLinear(nn.Module, AuroraLayer):
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """y = x (W + E D^T)^T + b with W and b frozen. Of the size of x it keeps x alone."""
+    """y = x (W + E D^T)^T + b with W and b frozen. Of the size of x it keeps x alone, or nothing if ``norm`` tells how
+    to form x again, see `_norm_behind`."""
 
     @staticmethod
-    def forward(x, weight, bias, E, D, merge):  # type: ignore[override]
+    def forward(x, weight, bias, E, D, merge, *norm):  # type: ignore[override]
         with no_autocast(x.device):
             bias = None if bias is None else bias.to(x.dtype)
             if merge:
@@ -198,16 +203,17 @@ class _FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[override]
-        x, weight, _, E, D, ctx.merge = inputs
+        x, weight, _, E, D, ctx.merge, *norm = inputs
         trains = any(ctx.needs_input_grad[3:5])
-        ctx.save_for_backward(x if trains else None, weight, E, D)
+        ctx.dtype = x.dtype
+        ctx.save_for_backward(weight, E, D, *((norm or [x]) if trains else []))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):  # type: ignore[override]
-        x, weight, E, D = ctx.saved_tensors
-        need_x, _, _, need_E, need_D, _ = ctx.needs_input_grad
-        dx = dh = dE = dD = None
+        weight, E, D, *source = ctx.saved_tensors
+        need_x, _, _, need_E, need_D = ctx.needs_input_grad[:5]
+        dx = dh = dE = dD = x = None
         with no_autocast(dy.device):
             dy_rows = dy.reshape(-1, dy.shape[-1])  # (tokens, out)
             if need_D or not ctx.merge:
@@ -217,12 +223,39 @@ class _FrozenLinear(torch.autograd.Function):
                     dx = dy @ _merged(weight, E, D).to(dy.dtype)
                 else:
                     dx = dy @ weight.to(dy.dtype) + (dh @ D.t().to(dy.dtype)).view(*dy.shape[:-1], D.shape[0])
+            if source:
+                x = source[0] if len(source) == 1 else _normalised(*source).to(ctx.dtype)
+                x = x.reshape(-1, x.shape[-1])
             if need_D:
-                dD = (x.reshape(-1, x.shape[-1]).t() @ dh).to(D.dtype)
+                dD = (x.t() @ dh).to(D.dtype)
             if need_E:
-                h = x.reshape(-1, x.shape[-1]) @ D.to(x.dtype)  # (tokens, R)
+                h = x @ D.to(x.dtype)  # (tokens, R)
                 dE = (dy_rows.t() @ h).to(E.dtype)
-        return dx, None, None, dE, dD, None
+        return dx, None, None, dE, dD, *[None] * (len(ctx.needs_input_grad) - 5)
+
+
+def _norm_behind(x: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """What autograd keeps of the layer norm that gave `x`: its input, mean, reciprocal deviation, weight and bias.
+    Empty if `x` comes from elsewhere, or if saved tensors are not to be touched: under hooks, such as those of
+    gradient checkpointing, and while compiling."""
+    if torch.compiler.is_compiling() or x.grad_fn is None or x.grad_fn.name() != "NativeLayerNormBackward0":
+        return ()
+    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        return ()
+    node: Any = x.grad_fn
+    if len(node._saved_normalized_shape) != 1 or x.output_nr:
+        return ()
+    parts = node._saved_input, node._saved_result1, node._saved_result2, node._saved_weight, node._saved_bias
+    return tuple(None if part is None else part.detach() for part in parts)
+
+
+def _normalised(
+    x: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """The output of a layer norm from what it kept, in float32 or wider."""
+    y = (x.to(torch.promote_types(x.dtype, torch.float32)) - mean).mul_(deviation)
+    y = y if weight is None else y.mul_(weight)
+    return y if bias is None else y.add_(bias)
 
 
 def _merged(weight: torch.Tensor, E: torch.Tensor, D: torch.Tensor) -> torch.Tensor:
