@@ -146,7 +146,12 @@ def test_every_attention_is_replaced_and_names_stay():
     assert list(theirs.state_dict()) == list(ours.state_dict())
     kinds = [type(module) for module in ours.modules()]
     assert not set(kinds) & set(REPLACED)
-    assert [kinds.count(kind) for kind in REPLACED.values()] == [2, 8, 4]  # pictures, text and answers, 2 layers each
+    assert [kinds.count(kind) for kind in REPLACED.values()] == [
+        2,
+        8,
+        4,
+        2,
+    ]  # pictures, text and answers, 2 layers each
     assert use_sdpa(ours)  # once more changes nothing
 
 
@@ -238,6 +243,22 @@ def test_unknown_classes_are_left_alone_and_pictures_repeated(monkeypatch):
 class OtherLayer(BlipTextLayer):
     def forward(self, hidden_states, something_new, **kwargs):
         raise NotImplementedError
+
+
+@pytest.mark.parametrize("adapter", ["aurora", "lora"])
+def test_gradient_checkpointing_changes_no_gradient(adapter):
+    _, backbone = adapted(adapter)
+    (ids, mask), model = words(3), backbone.model.train()
+    found = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            model.gradient_checkpointing_enable()
+            model.enable_input_require_grads()
+        model.zero_grad()
+        states = backbone.encode_image(pictures(3))
+        backbone.match(ids, mask, states, torch.tensor([0, 2, 2])).square().sum().backward()
+        found.append(gradients(model))
+    assert_same(*found)
 
 
 # Shared pictures

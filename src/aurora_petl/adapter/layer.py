@@ -213,7 +213,9 @@ class _FrozenLinear(torch.autograd.Function):
     def backward(ctx, dy):  # type: ignore[override]
         weight, E, D, *source = ctx.saved_tensors
         need_x, _, _, need_E, need_D = ctx.needs_input_grad[:5]
-        dx = dh = dE = dD = x = None
+        dx = dE = dD = None
+        x: Any = None
+        dh: Any = None
         with no_autocast(dy.device):
             dy_rows = dy.reshape(-1, dy.shape[-1])  # (tokens, out)
             if need_D or not ctx.merge:

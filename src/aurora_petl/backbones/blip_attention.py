@@ -27,7 +27,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 from transformers.models.blip.modeling_blip import BlipAttention
-from transformers.models.blip.modeling_blip_text import BlipTextAttention, BlipTextLayer
+from transformers.models.blip.modeling_blip_text import BlipTextAttention, BlipTextEmbeddings, BlipTextLayer
 from transformers.pytorch_utils import apply_chunking_to_forward
 
 
@@ -215,10 +215,22 @@ class TextLayer(BlipTextLayer):
         )
 
 
+class TextEmbeddings(BlipTextEmbeddings):
+    """transformers' embeddings, which add in place: an error once gradient checkpointing has made the words' embeddings
+    ask for a gradient (`enable_input_require_grads`)."""
+
+    def forward(self, input_ids=None, position_ids=None, inputs_embeds=None, past_key_values_length=0):
+        words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if position_ids is None:
+            position_ids = self.position_ids[:, past_key_values_length : past_key_values_length + words.shape[1]]
+        return self.dropout(self.LayerNorm(words + self.position_embeddings(position_ids)))
+
+
 REPLACED: dict[type[nn.Module], type[nn.Module]] = {
     BlipAttention: VisionAttention,
     BlipTextAttention: TextAttention,
     BlipTextLayer: TextLayer,
+    BlipTextEmbeddings: TextEmbeddings,
 }
 
 

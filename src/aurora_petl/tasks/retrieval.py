@@ -4,7 +4,7 @@ The backbone is frozen, so the momentum encoder differs from the online one in i
 exponential average of those, swapped in under ``no_grad``, replaces the second copy of the model.
 
 Over several ranks, contrast and context (`adapter/fusion.py`) are those of the joint batch; negatives for ITM are drawn
-within each rank.
+within each rank, or from all of them (``negative_all_rank``).
 """
 
 from __future__ import annotations
@@ -143,24 +143,36 @@ class Retrieval(nn.Module):
         context: Tensor | None,
     ) -> Tensor:
         """ITM: each picture with its text, with a hard negative text, and as the hard negative of another text."""
-        different = ids[:, None] != ids[None]
+        own = torch.arange(len(ids), device=ids.device)
+        every = image_states, image, text, frames, *_padded(input_ids, attention_mask, self.settings.max_tokens), ids
+        if self.settings.negative_all_rank:
+            every, own = tuple(gather(value) for value in every), own + rank() * len(ids)  # type: ignore[assignment]
+        all_states, all_images, all_texts, all_frames, all_words, all_masks, all_ids = every
+        different = ids[:, None] != all_ids[None]
         with torch.no_grad():
-            similarity = (image @ text.T / self.backbone.temperature()).float()
             rows = different.any(1).nonzero()[:, 0]  # others of the batch show the same picture: no negative
             texts = images = rows
             if len(rows):
-                weights = similarity.masked_fill(~different, -torch.inf)
-                texts = torch.multinomial(F.softmax(weights[rows], 1), 1)[:, 0]
-                images = torch.multinomial(F.softmax(weights.T.masked_fill(~different, -torch.inf)[rows], 1), 1)[:, 0]
-        own = torch.arange(len(ids), device=ids.device)
-        which_text, which_image = torch.cat([own, texts, rows]), torch.cat([own, rows, images])
-        words = trim(input_ids[which_text], attention_mask[which_text])
+                texts = self._negatives(image, all_texts, different, rows)
+                images = self._negatives(text, all_images, different, rows)
+        which_text, which_image = torch.cat([own, texts, own[rows]]), torch.cat([own, own[rows], images])
+        used, which = which_image.unique(return_inverse=True)
         positive = torch.arange(len(which_text), device=ids.device) < len(ids)
-        by_frame = frame_weights(text[which_text], frames[which_image]) if self.settings.frame_attention else None
+        by_frame = frame_weights(all_texts[which_text], all_frames[which_image])
         logits = self.backbone.match(
-            *words, image_states, which_image, context=context, positive=positive, frames=by_frame
+            *trim(all_words[which_text], all_masks[which_text]),
+            all_states[used],
+            which,
+            context=context,
+            positive=positive,
+            frames=by_frame if self.settings.frame_attention else None,
         )
         return F.cross_entropy(logits, positive.long())
+
+    def _negatives(self, queries: Tensor, keys: Tensor, different: Tensor, rows: Tensor) -> Tensor:
+        """For each of the queries ``rows`` a key of another picture, drawn by similarity."""
+        weights = (queries @ keys.T / self.backbone.temperature()).float().masked_fill(~different, -torch.inf)
+        return torch.multinomial(F.softmax(weights[rows], 1), 1)[:, 0]
 
     @torch.no_grad()
     def _advance_averages(self) -> None:
@@ -228,6 +240,12 @@ class Retrieval(nn.Module):
         finally:
             self.train(was_training)
         return scores.metrics(features), scores, features
+
+
+def _padded(input_ids: Tensor, attention_mask: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Both padded to the same width on every rank."""
+    more = (0, max(0, width - input_ids.shape[1]))
+    return F.pad(input_ids, more), F.pad(attention_mask, more)
 
 
 def fit_queue(queue_size: int, batch_size: int, rows: int) -> int:

@@ -15,6 +15,7 @@ class RetrievalSettings:
     momentum: float = 0.995
     alpha: float = 0.4  # weight of the momentum encoder's soft targets, reached after the first epoch
     itm_weight: float = 1.0
+    negative_all_rank: bool = False  # whether ITM's hard negatives come from the batches of all ranks
     max_tokens: int = 35
     k_test: int = 128
     beta: float = 0.0
