@@ -108,6 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", help="another dataset than the run's own")
     evaluate.add_argument("--merge", action="store_true", help="fold the adapter into the weights first")
     evaluate.add_argument("--json", type=Path, help="also write the figures to this file")
+    evaluate.add_argument(
+        "--upload", type=Path, help="also write the answers to this file, as the server of VQAv2 takes them"
+    )
 
     params = _command(
         commands, "params", _params, "how many weights Aurora would train in a model, before anything is trained"
@@ -173,22 +176,33 @@ def _train(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from .data import load_dataset
     from .report import metrics_table, write_json
-    from .tasks.retrieval import Retrieval
+    from .tasks import task_class
     from .training import load_run
 
     recipe, backbone = load_run(options.folder)
     split = load_dataset(options.data or recipe.data).split(options.split)
+    task = task_class(recipe.task.name)(backbone, recipe.task)
+    task.check(recipe.task, split)
     if options.merge:
         if backbone.adapter is None:
             raise AuroraError(f"{options.folder} was tuned by {recipe.method}, which has nothing to merge")
         backbone.adapter.merge_adapter()
+    if options.upload:
+        task.check_upload(split)
+    for path in (options.json, options.upload):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    metrics, *found = task.evaluate(split, progress=True)
+    others = task.other_metrics(*found)
+    if metrics:
+        print(metrics_table({task.protocol: metrics, **others}))
+    else:
+        print(f"no scores: split {options.split} comes without right answers; write yours to a file with --upload")
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-    metrics, scores, features = Retrieval(backbone, recipe.task).evaluate(split, progress=True)
-    found = {"metrics": metrics, "itc_only": scores.itc_metrics(features)}
-    print(metrics_table({"ITC, ITM rerank": metrics, "ITC only": found["itc_only"]}))
-    if options.json:
-        write_json(options.json, found)
+        named = {name.lower().replace(" ", "_"): other for name, other in others.items()}
+        write_json(options.json, {"metrics": metrics, **named})
+    if options.upload:
+        write_json(options.upload, task.upload(split, *found))
 
 
 def _params(options: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..backbones import Backbone
+from ..backbones import Backbone, Tunable
 from ..data.media import EvalTransform
 from ..data.rows import ImageTextDataset
 
@@ -72,7 +72,7 @@ def extract(
     )
 
 
-def tokenize(backbone: Backbone, texts: list[str], max_tokens: int) -> dict[str, Tensor]:
+def tokenize(backbone: Tunable, texts: list[str], max_tokens: int) -> dict[str, Tensor]:
     """``input_ids`` and ``attention_mask``, each (texts, longest), cut at ``max_tokens``."""
     tokens = backbone.tokenizer(texts, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
     return {name: tokens[name] for name in ("input_ids", "attention_mask")}
