@@ -116,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         commands, "params", _params, "how many weights Aurora would train in a model, before anything is trained"
     )
     params.add_argument("model", metavar="MODEL", help="blip-mini, a model folder or a hub id")
+    params.add_argument("--task", default="retrieval", help="retrieval or vqa (default: %(default)s)")
     params.add_argument("--r", type=int, default=64, help="rank (default: %(default)s)")
     params.add_argument("--core", default="diagonal", help="diagonal or full (default: %(default)s)")
     params.add_argument("--context", help="informative context enhancement: batch or released (default: none)")
@@ -210,7 +211,7 @@ def _params(options: argparse.Namespace) -> None:
     from .baselines import apply_method
     from .report import parameter_summary
 
-    backbone = load_backbone(options.model, weights=False)
+    backbone = load_backbone(options.model, weights=False, task=options.task)
     fields = {name: getattr(options, name) for name in ("r", "core", "context", "gate")}
     apply_method(backbone, "aurora", fields)
     shown = ", ".join(f"{name}={value}" for name, value in fields.items() if value is not None)

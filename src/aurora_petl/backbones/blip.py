@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, BlipForImageTextRetrieval, BlipForQuestionAnswering
 from transformers.utils import logging
 
+from ..errors import AuroraError
 from .blip_attention import share, use_sdpa
 
 DEC, ENC = 30522, 30523  # [DEC] and [ENC] of the original; hub tokenizers do not carry them, so numbers it is
@@ -211,9 +212,15 @@ KINDS: dict[str, tuple[Any, type[_Blip]]] = {  # by task
 }
 
 
+def _kind(task: str) -> tuple[Any, type[_Blip]]:
+    if task not in KINDS:
+        raise AuroraError(f"BLIP has no part for task {task!r}; choose one of {', '.join(KINDS)}")
+    return KINDS[task]
+
+
 def empty(config: Any, name: str, task: str = "retrieval") -> Any:
     """The model without weights or tokenizer, on the current default device."""
-    kind, backbone = KINDS[task]
+    kind, backbone = _kind(task)
     return backbone(kind(config), None, name)
 
 
@@ -227,7 +234,7 @@ def load(path: str, config: Any, name: str, task: str = "retrieval") -> Any:
         config.vision_config.layer_norm_eps = ORIGINAL_EPSILON
     if config.text_config.vocab_size <= ENC:
         raise OSError(f"its vocabulary of {config.text_config.vocab_size} has no [ENC] token ({ENC})")
-    kind, made = KINDS[task]
+    kind, made = _kind(task)
     shown, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)  # weights of BLIP's other tasks in the file are no cause for a warning
     logging.disable_progress_bar()
@@ -242,9 +249,7 @@ def load(path: str, config: Any, name: str, task: str = "retrieval") -> Any:
     if task == "vqa":
         missing -= _share_embeddings(loaded, missing)
     if missing:
-        hint = (
-            "" if task == "retrieval" else f"; for {task} it needs an answer decoder, as Salesforce/blip-vqa-base has"
-        )
+        hint = "; vqa takes a model with an answer decoder, like Salesforce/blip-vqa-base" if task == "vqa" else ""
         raise OSError(f"{len(missing)} weights are missing, {min(missing)} among them{hint}")
     model = loaded.float()
     model.name_or_path = model.config._name_or_path = name  # what peft writes into an adapter's configuration

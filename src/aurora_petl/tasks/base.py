@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ..backbones.base import Tunable
-from ..data.rows import Dataset
+from ..data.rows import Dataset, ImageTextDataset, QuestionDataset
 from ..errors import AuroraError
 from .clips import need_frames
 from .settings import TaskSettings
+
+TEXTS: dict[type[Dataset], str] = {ImageTextDataset: "captions", QuestionDataset: "questions"}  # what messages say
 
 
 class Task(nn.Module):
@@ -44,8 +46,8 @@ class Task(nn.Module):
         """
         if not isinstance(dataset, cls.data):
             raise AuroraError(
-                f"{dataset.name} is a {type(dataset).__name__}, but task {settings.name} is about a "
-                f"{cls.data.__name__}; set task.name or --data"
+                f"{dataset.name} holds {TEXTS[type(dataset)]}, but task {settings.name} is about {TEXTS[cls.data]}; "
+                "set another task.name, or --data"
             )
         need_frames(dataset, settings.frames)
 
