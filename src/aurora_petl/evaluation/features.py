@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ..backbones import Backbone
+from ..backbones import Backbone, Tunable
 from ..data.media import EvalTransform
 from ..data.rows import ImageTextDataset
-from ..tasks.clips import encode_media, pool, project_frames
+from ..tasks.clips import encode_media, load_media, pool, project_frames
 from ..tasks.ranks import own_share, total
 
 STATES_BUDGET = 2 * 1024**3  # bytes of picture states kept between ITC and rerank; beyond it they are formed again
@@ -53,7 +53,7 @@ def extract(
     *,
     batch_size: int = 64,
     max_tokens: int = 35,
-    frames: int = 8,
+    frames: int = 0,
     cache: Path | None = None,
     progress: bool = False,
 ) -> Features:
@@ -68,16 +68,12 @@ def extract(
     device = next(iter(backbone.parameters())).device
     transform = EvalTransform(backbone.image_size)
 
-    def pixels(row: int) -> Tensor:
-        if dataset.clips:
-            return torch.stack([transform(frame) for frame in dataset.frames(row, frames)])
-        return transform(dataset.image(row))
-
     def encode(first: int, last: int) -> Tensor:
-        return encode_media(backbone, torch.stack([pixels(row) for row in range(first, last)]).to(device)).flatten(1, 2)
+        pixels = torch.stack([load_media(dataset, row, transform, frames) for row in range(first, last)])
+        return encode_media(backbone, pixels.to(device)).flatten(1, 2)
 
     if dataset.clips:
-        batch_size = max(1, batch_size // frames)
+        batch_size = max(1, batch_size // max(1, frames))
 
     texts = [caption for item in dataset for caption in item.captions]
     tokens = {name: value.to(device) for name, value in tokenize(backbone, texts, max_tokens).items()}
@@ -131,7 +127,7 @@ def extract(
     )
 
 
-def tokenize(backbone: Backbone, texts: list[str], max_tokens: int) -> dict[str, Tensor]:
+def tokenize(backbone: Tunable, texts: list[str], max_tokens: int) -> dict[str, Tensor]:
     """``input_ids`` and ``attention_mask``, each (texts, longest), cut at ``max_tokens``."""
     tokens = backbone.tokenizer(texts, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
     return {name: tokens[name] for name in ("input_ids", "attention_mask")}

@@ -1,20 +1,63 @@
-"""Clips: their frames are encoded as pictures, averaged for contrast and read together by the fusion layers."""
+"""Pictures and clips alike: a clip is a few frames, each encoded as a picture. Features of frames are averaged for
+contrast, their tokens read together by the fusion layers."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from ..backbones import Backbone
+from ..backbones.base import Backbone, Tunable
+from ..errors import AuroraError
 
 FRAME_TEMPERATURE = 4.0  # of frame-aware attention, as released
 
 
-def encode_media(backbone: Backbone, pixel_values: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) or clips (B, F, 3, H, W) -> states (B, F, N, D) of each frame; F is 1 for pictures."""
+def load_media(
+    dataset: Any, row: int, transform: Callable[[Image.Image], Tensor], frames: int, rng: random.Random | None = None
+) -> Tensor:
+    """The picture of a row through ``transform`` -> (3, H, W); of clips so many frames -> (frames, 3, H, W).
+
+    Args:
+        rng: draws the frames; without it they are evenly spread.
+
+    Raises:
+        AuroraError: naming file and line, if it is missing or broken; if no frames of a clip are asked for.
+    """
+    if not dataset.clips:
+        return transform(dataset.image(row))
+    need_frames(dataset, frames)
+    return torch.stack([transform(frame) for frame in dataset.frames(row, frames, rng)])
+
+
+def still(dataset: Any, row: int) -> Image.Image:
+    """The picture of a row, or one frame of its clip."""
+    picture: Image.Image = dataset.frames(row, 1)[0] if dataset.clips else dataset.image(row)
+    return picture
+
+
+def need_frames(dataset: Any, frames: int) -> None:
+    """Refuse clips of no frames.
+
+    Raises:
+        AuroraError: if ``dataset`` holds clips and ``frames`` is 0.
+    """
+    if dataset.clips and frames < 1:
+        raise AuroraError(f"{dataset.name} holds clips; say how many frames to take of each, like task.frames=8")
+
+
+def encode_media(backbone: Tunable, pixel_values: Tensor) -> Tensor:
+    """(B, 3, H, W), or clips (B, T, 3, H, W) -> states (B, T, N, D), T being 1 for pictures.
+
+    ``flatten(1, 2)`` of it is what fusion attends to: the tokens of all frames.
+    """
     if pixel_values.dim() == 4:
-        return backbone.encode_image(pixel_values).unsqueeze(1)
+        return backbone.encode_image(pixel_values)[:, None]
     return backbone.encode_image(pixel_values.flatten(0, 1)).unflatten(0, pixel_values.shape[:2])
 
 

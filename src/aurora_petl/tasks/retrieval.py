@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,15 +20,15 @@ from torch import Tensor, nn
 
 from ..backbones import Backbone
 from ..data.rows import ImageTextDataset
-from ..errors import AuroraError
-from ..evaluation.features import Features, extract, trim
+from ..evaluation.features import Features, extract, tokenize, trim
 from ..evaluation.rerank import Scores, rerank
+from .base import Task
 from .clips import encode_media, frame_weights, pool, project_frames
 from .ranks import gather, rank
 from .settings import RetrievalSettings
 
 
-class Retrieval(nn.Module):
+class Retrieval(Task):
     """The loss of a batch and the scores of a split.
 
     A batch is a dict of ``pixel_values``, (B, 3, H, W) or of clips (B, F, 3, H, W), ``input_ids`` and
@@ -38,6 +39,14 @@ class Retrieval(nn.Module):
         settings: numbers of the objective.
     """
 
+    data = ImageTextDataset
+    example = "pair"
+    objective = "ITC + ITM"
+    main_metric = "mean_recall"
+    protocol = "ITC, ITM rerank"
+
+    backbone: Backbone
+    settings: RetrievalSettings
     queue_image: Tensor
     queue_text: Tensor
     queue_ids: Tensor
@@ -45,11 +54,7 @@ class Retrieval(nn.Module):
     steps: Tensor
 
     def __init__(self, backbone: Backbone, settings: RetrievalSettings | None = None) -> None:
-        super().__init__()
-        self.settings = settings or RetrievalSettings()
-        self.backbone = backbone
-        self.model = backbone.module  # registered, so that the Trainer sees its weights
-        self.warmup_steps = 0  # over which alpha rises; the Trainer's driver sets it to one epoch
+        super().__init__(backbone, settings or RetrievalSettings())
         self._averages = nn.ParameterDict(
             {name.replace(".", "/"): nn.Parameter(weight.detach().clone(), False) for name, weight in self.trained()}
         )
@@ -61,9 +66,25 @@ class Retrieval(nn.Module):
         self.register_buffer("queue_used", torch.zeros(2, dtype=torch.long, device=device))  # next row, rows filled
         self.register_buffer("steps", torch.zeros((), dtype=torch.long, device=device))
 
-    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and weights that training changes, in model order."""
-        return ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
+    @classmethod
+    def examples(cls, dataset: ImageTextDataset) -> list[tuple[int, dict[str, Any]]]:
+        """Every (picture, caption) pair of a split; pictures of the same id have the same number."""
+        numbers: dict[str, int] = {}
+        ids = [numbers.setdefault(item.id, len(numbers)) for item in dataset]
+        return [
+            (row, {"caption": caption, "id": ids[row]}) for row, item in enumerate(dataset) for caption in item.captions
+        ]
+
+    @classmethod
+    def fit_settings(cls, settings: RetrievalSettings, batch_size: int, examples: int) -> None:
+        settings.queue_size = fit_queue(settings.queue_size, batch_size, examples)
+
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        return {
+            "pixel_values": torch.stack([row["pixels"] for row in rows]),
+            "ids": torch.tensor([row["id"] for row in rows]),
+            **tokenize(self.backbone, [row["caption"] for row in rows], self.settings.max_tokens),
+        }
 
     @contextmanager
     def momentum_weights(self) -> Iterator[None]:
@@ -190,23 +211,6 @@ class Retrieval(nn.Module):
         self.queue_used[0] = (int(self.queue_used[0]) + len(ids)) % size
         self.queue_used[1] = min(size, int(self.queue_used[1]) + len(ids))
 
-    def training_state(self) -> dict[str, Tensor]:
-        """All that a resumed training needs of this module: trained weights, averages, queue, step count, and the
-        model's own buffers, such as an adapter's bank of texts."""
-        frozen = {f"model.{name}" for name, weight in self.model.named_parameters() if not weight.requires_grad}
-        return {name: value for name, value in self.state_dict().items() if name not in frozen}
-
-    def load_training_state(self, state: dict[str, Tensor]) -> None:
-        """Put `training_state` back.
-
-        Raises:
-            AuroraError: if it is of another set of trained weights.
-        """
-        expected = self.training_state()
-        if odd := sorted(set(expected) ^ set(state)):
-            raise AuroraError(f"the checkpoint is of another method or queue: {odd[0]} is in only one of the two")
-        self.load_state_dict(state, strict=False)
-
     def evaluate(
         self, dataset: ImageTextDataset, *, cache: Path | None = None, rescore: int = 0, progress: bool = False
     ) -> tuple[dict[str, float], Scores, Features]:
@@ -223,7 +227,7 @@ class Retrieval(nn.Module):
                 self.backbone,
                 dataset,
                 max_tokens=settings.max_tokens,
-                frames=settings.test_frames or settings.frames,
+                frames=settings.evaluation_frames,
                 cache=cache,
                 progress=progress,
             )
@@ -240,6 +244,9 @@ class Retrieval(nn.Module):
         finally:
             self.train(was_training)
         return scores.metrics(features), scores, features
+
+    def other_metrics(self, scores: Scores, features: Features) -> dict[str, dict[str, float]]:  # type: ignore[override]
+        return {"ITC only": scores.itc_metrics(features)}
 
 
 def _padded(input_ids: Tensor, attention_mask: Tensor, width: int) -> tuple[Tensor, Tensor]:
