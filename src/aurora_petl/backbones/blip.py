@@ -264,7 +264,7 @@ def load(path: str, config: Any, name: str, task: str = "retrieval") -> Any:
         raise OSError(f"its vocabulary of {config.text_config.vocab_size} has no [ENC] token ({ENC})")
     kind, made = _kind(task)
     shown, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)  # weights of BLIP's other tasks in the file are no cause for a warning
+    logging.set_verbosity_error()  # weights of BLIP's other tasks in the file are no cause for a warning
     logging.disable_progress_bar()
     try:
         loaded, report = kind.from_pretrained(path, config=config, use_safetensors=True, output_loading_info=True)
