@@ -185,7 +185,7 @@ def prepare(
         dataset.split(needed)
     if check:
         dataset.check(progress=progress)
-    backbone = load_backbone(recipe.model)
+    backbone = load_backbone(recipe.model, image_size=recipe.image_size or None)
     torch.manual_seed(recipe.train.seed)
     apply_method(backbone, recipe.method, recipe.method_options, recipe.train_heads)
     pairs = sum(len(item.captions) for item in training)
@@ -320,7 +320,7 @@ def fit(
 
 def untuned(recipe: Recipe, split: ImageTextDataset, *, progress: bool = False) -> tuple[Scores, Features]:
     """Scores of the pretrained model on a split, by the recipe's protocol."""
-    backbone = load_backbone(recipe.model)
+    backbone = load_backbone(recipe.model, image_size=recipe.image_size or None)
     apply_method(backbone, "zero-shot")
     _, scores, features = Retrieval(backbone, recipe.task).evaluate(split, progress=progress)
     return scores, features
@@ -335,7 +335,7 @@ def load_run(folder: Path) -> tuple[Recipe, Backbone]:
     if not (folder / "recipe.yaml").is_file():
         raise AuroraError(f"{folder} holds no run: it has no recipe.yaml")
     recipe = load_recipe(folder / "recipe.yaml")
-    backbone = load_backbone(recipe.model)
+    backbone = load_backbone(recipe.model, image_size=recipe.image_size or None)
     load_adapter(backbone, folder / ADAPTER, recipe.method)
     return recipe, backbone
 

@@ -18,7 +18,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 
 from ..errors import AuroraError
 
-# model_type of a transformers config -> module here with `load(path, config, name)` and `empty(config, name)`
+# model_type of a transformers config -> module here with `load(path, config, name, image_size)` and `empty(config, name, image_size)`
 FAMILIES = {"blip": "blip"}
 
 
@@ -100,6 +100,7 @@ def load_backbone(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     *,
+    image_size: int | None = None,
     weights: bool = True,
 ) -> Backbone:
     """Load a backbone: an embedded one (``blip-mini``), a local folder, or a model of the Hugging Face hub.
@@ -107,10 +108,13 @@ def load_backbone(
     Weights are read from safetensors only.
 
     Args:
+        image_size: pixels a side of the pictures that it will see; its position embeddings are interpolated to that,
+            once. None: the model's own.
         weights: False reads the configuration alone and puts the model on the meta device, to count weights with.
 
     Raises:
-        AuroraError: if there is no such model, it is of no known family, or its files cannot be read.
+        AuroraError: if there is no such model, it is of no known family, its files cannot be read, or its patches do not
+            fill ``image_size``.
     """
     path, name = resolve(name_or_path), str(name_or_path)
     config = _config(path, name)
@@ -123,9 +127,9 @@ def load_backbone(
     module = import_module(f".{family}", __package__)
     if not weights:
         with torch.device("meta"):
-            return module.empty(config, name)
+            return module.empty(config, name, image_size)
     try:
-        backbone: Backbone = module.load(path, config, name)
+        backbone: Backbone = module.load(path, config, name, image_size)
     except OSError as error:
         raise AuroraError(
             f"model {name}: {_first_line(error)}; its folder needs config.json, model.safetensors "
