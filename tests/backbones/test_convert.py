@@ -285,9 +285,8 @@ def test_the_command_prints_what_became_of_the_keys(files, done, tmp_path, capsy
     cells = {line.split("  ")[0]: line.split()[-2:] for line in printed.splitlines()}
     assert cells["weights of the model"] == [str(len(report.used)), "model.safetensors"]
     assert cells["momentum encoder and queue"] == [str(len(report.momentum)), "momentum.safetensors"]
-    assert sum(
-        int(number) for number, where in (c for c in cells.values() if len(c) == 2) if where == "dropped"
-    ) == len(report.dropped)
+    dropped = [int(cell[0]) for cell in cells.values() if cell[1:] == ["dropped"]]
+    assert sum(dropped) == len(report.dropped)
     assert "not for" not in printed and str(out) in printed
     assert load_backbone(out).image_size == 96
 

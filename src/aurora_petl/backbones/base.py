@@ -18,7 +18,8 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 
 from ..errors import AuroraError
 
-# model_type of a transformers config -> module here with `load(path, config, name, image_size)` and `empty(config, name, image_size)`
+# model_type of a transformers config -> module here with `load(path, config, name, image_size)` and
+# `empty(config, name, image_size)`
 FAMILIES = {"blip": "blip"}
 
 
@@ -113,8 +114,8 @@ def load_backbone(
         weights: False reads the configuration alone and puts the model on the meta device, to count weights with.
 
     Raises:
-        AuroraError: if there is no such model, it is of no known family, its files cannot be read, or its patches do not
-            fill ``image_size``.
+        AuroraError: if there is no such model, it is of no known family, its files cannot be read, or its patches do
+            not fill ``image_size``.
     """
     path, name = resolve(name_or_path), str(name_or_path)
     config = _config(path, name)

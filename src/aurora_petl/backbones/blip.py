@@ -174,8 +174,8 @@ def load(path: str, config: Any, name: str, image_size: int | None = None) -> Bl
     if missing := sorted(report["missing_keys"]):
         if parts := [part for part, module in loaded.named_children() if _all_of(part, module) <= set(missing)]:
             raise AuroraError(
-                f"model {name} has no {', '.join(parts)}, which retrieval needs; take a checkpoint of BLIP's pretraining "
-                "or of retrieval, not one of VQA or captioning"
+                f"model {name} has no {', '.join(parts)}, which retrieval needs; take a checkpoint of BLIP's "
+                "pretraining or of retrieval, not one of VQA or captioning"
             )
         raise OSError(f"{len(missing)} weights are missing, {missing[0]} among them")
     model = loaded.float()

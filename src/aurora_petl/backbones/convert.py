@@ -73,7 +73,7 @@ class Conversion:
     """What became of a checkpoint: its keys by what was done with them, and the tasks that lack parts."""
 
     folder: Path
-    config: BlipConfig
+    config: Any  # BlipConfig
     used: list[str] = field(default_factory=list)
     momentum: list[str] = field(default_factory=list)
     dropped: dict[str, str] = field(default_factory=dict)  # key -> why
@@ -144,8 +144,8 @@ def read_momentum(name_or_path: str | Path, names: Iterable[str], image_size: in
     path = Path(resolve(name_or_path)) / MOMENTUM
     if not path.is_file():
         raise AuroraError(
-            f"model {name_or_path} has no {MOMENTUM}, which task.momentum_init=checkpoint starts from; use a folder made "
-            "by aurora convert from a pretraining or retrieval checkpoint, or task.momentum_init=copy"
+            f"model {name_or_path} has no {MOMENTUM}, which task.momentum_init=checkpoint starts from; use a folder "
+            "made by aurora convert from a pretraining or retrieval checkpoint, or task.momentum_init=copy"
         )
     try:
         with safe_open(path, "pt") as file:
@@ -190,8 +190,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     return content["model"]
 
 
-def _config(state: dict[str, Tensor], path: Path) -> BlipConfig:
-    """The configuration that the weights' shapes imply."""
+def _config(state: dict[str, Tensor], path: Path) -> Any:
+    """The `BlipConfig` that the weights' shapes imply."""
 
     def shape(key: str, dimensions: int) -> torch.Size:
         if key not in state:
@@ -276,7 +276,7 @@ def _sort(state: dict[str, Tensor], path: Path, report: Conversion) -> tuple[dic
         elif shapes.get(name) != value.shape:
             unknown.append(f"{key} {tuple(value.shape)}")
         elif name in TIED and TIED[name] in state and torch.equal(value, state[TIED[name]]):
-            report.dropped[key] = f"the same as {TIED[name].split('.', 1)[1]}"
+            report.dropped[key] = f"second name of {TIED[name].split('.', 1)[1]}"
         elif stem.endswith("_m"):
             averages[name] = value
             report.momentum.append(key)
@@ -296,7 +296,7 @@ def _sort(state: dict[str, Tensor], path: Path, report: Conversion) -> tuple[dic
     return weights, averages
 
 
-def _shapes(config: BlipConfig) -> dict[str, torch.Size]:
+def _shapes(config: Any) -> dict[str, torch.Size]:
     """Names and shapes of all weights that BLIP's tasks have in transformers."""
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in BlipForImageTextRetrieval(config).state_dict().items()}
@@ -315,7 +315,7 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
     save_file(own, path, metadata={"format": "pt"})
 
 
-def _save_preprocessing(folder: Path, config: BlipConfig) -> None:
+def _save_preprocessing(folder: Path, config: Any) -> None:
     """Tokenizer and picture processor: blip-mini's, which are BLIP's but for the sizes."""
     ours = Path(resolve("blip-mini"))
     size = {"height": config.vision_config.image_size, "width": config.vision_config.image_size}
