@@ -145,7 +145,9 @@ def test_a_wrong_override_says_what_is_wrong(override, message):
 
 def test_an_unknown_field_with_nothing_near_lists_the_fields():
     message = refusal("emoji", ["zzzz=1"])
-    assert message.startswith("recipe emoji: there is no field zzzz; fields are model, data, method, method_options")
+    assert message.startswith(
+        "recipe emoji: there is no field zzzz; fields are model, image_size, data, method, method_options"
+    )
 
 
 def test_neither_epochs_nor_steps():

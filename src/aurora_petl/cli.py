@@ -135,6 +135,30 @@ def _parser() -> argparse.ArgumentParser:
     params.add_argument("--context", help="informative context enhancement: batch or released (default: none)")
     params.add_argument("--gate", help="gated query transformation: scale_shift or released (default: none)")
 
+    convert = _command(
+        commands,
+        "convert",
+        _convert,
+        "turn an original BLIP checkpoint (a .pth file from Salesforce's BLIP repository) into a model "
+        "folder, which --model takes",
+    )
+    convert.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="FILE.pth",
+        help="the downloaded file, such as model_base.pth; it is read as data, no code in it is run",
+    )
+    convert.add_argument(
+        "--out", type=Path, required=True, help="folder to make, such as models/blip-base; it must not exist yet"
+    )
+    convert.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="side of the pictures that the model shall see, such as 384 (default: as it was trained); "
+        "larger ones show more detail and take longer",
+    )
+
     _command(commands, "recipes", _recipes, "list the recipes")
     return parser
 
@@ -236,6 +260,14 @@ def _params(options: argparse.Namespace) -> None:
     apply_method(backbone, "aurora", fields)
     shown = ", ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
     print(parameter_summary(backbone, f"Aurora, {shown}, on {options.model}"))
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from .backbones.convert import convert
+    from .report import conversion_summary
+
+    print(conversion_summary(convert(options.checkpoint, options.out, image_size=options.image_size)))
+    print(f"\nmodel     {options.out}")
 
 
 def _recipes(options: argparse.Namespace) -> None:

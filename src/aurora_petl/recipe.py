@@ -59,6 +59,7 @@ class Recipe:
     """Model, data, method and settings of one run."""
 
     model: str = "blip-mini"
+    image_size: int = 0  # pixels a side; 0: the model's own
     data: str = "fluent-flat"
     method: str = "aurora"
     method_options: dict[str, Any] = field(default_factory=dict)

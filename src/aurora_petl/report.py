@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 if TYPE_CHECKING:
     from .backbones import Tunable
+    from .backbones.convert import Conversion
     from .data.rows import Dataset
     from .recipe import Recipe
 
@@ -102,6 +103,29 @@ def run_summary(metrics: dict[str, Any]) -> str:
         f"({100 * weights['trainable'] / weights['model']:.2f}% of {weights['model']:,}) "
         f"in {metrics['steps']} steps and {metrics['train_seconds']:.0f} s"
     )
+
+
+def conversion_summary(done: Conversion) -> str:
+    """What became of a checkpoint's keys, and what the model folder can be used for."""
+    vision, text = done.config.vision_config, done.config.text_config
+    reasons: dict[str, int] = {}
+    for why in done.dropped.values():
+        reasons[why] = reasons.get(why, 0) + 1
+    rows = [
+        ["weights of the model", str(len(done.used)), "model.safetensors"],
+        ["momentum encoder and queue", str(len(done.momentum)), "momentum.safetensors" if done.momentum else "-"],
+        *([why, str(number), "dropped"] for why, number in reasons.items()),
+    ]
+    lines = [
+        f"BLIP for pictures of {vision.image_size} x {vision.image_size} pixels",
+        *(
+            f"{name}: {part.num_hidden_layers} layers, {part.hidden_size} wide, {part.num_attention_heads} heads"
+            for name, part in (("vision", vision), ("text", text))
+        ),
+        table(["keys of the checkpoint", "number", "now in"], rows),
+        *(f"not for {task}: the checkpoint has no {', '.join(parts)}" for task, parts in done.lacking.items()),
+    ]
+    return "\n".join(lines)
 
 
 def parameter_summary(backbone: Tunable, title: str) -> str:

@@ -179,7 +179,7 @@ def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False) -> tu
     kind.check(settings, dataset)
     if check:
         dataset.check(progress=progress)
-    backbone = load_backbone(recipe.model, task=settings.name)
+    backbone = _backbone(recipe)
     torch.manual_seed(recipe.train.seed)
     apply_method(backbone, recipe.method, recipe.method_options, recipe.train_heads)
     examples = len(kind.examples(training))
@@ -311,9 +311,13 @@ def fit(
     return Run(folder, recipe, backbone, task, metrics, history)
 
 
+def _backbone(recipe: Recipe) -> Any:
+    return load_backbone(recipe.model, task=recipe.task.name, image_size=recipe.image_size or None)
+
+
 def untuned(recipe: Recipe, split: Rows, *, progress: bool = False) -> tuple[Any, ...]:
     """What `Task.evaluate` gives for the pretrained model on a split, by the recipe's protocol."""
-    backbone = load_backbone(recipe.model, task=recipe.task.name)
+    backbone = _backbone(recipe)
     apply_method(backbone, "zero-shot")
     return task_class(recipe.task.name)(backbone, recipe.task).evaluate(split, progress=progress)
 
@@ -327,7 +331,7 @@ def load_run(folder: Path) -> tuple[Recipe, Any]:
     if not (folder / "recipe.yaml").is_file():
         raise AuroraError(f"{folder} holds no run: it has no recipe.yaml")
     recipe = load_recipe(folder / "recipe.yaml")
-    backbone = load_backbone(recipe.model, task=recipe.task.name)
+    backbone = _backbone(recipe)
     load_adapter(backbone, folder / ADAPTER, recipe.method)
     return recipe, backbone
 

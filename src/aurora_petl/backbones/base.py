@@ -18,7 +18,8 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 
 from ..errors import AuroraError
 
-# model_type of a transformers config -> module here with `load(path, config, name, task)` and `empty`, without path
+# model_type of a transformers config -> module here with `load(path, config, name, task, image_size)`, and `empty`
+# without the path
 FAMILIES = {"blip": "blip"}
 
 
@@ -181,6 +182,7 @@ def load_backbone(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     *,
+    image_size: int | None = None,
     weights: bool = True,
     task: str = "retrieval",
 ) -> Any:
@@ -189,12 +191,14 @@ def load_backbone(
     Weights are read from safetensors only.
 
     Args:
+        image_size: pixels a side of the pictures that it will see; its position embeddings are interpolated to that,
+            once. None: the model's own.
         weights: False reads the configuration alone and puts the model on the meta device, to count weights with.
         task: retrieval gives a `Backbone`, vqa an `AnsweringBackbone`.
 
     Raises:
-        AuroraError: if there is no such model, it is of no known family, it lacks weights that the task needs, or its
-            files cannot be read.
+        AuroraError: if there is no such model, it is of no known family, it lacks weights that the task needs, its
+            files cannot be read, or its patches do not fill ``image_size``.
     """
     path, name = resolve(name_or_path), str(name_or_path)
     config = _config(path, name)
@@ -207,9 +211,9 @@ def load_backbone(
     module = import_module(f".{family}", __package__)
     if not weights:
         with torch.device("meta"):
-            return module.empty(config, name, task)
+            return module.empty(config, name, task, image_size)
     try:
-        backbone: Tunable = module.load(path, config, name, task)
+        backbone: Tunable = module.load(path, config, name, task, image_size)
     except OSError as error:
         raise AuroraError(
             f"model {name}: {_first_line(error)}; its folder needs config.json, model.safetensors "

@@ -23,6 +23,7 @@ from .blip_attention import Meeting, share, use_sdpa
 
 DEC, ENC = 30522, 30523  # [DEC] and [ENC] of the original; hub tokenizers do not carry them, so numbers it is
 ORIGINAL_EPSILON = 1e-6  # of the original ViT; hub configs say 1e-5
+ORIGINAL_HEAD_WIDTH = 64  # of all attention heads, base and large; transformers' default for texts is 8 heads of 96
 
 
 class Temperature(nn.Module):
@@ -240,26 +241,79 @@ KINDS: dict[str, tuple[Any, type[_Blip]]] = {  # by task
 }
 
 
+FITTING = {  # what to take where parts are missing
+    "retrieval": "take a checkpoint of BLIP's pretraining or of retrieval, not one of VQA or captioning",
+    "vqa": "take a model with an answer decoder, like Salesforce/blip-vqa-base",
+}
+
+
 def _kind(task: str) -> tuple[Any, type[_Blip]]:
     if task not in KINDS:
         raise AuroraError(f"BLIP has no part for task {task!r}; choose one of {', '.join(KINDS)}")
     return KINDS[task]
 
 
-def empty(config: Any, name: str, task: str = "retrieval") -> Any:
+def patches_per_side(image_size: int, patch_size: int) -> int:
+    """Patches along a side of a picture.
+
+    Raises:
+        AuroraError: if they do not fill it.
+    """
+    side, rest = divmod(image_size, patch_size)
+    if side < 1 or rest:
+        sizes = [size for size in (side * patch_size, (side + 1) * patch_size) if size > 0]
+        raise AuroraError(
+            f"image_size is {image_size}, which patches of {patch_size} pixels do not fill; "
+            f"the next that fit: {' and '.join(map(str, sizes or [patch_size]))}"
+        )
+    return side
+
+
+def resize_positions(positions: Tensor, side: int) -> Tensor:
+    """Position embeddings (1, 1 + n * n, D) -> (1, 1 + side * side, D): [CLS]'s as it is, those of the patches
+    interpolated bicubically, as the original does when it loads."""
+    if positions.shape[1] == 1 + side * side:
+        return positions
+    first, grid = positions[:, :1], positions[:, 1:]
+    n = round(grid.shape[1] ** 0.5)
+    grid = grid.reshape(1, n, n, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
+    return torch.cat([first, grid.flatten(2).transpose(1, 2)], 1)
+
+
+def set_image_size(model: Any, image_size: int) -> None:
+    """Give a loaded BLIP position embeddings for pictures of ``image_size`` x ``image_size``, in place.
+
+    Raises:
+        AuroraError: if its patches do not fill that.
+    """
+    vision, embeddings = model.config.vision_config, model.vision_model.embeddings
+    side = patches_per_side(image_size, vision.patch_size)
+    embeddings.position_embedding = nn.Parameter(resize_positions(embeddings.position_embedding.data, side))
+    embeddings.image_size = vision.image_size = image_size
+    embeddings.num_patches, embeddings.num_positions = side**2, side**2 + 1
+
+
+def empty(config: Any, name: str, task: str = "retrieval", image_size: int | None = None) -> Any:
     """The model without weights or tokenizer, on the current default device."""
+    if image_size is not None:
+        patches_per_side(image_size, config.vision_config.patch_size)
+        config.vision_config.image_size = image_size
     kind, backbone = _kind(task)
     return backbone(kind(config), None, name)
 
 
-def load(path: str, config: Any, name: str, task: str = "retrieval") -> Any:
+def load(path: str, config: Any, name: str, task: str = "retrieval", image_size: int | None = None) -> Any:
     """Read a BLIP model from a folder or the hub.
 
     Raises:
-        OSError: if files are missing, or weights that the task needs are not among them.
+        OSError: if files are missing, or single weights.
+        AuroraError: if parts that the task needs are not in it, or its patches do not fill ``image_size``.
     """
     if name.startswith("Salesforce/"):
         config.vision_config.layer_norm_eps = ORIGINAL_EPSILON
+        for part in (config.vision_config, config.text_config):
+            part.num_attention_heads = part.hidden_size // ORIGINAL_HEAD_WIDTH
     if config.text_config.vocab_size <= ENC:
         raise OSError(f"its vocabulary of {config.text_config.vocab_size} has no [ENC] token ({ENC})")
     kind, made = _kind(task)
@@ -277,9 +331,12 @@ def load(path: str, config: Any, name: str, task: str = "retrieval") -> Any:
     if task == "vqa":
         missing -= _share_embeddings(loaded, missing)
     if missing:
-        hint = "; vqa takes a model with an answer decoder, like Salesforce/blip-vqa-base" if task == "vqa" else ""
-        raise OSError(f"{len(missing)} weights are missing, {min(missing)} among them{hint}")
+        if parts := [part for part, module in loaded.named_children() if _all_of(part, module) <= missing]:
+            raise AuroraError(f"model {name} has no {', '.join(parts)}, which {task} needs; {FITTING[task]}")
+        raise OSError(f"{len(missing)} weights are missing, {min(missing)} among them")
     model = loaded.float()
+    if image_size is not None:
+        set_image_size(model, image_size)
     model.name_or_path = model.config._name_or_path = name  # what peft writes into an adapter's configuration
     backbone = made(model, tokenizer, name)
     weights = Path(path) / "model.safetensors"
@@ -300,3 +357,8 @@ def _share_embeddings(model: Any, missing: set[str]) -> set[str]:
     decoder.bert.embeddings.load_state_dict(encoder.state_dict())
     decoder.cls.predictions.decoder.weight = decoder.bert.embeddings.word_embeddings.weight
     return given | {"text_decoder.cls.predictions.decoder.weight"}
+
+
+def _all_of(part: str, module: nn.Module) -> set[str]:
+    """Names of a part's weights in the model."""
+    return {f"{part}.{name}" for name, _ in module.named_parameters()}

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbones import Backbone
+from ..backbones.convert import read_momentum
 from ..data.rows import ImageTextDataset
 from ..evaluation.features import Features, extract, tokenize, trim
 from ..evaluation.rerank import Scores, rerank
@@ -65,6 +66,25 @@ class Retrieval(Task):
         self.register_buffer("queue_ids", torch.full((size,), -1, device=device))
         self.register_buffer("queue_used", torch.zeros(2, dtype=torch.long, device=device))  # next row, rows filled
         self.register_buffer("steps", torch.zeros((), dtype=torch.long, device=device))
+        if self.settings.momentum_init == "checkpoint" and len(self._averages):  # else nothing will be trained
+            self._start_from_checkpoint()
+
+    @torch.no_grad()
+    def _start_from_checkpoint(self) -> None:
+        """Averages and queue as the original checkpoint has them, its pairs being negatives for every picture."""
+        plain = {  # less what peft adds to the names of heads
+            name: name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
+            for name, _ in self.trained()
+        }
+        kept = read_momentum(self.backbone.name, plain.values(), self.backbone.image_size)
+        for name, original in plain.items():
+            if original in kept.weights:
+                self._averages[name.replace(".", "/")].copy_(kept.weights[original])
+        rows = min(len(self.queue_ids), len(kept.image_queue))
+        if rows:
+            self.queue_image[:rows], self.queue_text[:rows] = kept.image_queue[:rows], kept.text_queue[:rows]
+            self.queue_ids[:rows] = -100
+            self.queue_used[0], self.queue_used[1] = rows % len(self.queue_ids), rows
 
     @classmethod
     def examples(cls, dataset: ImageTextDataset) -> list[tuple[int, dict[str, Any]]]:

@@ -37,6 +37,7 @@ class RetrievalSettings(TaskSettings):
     name: str = "retrieval"
     queue_size: int = 57_600
     momentum: float = 0.995
+    momentum_init: str = "copy"  # copy: averages start as the model, the queue empty; checkpoint: as in its checkpoint
     alpha: float = 0.4  # weight of the momentum encoder's soft targets, reached after the first epoch
     itm_weight: float = 1.0
     negative_all_rank: bool = False  # whether ITM's hard negatives come from the batches of all ranks
@@ -47,6 +48,8 @@ class RetrievalSettings(TaskSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.momentum_init not in ("copy", "checkpoint"):
+            raise AuroraError(f"task.momentum_init is {self.momentum_init!r}; choose copy or checkpoint")
         for name, low, high in (
             ("queue_size", 0, 10**7),
             ("momentum", 0, 1),
