@@ -29,9 +29,9 @@ from aurora_petl.report import table, write_json
 from aurora_petl.training import fit, prepare, train, untuned
 
 RATES = {  # a factor of about three apart, four each; around each method's usual range
-    "heads only": (1e-4, 3e-4, 1e-3, 3e-3),
+    "heads only": (1e-3, 3e-3, 1e-2, 3e-2),
     AURORA: (1e-3, 3e-3, 1e-2, 3e-2),
-    "LoRA r=20": (1e-4, 3e-4, 1e-3, 3e-3),
+    "LoRA r=20": (3e-4, 1e-3, 3e-3, 1e-2),
     "full": (3e-5, 1e-4, 3e-4, 1e-3),
 }
 

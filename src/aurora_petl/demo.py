@@ -30,9 +30,9 @@ OPTIONS: dict[str, list[str]] = {
     "heads only": ["method=heads", "train.head_learning_rate=0"],
     AURORA: [],
     "LoRA r=20": ["method=lora", "method_options={r: 20, lora_alpha: 20}"],
-    "full": ["method=full", "train.head_learning_rate=0"],
+    "full": ["method=full"],
 }
-RATES = {"heads only": 3e-4, AURORA: 1e-2, "LoRA r=20": 1e-4, "full": 1e-4}
+RATES = {"heads only": 3e-3, AURORA: 1e-2, "LoRA r=20": 3e-3, "full": 1e-3}
 
 
 def demo(folder: Path, *, seed: int = 0) -> None:
