@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/search_latency.py --json search-latency.json
 
-Rows are synthetic: unit vectors around random centres, so that neighbourhoods have a structure which an approximate index
-can use. Queries are drawn from the same clusters but are not rows. Each is asked alone, as a person asks, on one thread;
-seconds are those of the thread, in which other processes have no part. Memory is that of faiss's index.
+Rows are synthetic: unit vectors around random centres, so that neighbourhoods have a structure which an approximate
+index can use. Queries are drawn from the same clusters but are not rows. Each is asked alone, as a person asks, on one
+thread; seconds are those of the thread, in which other processes have no part. Memory is that of faiss's index.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in dict(rows=100_000, width=256, clusters=2000, queries=1000, k=10).items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{value} if not given")
-    parser.add_argument("--spread", type=float, default=1.0, help="noise against centre, 1.0 if not given")
+    parser.add_argument("--spread", type=float, default=1.5, help="noise against centre, 1.5 if not given")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     options = parser.parse_args()
 

@@ -258,13 +258,14 @@ def _search(options: argparse.Namespace) -> None:
     query = options.text if options.image is None else load_image(options.image)
     searcher = Searcher(library)
     found = searcher.search(query, options.k, texts=options.texts, rerank=options.rerank)
-    score = "ITM match logit" if options.rerank else "ITC similarity"
+    score = "ITC similarity"
+    if options.rerank:
+        score = f"ITM match logit of the {max(options.rerank, options.k)} best by ITC"
     about = f"{library.out}, {'captions' if options.texts else 'pictures'}, {searcher.view} model, score: {score}"
     print(f"{options.text or options.image}\n{about}")
     for rank, hit in enumerate(found, 1):
-        print(
-            f"{rank:4}  {hit.score:7.3f}  {hit.what if options.texts else os.path.relpath(library.folder / hit.what)}"
-        )
+        what = hit.what if options.texts else os.path.relpath(library.folder / hit.what)
+        print(f"{rank:4}  {hit.score:7.3f}  {what}")
     if options.json:
         rows = [{"rank": rank, "score": hit.score, "found": hit.what} for rank, hit in enumerate(found, 1)]
         options.json.parent.mkdir(parents=True, exist_ok=True)
