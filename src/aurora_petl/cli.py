@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"aurora: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("aurora: stopped; a training run continues with --resume", file=sys.stderr)
+        print("aurora: stopped; train goes on with --resume, index when called again", file=sys.stderr)
         return 130
     return 0
 
@@ -242,7 +242,7 @@ def _index(options: argparse.Namespace) -> None:
     )
     if update.skipped:
         print(f"{len(update.skipped)} skipped; mend or remove them and run aurora index again:")
-        print("\n".join(f"  {path}: {why}" for path, why in update.skipped.items()))
+        print("\n".join(f"  {why}" for why in update.skipped.values()))
 
 
 def _search(options: argparse.Namespace) -> None:

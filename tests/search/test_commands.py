@@ -41,7 +41,7 @@ def test_index_then_search(aurora, album, here):
     assert status == 0 and out.splitlines() == [
         "album.index: 9 pictures (9 encoded now, 0 removed), 20 captions",
         "1 skipped; mend or remove them and run aurora index again:",
-        "  images/3.png: picture: not a picture that can be read; save it again as JPEG or PNG",
+        "  images/3.png: not a picture that can be read; save it again as JPEG or PNG",
     ]
     status, out, _ = aurora("search", "a red circle", "-k", 3)
     lines = out.splitlines()
@@ -146,3 +146,17 @@ def test_serve_without_its_packages(aurora, library, monkeypatch):
     status, _, err = aurora("serve", "--index", library.out)
     message = "aurora: error: aurora serve needs starlette and uvicorn; pip install 'aurora-petl[serve]'\n"
     assert (status, err) == (1, message)
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("", "index search serve"),
+        ("index", "FOLDER --model --out --quiet"),
+        ("search", "TEXT --image --texts --index -k --rerank --sheet --json"),
+        ("serve", "--index --port"),
+    ],
+)
+def test_help_mentions_every_option(command, options, aurora):
+    status, out, _ = aurora(*command.split(), "--help")
+    assert status == 0 and [option for option in options.split() if option not in out] == []

@@ -105,7 +105,7 @@ def test_wrong_queries(query, options, message, searcher):
 def test_an_index_without_captions(album):
     (album / "captions.jsonl").unlink()
     build_index(album, album.with_suffix(".index"), "blip-mini", progress=False)
-    with pytest.raises(AuroraError, match=r"album.index holds no texts"):
+    with pytest.raises(AuroraError, match=r"album.index holds no captions; run aurora index when .*album has some"):
         Searcher(Library(album.with_suffix(".index"))).search(draw("cross", "red"), texts=True)
 
 

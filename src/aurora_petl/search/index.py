@@ -3,7 +3,7 @@
     my_photos.index/
       manifest.json                  model, its keys, and each picture's path, size, mtime and SHA-256
       pictures-00000.safetensors     features of the tuned and the untuned model, (rows, P) float16
-      texts-00000.safetensors        the same of the captions, if the folder has any
+      captions-00000.safetensors     the same of the captions, if the folder has any
       lock
 
 Features belong to content: a shard's header names the SHA-256 of what each row was made from. So a file that moved is
@@ -98,7 +98,7 @@ def build_index(folder: Path, out: Path, model: str, *, progress: bool = True) -
         else:
             before = {}
             write_json(out / MANIFEST, head)  # marks the folder as this model's from the start
-        picture_store, text_store = _Store(out, "pictures"), _Store(out, "texts")
+        picture_store, text_store = _Store(out, "pictures"), _Store(out, "captions")
         held = len(picture_store.rows)
         pictures, skipped = _add_pictures(picture_store, folder, files, before, encoders, progress)
         _add_texts(text_store, texts, encoders, progress)
@@ -204,9 +204,9 @@ def _add_pictures(
             path.encode()
             data = (folder / path).read_bytes()
             picture = Picture(path, size, mtime, digest(data))
-            return picture, None if picture.sha256 in store.rows else transform(load_image(data))
+            return picture, None if picture.sha256 in store.rows else transform(load_image(data, path))
         except UnicodeEncodeError:
-            return "its name is not UTF-8; rename it"
+            return f"{path!r}: the name is not UTF-8; rename it"
         except (AuroraError, OSError) as error:
             return str(error)
 
@@ -351,7 +351,7 @@ class Library:
 
     def text_features(self, view: str) -> Tensor:
         """(texts, P) float16"""
-        return self._load("texts", [digest(text.encode()) for text in self.texts], view)
+        return self._load("captions", [digest(text.encode()) for text in self.texts], view)
 
     def path(self, row: int) -> Path:
         """The file of a picture, as long as it is the file that was indexed.
@@ -371,7 +371,7 @@ class Library:
 
     def _load(self, kind: str, names: list[str], view: str) -> Tensor:
         if not names:
-            raise AuroraError(f"{self.out} holds no {kind}")
+            raise AuroraError(f"{self.out} holds no {kind}; run aurora index when {self.folder} has some")
         try:
             return _Store(self.out, kind).load(names, view)
         except KeyError as error:

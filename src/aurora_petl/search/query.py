@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ class Searcher:
         self.library, self.kind = library, kind
         self.view = view or next(iter(library.keys))
         self.encoder = library.encoder(self.view)
-        self._nearest: dict[str, Nearest] = {}
+        self._pictures = Nearest(library.picture_features(self.view).float(), kind)
         self._lock = threading.Lock()  # a tokenizer changes while it is used
 
     def search(self, query: str | Image.Image, k: int = 10, *, texts: bool = False, rerank: int = 0) -> list[Found]:
@@ -57,13 +58,13 @@ class Searcher:
         if rerank < 0:
             raise AuroraError(f"--rerank is {rerank}; it must be at least 0")
         if isinstance(query, str) and not query.strip():
-            raise AuroraError("the query is empty; say what to look for, or give a picture with --image")
+            raise AuroraError("the query is empty; say what to look for, or give a picture")
         if isinstance(query, str) and texts:
             raise AuroraError("captions are found by a picture; give one with --image")
         if rerank and not isinstance(query, str) and not texts:
             raise AuroraError("ITM scores a picture with a text, not two pictures; leave out --rerank")
         with self._lock:
-            nearest = self._library(texts)
+            nearest = self._texts if texts else self._pictures
             if isinstance(query, str):
                 feature = self.encoder.texts([query])
             else:
@@ -75,12 +76,9 @@ class Searcher:
         held = self.library.texts if texts else [picture.path for picture in self.library.pictures]
         return [Found(row, score, held[row]) for row, score in pairs[:k]]
 
-    def _library(self, texts: bool) -> Nearest:
-        name = "texts" if texts else "pictures"
-        if name not in self._nearest:
-            features = self.library.text_features if texts else self.library.picture_features
-            self._nearest[name] = Nearest(features(self.view).float(), self.kind)
-        return self._nearest[name]
+    @cached_property
+    def _texts(self) -> Nearest:
+        return Nearest(self.library.text_features(self.view).float(), self.kind)
 
     def _rerank(self, query: str | Image.Image, rows: list[int]) -> list[tuple[int, float]]:
         logits: list[float] = []

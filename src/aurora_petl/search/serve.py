@@ -35,7 +35,7 @@ SIDES = {"thumbnail": 320, "picture": 1600}  # pixels at most
 UPLOAD = 64 * 1024**2  # bytes
 MOST = 200  # pictures an answer
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; img-src 'self' blob:; connect-src 'self'; "
+    "Content-Security-Policy": "default-src 'none'; img-src 'self' blob: data:; connect-src 'self'; "
     "style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
