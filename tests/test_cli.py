@@ -400,7 +400,11 @@ def test_a_recipe_of_ones_own_names_the_folder(printed, no_training, folder, her
     [
         (AuroraError("x"), 1, "aurora: error: x\n"),
         (OSError(28, "No space left on device"), 1, "aurora: error: [Errno 28] No space left on device\n"),
-        (KeyboardInterrupt(), 130, "aurora: stopped; a training run continues with --resume\n"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "aurora: stopped; train goes on with --resume, index when called again\n",
+        ),
     ],
 )
 def test_what_stops_a_run_is_one_line(error, status, line, monkeypatch, folder, capsys):

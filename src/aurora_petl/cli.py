@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"aurora: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("aurora: stopped; a training run continues with --resume", file=sys.stderr)
+        print("aurora: stopped; train goes on with --resume, index when called again", file=sys.stderr)
         return 130
     return 0
 
@@ -159,6 +160,33 @@ def _parser() -> argparse.ArgumentParser:
         "larger ones show more detail and take longer",
     )
 
+    index = _command(commands, "index", _index, "encode the pictures of a folder, so that they can be searched")
+    index.add_argument("folder", type=Path, metavar="FOLDER", help="folder with pictures, captions.jsonl if it has one")
+    index.add_argument(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="folder of a finished run, blip-mini, a model folder or a hub id",
+    )
+    index.add_argument("--out", type=Path, help="folder of the index (default: FOLDER's name and .index)")
+    index.add_argument("--quiet", action="store_true", help="no progress bars")
+
+    search = _command(commands, "search", _search, "find pictures in an index, in words or by picture")
+    search.add_argument("text", nargs="?", metavar="TEXT", help="what to look for")
+    search.add_argument("--image", type=Path, help="look for what is like this picture instead")
+    search.add_argument("--texts", action="store_true", help="find captions for --image, not pictures")
+    search.add_argument("--index", type=Path, help="folder of the index (default: the only *.index here)")
+    search.add_argument("-k", type=int, default=10, help="how many to show (default: %(default)s)")
+    search.add_argument(
+        "--rerank", type=int, default=0, metavar="N", help="rescore the N best by ITM (default: %(default)s, none)"
+    )
+    search.add_argument("--sheet", type=Path, metavar="PNG", help="also draw what was found")
+    search.add_argument("--json", type=Path, help="also write what was found to this file")
+
+    serve = _command(commands, "serve", _serve, "search an index on a page of this machine, before and after tuning")
+    serve.add_argument("--index", type=Path, help="folder of the index (default: the only *.index here)")
+    serve.add_argument("--port", type=int, default=7860, help="port on 127.0.0.1 (default: %(default)s)")
+
     _command(commands, "recipes", _recipes, "list the recipes")
     return parser
 
@@ -268,6 +296,64 @@ def _convert(options: argparse.Namespace) -> None:
 
     print(conversion_summary(convert(options.checkpoint, options.out, image_size=options.image_size)))
     print(f"\nmodel     {options.out}")
+
+
+def _index(options: argparse.Namespace) -> None:
+    from .search.index import build_index
+
+    out = options.out or Path(f"{options.folder.resolve().name}.index")
+    update = build_index(options.folder, out, options.model, progress=not options.quiet)
+    print(
+        f"{out}: {update.pictures:,} pictures ({update.encoded:,} encoded now, {update.removed:,} removed), "
+        f"{update.texts:,} captions"
+    )
+    if update.skipped:
+        print(f"{len(update.skipped)} skipped; mend or remove them and run aurora index again:")
+        print("\n".join(f"  {why}" for why in update.skipped.values()))
+
+
+def _search(options: argparse.Namespace) -> None:
+    if (options.text is None) == (options.image is None):
+        raise AuroraError('say what to look for, or give a picture with --image: aurora search "a dog on a beach"')
+    from .data.media import load_image
+    from .report import write_json
+    from .search.index import Library
+    from .search.query import Searcher, find_index
+    from .search.sheet import contact_sheet
+
+    library = Library(find_index(options.index))
+    query = options.text if options.image is None else load_image(options.image)
+    searcher = Searcher(library)
+    found = searcher.search(query, options.k, texts=options.texts, rerank=options.rerank)
+    score = "ITC similarity"
+    if options.rerank:
+        score = f"ITM match logit of the {max(options.rerank, options.k)} best by ITC"
+    about = f"{library.out}, {'captions' if options.texts else 'pictures'}, {searcher.view} model, score: {score}"
+    print(f"{options.text or options.image}\n{about}")
+    for rank, hit in enumerate(found, 1):
+        what = hit.what if options.texts else os.path.relpath(library.folder / hit.what)
+        print(f"{rank:4}  {hit.score:7.3f}  {what}")
+    if options.json:
+        rows = [{"rank": rank, "score": hit.score, "found": hit.what} for rank, hit in enumerate(found, 1)]
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        asked = {"query": str(options.text or options.image), "index": str(library.out), "folder": str(library.folder)}
+        write_json(options.json, {**asked, "view": searcher.view, "score": score, "found": rows})
+    if options.sheet:
+        shown = [(None if options.texts else searcher.picture(hit.row), hit.score, hit.what) for hit in found]
+        options.sheet.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(options.sheet, query, about, shown)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from .search.index import Library
+    from .search.query import find_index
+
+    library = Library(find_index(options.index))
+    try:
+        from .search.serve import serve
+    except ImportError as error:
+        raise AuroraError("aurora serve needs starlette and uvicorn; pip install 'aurora-petl[serve]'") from error
+    serve(library, options.port)
 
 
 def _recipes(options: argparse.Namespace) -> None:

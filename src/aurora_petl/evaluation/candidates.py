@@ -1,0 +1,130 @@
+"""Candidates by inner product: exactly in blocks for a test set, through faiss for a library that is asked often.
+
+faiss (Johnson et al., arXiv 1702.08734) is optional: ``pip install 'aurora-petl[search]'``. Without it every search is
+exact.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import AuroraError
+
+KINDS = ("auto", "exact", "ivf", "hnsw")
+EXACT_UP_TO = 200_000  # rows; up to here a scan of 256 wide takes about 10 ms on one core, and nothing is built
+HNSW_UP_TO = 1_000_000  # rows; beyond, the graph takes many minutes to build on one core, the lists a few
+QUERY_BLOCK = 1024
+
+
+@torch.no_grad()
+def top_k(queries: Tensor, items: Tensor, k: int, *, block: int = 65_536) -> tuple[Tensor, Tensor]:
+    """The ``k`` items of largest inner product with each query, in memory of ``QUERY_BLOCK * block`` floats.
+
+    Args:
+        queries: (Q, P)
+        items: (N, P), of any precision; products are formed in float32.
+        k: at most N are returned.
+
+    Returns:
+        Scores (Q, min(k, N)), best first, and their rows. Equal scores come in no promised order.
+    """
+    k = min(k, len(items))
+    found = [_top_k_of_block(part.float(), items, k, block) for part in queries.split(QUERY_BLOCK)]
+    if not found:
+        return queries.new_empty(0, k, dtype=torch.float32), queries.new_empty(0, k, dtype=torch.long)
+    return torch.cat([scores for scores, _ in found]), torch.cat([rows for _, rows in found])
+
+
+def _top_k_of_block(queries: Tensor, items: Tensor, k: int, block: int) -> tuple[Tensor, Tensor]:
+    scores = queries.new_empty(len(queries), 0)
+    rows = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
+    for first in range(0, len(items), block):
+        part = items[first : first + block].float()
+        best, where = (queries @ part.T).topk(min(k, len(part)), dim=1)
+        scores, rows = torch.cat([scores, best], 1), torch.cat([rows, where + first], 1)
+        scores, kept = scores.topk(min(k, scores.shape[1]), dim=1)
+        rows = rows.gather(1, kept)
+    return scores, rows
+
+
+class Nearest:
+    """Items that are searched many times.
+
+    Args:
+        items: (N, P) unit vectors.
+        kind: ``exact`` scans all items. ``ivf`` scans the lists of the nearest of about 4 sqrt(N) centroids. ``hnsw``
+            walks a graph of 32 links an item (Malkov and Yashunin, arXiv 1603.09320). ``auto`` chooses by N.
+
+    Raises:
+        AuroraError: if the kind is unknown, or needs faiss and there is none.
+    """
+
+    def __init__(self, items: Tensor, kind: str = "auto") -> None:
+        if kind not in KINDS:
+            raise AuroraError(f"no kind of search {kind!r}; choose one of {', '.join(KINDS)}")
+        faiss = _faiss()
+        if kind == "auto":
+            big = "hnsw" if len(items) <= HNSW_UP_TO else "ivf"
+            kind = "exact" if faiss is None or len(items) <= EXACT_UP_TO else big
+        if faiss is None and kind != "exact":
+            raise AuroraError(f"search of kind {kind} needs faiss; pip install 'aurora-petl[search]'")
+        self.kind = kind
+        self._items = items.float() if faiss is None else None
+        self._index: Any = None if faiss is None else _build(faiss, kind, _array(items))
+
+    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """As `top_k`; approximate kinds may return fewer rows of a query, then its last ones are -1."""
+        if self._items is not None:
+            return top_k(queries, self._items, k)
+        k = min(k, self._index.ntotal)
+        scores, rows = self._index.search(_array(queries), k, params=_effort(_faiss(), self.kind, self._index, k))
+        return torch.from_numpy(scores), torch.from_numpy(rows)
+
+
+def recall_against_exact(nearest: Nearest, items: Tensor, queries: Tensor, k: int = 10) -> float:
+    """Share of the exact ``k`` best that ``nearest`` returns, mean over ``queries`` (Q, P); 1 is all of them."""
+    _, right = top_k(queries, items, k)
+    _, found = nearest.search(queries, k)
+    return float((right[:, :, None] == found[:, None, :]).any(2).float().mean())
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError:
+        return None
+    return faiss
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(values.numpy(), dtype=np.float32)
+
+
+def _build(faiss: Any, kind: str, items: np.ndarray) -> Any:
+    count, width = items.shape
+    flat = faiss.IndexFlatIP(width)
+    if kind == "hnsw":
+        index = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)
+    elif kind == "ivf":
+        lists = max(1, min(round(4 * math.sqrt(count)), count // 39))  # k-means wants 39 items a centroid
+        index = faiss.IndexIVFFlat(flat, width, lists, faiss.METRIC_INNER_PRODUCT)
+        index.cp.niter, index.cp.max_points_per_centroid = 10, 64  # of k-means, for a tenth of the default's time
+        index.train(items)
+    else:
+        index = flat
+    index.add(items)
+    return index
+
+
+def _effort(faiss: Any, kind: str, index: Any, k: int) -> Any:
+    """How far an approximate search looks: a 16th of the lists, or 64 open ends of the graph, more where k asks it."""
+    if kind == "ivf":
+        return faiss.SearchParametersIVF(nprobe=max(8, index.nlist // 16, -(-4 * k * index.nlist // index.ntotal)))
+    if kind == "hnsw":
+        return faiss.SearchParametersHNSW(efSearch=max(64, 2 * k))
+    return None

@@ -1,0 +1,90 @@
+"""The model side of search: pictures and texts to features, and pairs to ITM logits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..backbones import Backbone, load_backbone
+from ..data.media import EvalTransform
+from ..evaluation.features import tokenize
+from ..recipe import load_recipe
+from ..tasks.settings import RetrievalSettings
+from ..training import load_run
+
+TUNED, UNTUNED = "tuned", "untuned"
+
+
+class Encoder:
+    """A backbone in evaluation mode, on the GPU if there is one."""
+
+    def __init__(self, backbone: Backbone, max_tokens: int) -> None:
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.backbone, self.max_tokens = backbone, max_tokens
+        self.backbone.module.to(self.device).eval()
+        self.transform = EvalTransform(backbone.image_size)
+
+    def key(self) -> str:
+        """A digest of every weight, adapter included, and of the picture size: features of two models whose keys
+        differ must not meet."""
+        digest = hashlib.sha256(f"{self.backbone.image_size}/{self.max_tokens}".encode())
+        for name, weight in sorted(self.backbone.module.state_dict().items()):
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    @torch.inference_mode()
+    def pictures(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) -> unit vectors (B, P) on the CPU"""
+        return self.backbone.project_image(self.backbone.encode_image(pixels.to(self.device))).cpu()
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """B texts -> unit vectors (B, P) on the CPU"""
+        return self.backbone.project_text(self.backbone.encode_text(*self._tokens(texts))).cpu()
+
+    @torch.inference_mode()
+    def match(self, pixels: Tensor, texts: Sequence[str]) -> Tensor:
+        """ITM match logits: of the one text with each picture, or of the one picture with each text.
+
+        Args:
+            pixels: (M, 3, S, S)
+            texts: T of them; M or T is 1.
+
+        Returns:
+            (max(M, T),) on the CPU
+        """
+        states = self.backbone.encode_image(pixels.to(self.device))
+        ids, mask = self._tokens(texts)
+        if len(states) > 1:
+            ids, mask = ids.expand(len(states), -1), mask.expand(len(states), -1)
+        return self.backbone.match(ids, mask, states)[:, 1].cpu()
+
+    def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        tokens = tokenize(self.backbone, list(texts), self.max_tokens)
+        return tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
+
+
+def views_of(model: str) -> tuple[str, ...]:
+    """The forms in which ``model`` can be asked: a finished run's tuned and untuned, any other model's untuned."""
+    return (TUNED, UNTUNED) if (Path(model) / "recipe.yaml").is_file() else (UNTUNED,)
+
+
+def load_encoder(model: str, view: str) -> Encoder:
+    """One view of a finished run's folder, or of a backbone by name or folder.
+
+    Raises:
+        AuroraError: if there is no such model, or its run did not finish.
+    """
+    if TUNED not in views_of(model):
+        return Encoder(load_backbone(model), RetrievalSettings.max_tokens)
+    if view == TUNED:
+        recipe, backbone = load_run(Path(model))
+    else:
+        recipe = load_recipe(Path(model) / "recipe.yaml")
+        backbone = load_backbone(recipe.model)
+    return Encoder(backbone, recipe.task.max_tokens)

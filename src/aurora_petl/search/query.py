@@ -1,0 +1,117 @@
+"""Queries against an index: candidates by ITC similarity, the best of them rescored by ITM if asked."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ..data.media import load_image
+from ..errors import AuroraError
+from ..evaluation.candidates import Nearest
+from .index import Library
+
+MATCH_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Found:
+    """A picture (``row`` of the index, and its path) or a caption (``row`` among the captions, and its words)."""
+
+    row: int
+    score: float  # ITC similarity, a cosine, or the ITM match logit where a query was reranked
+    what: str
+
+
+class Searcher:
+    """One view of an index in memory, with its model. Threads may share it.
+
+    Args:
+        view: ``tuned`` or ``untuned``; None takes the first that the index has.
+        kind: of `evaluation.candidates.Nearest`. A single query is answered sooner by a scan than an approximate
+            index is built.
+    """
+
+    def __init__(self, library: Library, view: str | None = None, kind: str = "exact") -> None:
+        self.library, self.kind = library, kind
+        self.view = view or next(iter(library.keys))
+        self.encoder = library.encoder(self.view)
+        self._pictures = Nearest(library.picture_features(self.view).float(), kind)
+        self._lock = threading.Lock()  # a tokenizer changes while it is used
+
+    def search(self, query: str | Image.Image, k: int = 10, *, texts: bool = False, rerank: int = 0) -> list[Found]:
+        """The ``k`` best pictures, or captions if ``texts``, for words or a picture, best first.
+
+        Args:
+            rerank: this many candidates, at least ``k``, are ordered by ITM match logit; 0 leaves them to ITC.
+
+        Raises:
+            AuroraError: if the query is empty, ``k`` or ``rerank`` wrong, or two pictures or two texts would have to be
+                matched.
+        """
+        if k < 1:
+            raise AuroraError(f"-k is {k}; it must be at least 1")
+        if rerank < 0:
+            raise AuroraError(f"--rerank is {rerank}; it must be at least 0")
+        if isinstance(query, str) and not query.strip():
+            raise AuroraError("the query is empty; say what to look for, or give a picture")
+        if isinstance(query, str) and texts:
+            raise AuroraError("captions are found by a picture; give one with --image")
+        if rerank and not isinstance(query, str) and not texts:
+            raise AuroraError("ITM scores a picture with a text, not two pictures; leave out --rerank")
+        with self._lock:
+            nearest = self._texts if texts else self._pictures
+            if isinstance(query, str):
+                feature = self.encoder.texts([query])
+            else:
+                feature = self.encoder.pictures(self.encoder.transform(query)[None])
+            scores, rows = nearest.search(feature, max(k, rerank) if rerank else k)
+            pairs = [(int(row), float(score)) for row, score in zip(rows[0], scores[0], strict=True) if row >= 0]
+            if rerank:
+                pairs = self._rerank(query, [row for row, _ in pairs])
+        held = self.library.texts if texts else [picture.path for picture in self.library.pictures]
+        return [Found(row, score, held[row]) for row, score in pairs[:k]]
+
+    @cached_property
+    def _texts(self) -> Nearest:
+        return Nearest(self.library.text_features(self.view).float(), self.kind)
+
+    def _rerank(self, query: str | Image.Image, rows: list[int]) -> list[tuple[int, float]]:
+        logits: list[float] = []
+        for first in range(0, len(rows), MATCH_BATCH):
+            part = rows[first : first + MATCH_BATCH]
+            if isinstance(query, str):
+                pixels = torch.stack([self.encoder.transform(self.picture(row)) for row in part])
+                logits += self.encoder.match(pixels, [query]).tolist()
+            else:
+                pixels = self.encoder.transform(query)[None]
+                logits += self.encoder.match(pixels, [self.library.texts[row] for row in part]).tolist()
+        return sorted(zip(rows, logits, strict=True), key=lambda pair: -pair[1])
+
+    def picture(self, row: int) -> Image.Image:
+        """An indexed picture, decoded.
+
+        Raises:
+            AuroraError: if it is not the file that was indexed.
+        """
+        return load_image(self.library.path(row))
+
+
+def find_index(named: Path | None) -> Path:
+    """The index that was named, or the only one in the working folder.
+
+    Raises:
+        AuroraError: if none was named and there is none here, or more than one.
+    """
+    if named is not None:
+        return named
+    here = sorted(path for path in Path().glob("*.index") if path.is_dir())
+    if not here:
+        raise AuroraError("no index here; make one with aurora index FOLDER, or name one with --index")
+    if len(here) > 1:
+        raise AuroraError(f"{len(here)} indexes here; name one with --index: {', '.join(map(str, here))}")
+    return here[0]
