@@ -1,6 +1,6 @@
 """What loading costs: decoding and the training view, of a picture at 384 px and of an 8-frame clip at 224 px, on one
-core, in CPU time, so that a busy machine does not count. The picture is a 500x375 JPEG as in Flickr30K, the clip 15 s of
-320x240 at 30 frames a second, as in MSR-VTT.
+core, in CPU time, so that a busy machine does not count. The picture is a 500x375 JPEG as in Flickr30K, the clip 15 s
+of 320x240 at 30 frames a second, as in MSR-VTT.
 
     OMP_NUM_THREADS=1 python benchmarks/augment.py --json augment.json
 """

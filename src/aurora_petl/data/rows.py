@@ -149,7 +149,8 @@ class Dataset(Sequence[Row], Generic[Row]):
     def where(self, index: int) -> str:
         """What messages call the picture or clip of a row: file, line and name."""
         item = self.items[index]
-        return f"{item.source or self.source}, line {item.line}: {item.image}"
+        source = item.source or self.source
+        return f"{source}, {'row' if source.endswith('.json') else 'line'} {item.line}: {item.image}"
 
     def read(self, index: int) -> bytes:
         """The encoded picture or clip of a row.
