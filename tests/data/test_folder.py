@@ -259,7 +259,7 @@ def test_no_rows(tmp_path):
 def test_no_captions_file(tmp_path):
     made = folder(tmp_path)
     (made / "captions.jsonl").unlink()
-    assert refusal(made) == f"{made} has no captions.jsonl or captions.csv; it holds 3 files"
+    assert refusal(made) == f"{made} has no captions.jsonl, captions.csv or questions.jsonl; it holds 3 files"
     (made / "caption.jsonl").write_text("{}")
     assert refusal(made).endswith("it holds 4 files, of which caption.jsonl may be meant: rename it")
 
@@ -282,7 +282,7 @@ def test_a_file_in_place_of_its_folder(tmp_path, name):
     path.write_text(json.dumps(GOOD))
     message = refusal(path)
     assert str(path) in message and "\n" not in message
-    assert "give the folder that holds captions.jsonl or captions.csv, or a .tar of it" in message
+    assert "give the folder that holds captions.jsonl, captions.csv or questions.jsonl, or a .tar of it" in message
 
 
 def test_csv_without_a_column(tmp_path):

@@ -189,6 +189,18 @@ def test_training_views_follow_their_seed():
     assert all(v.shape == (3, 32, 32) and v.dtype == torch.float32 and v.isfinite().all() for v in views)
 
 
+def test_the_order_of_draws_is_fixed():
+    """A checkpoint resumes with the views that it would have seen."""
+    rng, again = random.Random(5), random.Random(5)
+    view = TrainTransform(32).draw((90, 60), rng)
+    assert view.box == media._crop(90, 60, 0.5, again)
+    assert view.mirrored == (again.random() < 0.5)
+    for operation in view.operations:
+        assert operation.func is again.choice(media._OPERATIONS)
+        assert operation.keywords == {"strength": 0.5, "sign": again.choice((-1, 1)), "fill": (128,) * 3}
+    assert len(view.operations) == 2 and rng.getstate() == again.getstate()
+
+
 def test_training_leaves_the_global_generator_alone():
     state = random.getstate()
     TrainTransform(16)(draw("cross", "red"), random.Random(0))

@@ -1,30 +1,75 @@
-"""Rows of pictures with text: embedded packs and a user's own folders."""
+"""Rows of pictures or clips with text: published benchmarks, embedded packs, and a user's own folders."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..errors import AuroraError
+from .coco import read_coco
+from .didemo import read_didemo
+from .flickr30k import read_flickr30k
 from .folder import read_folder
+from .msrvtt import read_msrvtt
+from .msrvtt_qa import read_msrvtt_qa
 from .packs import load_pack, pack_names
-from .rows import ImageTextDataset
+from .rows import ImageTextDataset, QuestionDataset
+from .vqav2 import read_vqav2
 
-__all__ = ["ImageTextDataset", "load_dataset", "pack_names"]
+__all__ = ["ImageTextDataset", "QuestionDataset", "READERS", "load_dataset", "pack_names"]
+
+# name -> what reads a benchmark's folder, called with root, files and broken; docs/benchmarks.md says what each wants
+READERS: dict[str, Callable[[Path, Mapping[str, Any], str], Any]] = {
+    "coco": read_coco,
+    "flickr30k": read_flickr30k,
+    "msrvtt": read_msrvtt,
+    "msrvtt-7k": partial(read_msrvtt, split="7k"),
+    "msrvtt-full": partial(read_msrvtt, split="full"),
+    "didemo": read_didemo,
+    "vqav2": read_vqav2,
+    "vqav2-trainval": partial(read_vqav2, train_on_validation=True),
+    "msrvtt-qa": read_msrvtt_qa,
+}
 
 
-def load_dataset(name_or_path: str | Path) -> ImageTextDataset:
-    """An embedded pack by name, a folder with ``captions.jsonl`` or ``captions.csv``, or a ``.tar`` of one.
+def load_dataset(
+    name_or_path: str | Path,
+    root: str | Path | None = None,
+    files: Mapping[str, Any] | None = None,
+    broken: str = "stop",
+) -> Any:
+    """A published benchmark, an embedded pack, or a user's own folder.
+
+    Args:
+        name_or_path: a benchmark of ``READERS``, a pack of `pack_names`, a folder with ``captions.jsonl``,
+            ``captions.csv`` or ``questions.jsonl``, or a ``.tar`` of one.
+        root: a benchmark's folder.
+        files: a benchmark's tables and media that are called otherwise, see `published.Published`; of a folder,
+            ``rows`` names its caption or question file.
+        broken: ``stop`` at media that are missing from a benchmark or do not decode, or ``skip`` their rows.
+
+    Returns:
+        An `ImageTextDataset` or a `QuestionDataset`.
 
     Raises:
         AuroraError: if there is no such dataset, or its rows are wrong.
     """
-    name = str(name_or_path)
+    name, files = str(name_or_path), files or {}
+    packs = f"an embedded pack ({', '.join(pack_names())})"
     if not name:
-        raise AuroraError(f"no data named; give --data FOLDER or an embedded pack ({', '.join(pack_names())})")
+        raise AuroraError(f"no data named; give --data FOLDER or {packs}")
+    if name in READERS:
+        if not root:
+            raise AuroraError(f"{name} is a benchmark whose files you have; give their folder with --root FOLDER")
+        return READERS[name](Path(root), files, broken)
+    if root:
+        raise AuroraError(f"--root is the folder of a benchmark ({', '.join(READERS)}), and {name} is none")
     if name in pack_names():
         return load_pack(name)
     if Path(name).exists():
-        return read_folder(name)
+        return read_folder(name, files.get("rows"), broken)
     raise AuroraError(
-        f"no dataset {name!r}: it is neither an embedded pack ({', '.join(pack_names())}) nor a folder or .tar here"
+        f"no dataset {name!r}: it is neither {packs}, a benchmark ({', '.join(READERS)}) nor a folder or .tar here"
     )

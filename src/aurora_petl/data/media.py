@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +19,7 @@ from ..errors import AuroraError
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)  # CLIP's
 STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
+_NORMALISED = ((np.arange(256, dtype=np.float32)[:, None] / 255 - MEAN) / STD).T.copy()  # (3, 256)
 
 
 def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None) -> Image.Image:
@@ -36,7 +39,7 @@ def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None) -
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
             opened.load()
-            return _to_rgb(ImageOps.exif_transpose(opened))
+            return to_rgb(ImageOps.exif_transpose(opened))
     except FileNotFoundError as error:
         raise AuroraError(f"{name}: no such picture") from error
     except UnidentifiedImageError as error:
@@ -47,7 +50,7 @@ def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None) -
         raise AuroraError(f"{name}: the picture is broken ({error}); replace it or remove its row") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float32)
         if image.mode.startswith("I"):
@@ -65,8 +68,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def to_tensor(image: Image.Image) -> Tensor:
     """RGB picture -> (3, H, W) float32, CLIP's mean and deviation taken out."""
-    values = np.asarray(image, dtype=np.float32) / 255
-    return torch.from_numpy(np.ascontiguousarray(((values - MEAN) / STD).transpose(2, 0, 1)))
+    values = np.asarray(image)
+    planes = np.empty((3, *values.shape[:2]), dtype=np.float32)
+    for channel in range(3):  # a look-up is 20 times faster than arithmetic and gives the same bits
+        np.take(_NORMALISED[channel], values[..., channel], out=planes[channel], mode="clip")
+    return torch.from_numpy(planes)
 
 
 class EvalTransform:
@@ -78,6 +84,32 @@ class EvalTransform:
     def __call__(self, image: Image.Image) -> Tensor:
         """RGB picture -> (3, size, size)"""
         return to_tensor(image.resize((self.size, self.size), Image.Resampling.BICUBIC))
+
+    def frames(self, images: Sequence[Image.Image]) -> Tensor:
+        """RGB frames of a clip -> (frames, 3, size, size)"""
+        return torch.stack([self(image) for image in images])
+
+
+@dataclass(frozen=True)
+class View:
+    """One drawn training view: what is cropped, whether it is mirrored, and which operations follow."""
+
+    size: int
+    source: tuple[int, int]  # width and height of the picture that it was drawn for
+    box: tuple[float, float, float, float]
+    mirrored: bool
+    operations: tuple[Callable[[Image.Image], Image.Image], ...]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """RGB picture -> (3, size, size)"""
+        if image.size != self.source:
+            image = image.resize(self.source, Image.Resampling.BICUBIC)
+        image = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=self.box)
+        if self.mirrored:
+            image = ImageOps.mirror(image)
+        for operation in self.operations:
+            image = operation(image)
+        return to_tensor(image)
 
 
 class TrainTransform:
@@ -108,14 +140,23 @@ class TrainTransform:
 
     def __call__(self, image: Image.Image, rng: random.Random) -> Tensor:
         """RGB picture -> (3, size, size); all chance is drawn from ``rng``."""
-        image = image.resize(
-            (self.size, self.size), Image.Resampling.BICUBIC, box=_crop(image.width, image.height, self.scale, rng)
+        return self.draw(image.size, rng)(image)
+
+    def frames(self, images: Sequence[Image.Image], rng: random.Random) -> Tensor:
+        """RGB frames of a clip -> (frames, 3, size, size), all through one view: a crop that jumped from frame to
+        frame would be motion that the clip does not have."""
+        view = self.draw(images[0].size, rng)
+        return torch.stack([view(image) for image in images])
+
+    def draw(self, source: tuple[int, int], rng: random.Random) -> View:
+        """The view of a picture of this width and height. Resumed runs rely on the order of the draws."""
+        box = _crop(*source, self.scale, rng)
+        mirrored = self.flip and rng.random() < 0.5
+        operations = tuple(
+            partial(rng.choice(_OPERATIONS), strength=self.strength, sign=rng.choice((-1, 1)), fill=self.fill)
+            for _ in range(self.operations)
         )
-        if self.flip and rng.random() < 0.5:
-            image = ImageOps.mirror(image)
-        for _ in range(self.operations):
-            image = rng.choice(_OPERATIONS)(image, self.strength, rng.choice((-1, 1)), self.fill)
-        return to_tensor(image)
+        return View(self.size, source, box, mirrored, operations)
 
 
 def _crop(width: int, height: int, scale: float, rng: random.Random) -> tuple[float, float, float, float]:

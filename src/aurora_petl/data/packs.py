@@ -16,7 +16,9 @@ def pack_names() -> list[str]:
 
 def load_pack(name: str) -> ImageTextDataset:
     """The embedded pack called ``name``, see `pack_names`."""
-    return read_folder(_folder() / f"{name}.tar")
+    pack = read_folder(_folder() / f"{name}.tar")
+    assert isinstance(pack, ImageTextDataset)
+    return pack
 
 
 def _folder() -> Path:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import random
 import tarfile
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from posixpath import normpath
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from PIL import Image
@@ -14,6 +17,7 @@ from tqdm import tqdm
 
 from ..errors import AuroraError
 from .media import load_image
+from .video import frame_names, load_frames, sample
 
 SPLITS = ("train", "validation", "test")
 _SHOWN = 5  # problems that a message lists
@@ -28,6 +32,10 @@ class Files(Protocol):
 
     def read(self, name: str) -> bytes: ...
 
+    def frames(self, name: str) -> list[str]:
+        """The pictures in the folder ``name``, which is a clip in extracted frames; none if it is a file."""
+        ...
+
 
 class Folder:
     """Files under a folder."""
@@ -41,6 +49,12 @@ class Folder:
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
 
+    def frames(self, name: str) -> list[str]:
+        try:
+            return [f"{name}/{frame}" for frame in frame_names(os.listdir(self.path / name))]
+        except OSError:
+            return []
+
 
 class Tar:
     """Members of a tar, read in place; nothing is unpacked."""
@@ -50,7 +64,7 @@ class Tar:
         self._lock = threading.Lock()
         try:
             with tarfile.open(path, "r:") as archive:
-                self._places = {m.name: (m.offset_data, m.size) for m in archive if m.isfile()}
+                self._places = {normpath(m.name): (m.offset_data, m.size) for m in archive if m.isfile()}
         except (tarfile.TarError, OSError) as error:
             raise AuroraError(f"{path} is not a plain tar ({error}); pack the folder with tar -cf") from error
 
@@ -64,6 +78,10 @@ class Tar:
         with open(self.path, "rb") as file:
             file.seek(offset)
             return file.read(size)
+
+    def frames(self, name: str) -> list[str]:
+        held = (PurePosixPath(place) for place in self._places if place.startswith(f"{name}/"))
+        return [f"{name}/{frame}" for frame in frame_names(path.name for path in held if str(path.parent) == name)]
 
     def __getstate__(self) -> dict[str, Any]:  # loader workers get a copy, which needs no lock
         return {key: value for key, value in vars(self).items() if key != "_lock"}
@@ -105,13 +123,19 @@ Row = TypeVar("Row", Item, Question)
 
 @dataclass
 class Dataset(Sequence[Row], Generic[Row]):
-    """Rows, each of one picture or, with ``clips``, of one clip; one split of them, or all."""
+    """Rows, each of one picture or, with ``clips``, of one clip; one split of them, or all. ``broken`` says what
+    `check` does with those that do not decode: ``stop``, or ``skip`` their rows."""
 
     name: str
     items: list[Row]
     files: Files = field(repr=False)
     source: str = "captions.jsonl"  # the file that holds the rows
     clips: bool = False
+    broken: str = "stop"
+
+    def __post_init__(self) -> None:
+        if self.broken not in ("stop", "skip"):
+            raise AuroraError(f"broken is {self.broken!r}; choose stop or skip")
 
     def __len__(self) -> int:
         return len(self.items)
@@ -125,7 +149,8 @@ class Dataset(Sequence[Row], Generic[Row]):
     def where(self, index: int) -> str:
         """What messages call the picture or clip of a row: file, line and name."""
         item = self.items[index]
-        return f"{item.source or self.source}, line {item.line}: {item.image}"
+        source = item.source or self.source
+        return f"{source}, {'row' if source.endswith('.json') else 'line'} {item.line}: {item.image}"
 
     def read(self, index: int) -> bytes:
         """The encoded picture or clip of a row.
@@ -140,12 +165,24 @@ class Dataset(Sequence[Row], Generic[Row]):
             raise AuroraError(f"{self.where(index)}: no such {what} in {self.files.name}") from error
 
     def image(self, index: int) -> Image.Image:
-        """Picture ``index`` as upright RGB.
+        """Picture ``index``, or the frame in the middle of clip ``index``, as upright RGB.
 
         Raises:
             AuroraError: naming file and line, if it is missing or broken.
         """
-        return load_image(self.read(index), self.where(index))
+        return self.frames(index, 1)[0] if self.clips else load_image(self.read(index), self.where(index))
+
+    def frames(self, index: int, count: int, rng: random.Random | None = None) -> list[Image.Image]:
+        """``count`` frames of clip ``index`` as upright RGB; see `video.load_frames`.
+
+        Raises:
+            AuroraError: naming file and line, if it is missing or broken.
+        """
+        where = self.where(index)
+        if names := self.files.frames(self.items[index].image):
+            chosen = [names[number] for number in sample(range(len(names)), len(names), count, rng)]
+            return [load_image(self.files.read(name), f"{where}: {PurePosixPath(name).name}") for name in chosen]
+        return load_frames(self.read(index), count, rng, where)
 
     def split(self, name: str) -> Self:
         """The rows of one split.
@@ -164,18 +201,30 @@ class Dataset(Sequence[Row], Generic[Row]):
         return replace(self, name=f"{self.name}/{name}", items=chosen)
 
     def check(self, progress: bool = False) -> None:
-        """Decode every picture to its end.
+        """Decode every picture to its end, and of every clip the frame in the middle, each once. With ``broken`` at
+        ``skip``, rows of what does not decode are dropped from this dataset, and one printed line names them.
 
         Raises:
-            AuroraError: with the first few problems and how many there are.
+            AuroraError: with the first few problems and how many there are; if nothing would be left.
         """
-        problems = []
-        for index in tqdm(range(len(self)), "checking pictures", leave=False, disable=None if progress else True):
+        what = "clips" if self.clips else "pictures"
+        broken: dict[str, str] = {}
+        first = {item.image: index for index, item in reversed(list(enumerate(self.items)))}
+        for index in tqdm(sorted(first.values()), f"checking {what}", leave=False, disable=None if progress else True):
             try:
                 self.image(index)
             except AuroraError as error:
-                problems.append(str(error))
-        refuse(self.name, problems)
+                broken[self.items[index].image] = str(error)
+        kept = [item for item in self.items if item.image not in broken]
+        if self.broken == "stop" or (broken and not kept):
+            refuse(self.name, list(broken.values()))
+        elif broken:
+            rows = len(self.items) - len(kept)
+            print(
+                f"{self.name}: {len(broken):,} of {len(first):,} {what} left out, {rows:,} rows: "
+                + listed(list(broken.values()))
+            )
+            self.items = kept
 
 
 @dataclass
@@ -193,5 +242,10 @@ class QuestionDataset(Dataset[Question]):
 def refuse(where: str, problems: list[str]) -> None:
     """Raise the first few ``problems`` and how many there are, if there are any."""
     if problems:
-        more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
-        raise AuroraError("; ".join(problems[:_SHOWN]) + more if len(problems) > 1 else problems[0])
+        raise AuroraError(listed(problems))
+
+
+def listed(problems: list[str]) -> str:
+    """The first few of ``problems``, and how many more there are."""
+    more = f" (and {len(problems) - _SHOWN:,} more)" if len(problems) > _SHOWN else ""
+    return "; ".join(problems[:_SHOWN]) + more
