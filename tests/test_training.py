@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -186,3 +187,37 @@ class _Rates(TrainerCallback):
         names = {id(weight): name for name, weight in model.named_parameters()}
         for group in optimizer.param_groups:
             self.rates |= {names[id(weight)]: group["initial_lr"] for weight in group["params"]}
+
+
+def test_two_processes_train_one_run(folder, tmp_path):
+    """Under torchrun: one run's folder, the losses of the joint batch, and the same scores from shared work."""
+    recipe = load_recipe(None, [f"data={folder}", "task.queue_size=0", "train.batch_size=4", "train.max_steps=2"])
+    recipe.train.evaluations, recipe.train.precision = 1, "fp32"
+    recipe.save(tmp_path / "recipe.yaml")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    words = [sys.executable, "-m", "aurora_petl.cli", "train", "recipe.yaml", "--out", "run", "--quiet"]
+    ranks = [
+        subprocess.Popen(
+            words,
+            cwd=tmp_path,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=240)[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], outputs
+    assert "weights trained" in outputs[0] and "weights trained" not in outputs[1]
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["steps"] == 2
+    recipe, backbone = load_run(tmp_path / "run")
+    again, *_ = Retrieval(backbone, recipe.task).evaluate(load_dataset(folder).split("test"))
+    assert again == pytest.approx(metrics["test"], abs=1e-4)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]

@@ -234,7 +234,10 @@ def _train(options: argparse.Namespace) -> None:
         return
     run = train(recipe, folder, resume=options.resume, progress=not options.quiet)
     from .report import run_summary
+    from .tasks.ranks import rank
 
+    if rank():
+        return
     print(run_summary(run.metrics))
     print(f"\nadapter   {folder / 'adapter'}\ncurve     {folder / 'curve.png'}\ngallery   {folder / 'gallery.png'}")
 

@@ -1,4 +1,5 @@
-"""Training and evaluating a recipe: transformers' Trainer drives, this file connects it.
+"""Training and evaluating a recipe: transformers' Trainer drives, this file connects it. Under ``torchrun`` or
+``accelerate launch`` every process calls `train`, and the first one writes.
 
 A run's folder holds ``recipe.yaml``, ``adapter/``, ``metrics.json``, ``history.json``, ``curve.png``, ``gallery.png``
 and, until it is finished, ``checkpoints/``; where the right answers of the test split are not published, also the file
@@ -36,6 +37,7 @@ from .report import plot_curve, write_json
 from .tasks import task_class
 from .tasks.base import Task
 from .tasks.clips import load_media
+from .tasks.ranks import rank, ranks
 
 STATE = "training_state.safetensors"
 ADAPTER = "adapter"
@@ -183,12 +185,12 @@ def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False) -> tu
     torch.manual_seed(recipe.train.seed)
     apply_method(backbone, recipe.method, recipe.method_options, recipe.train_heads)
     examples = len(kind.examples(training))
-    if examples < recipe.train.batch_size:
+    batch = recipe.train.batch_size * ranks()
+    if examples < batch:
         raise AuroraError(
-            f"{recipe.data}: {examples} training {kind.example}s do not fill a batch of {recipe.train.batch_size}; "
-            "lower train.batch_size"
+            f"{recipe.data}: {examples} training {kind.example}s do not fill a batch of {batch}; lower train.batch_size"
         )
-    kind.fit_settings(settings, recipe.train.batch_size, examples)
+    kind.fit_settings(settings, batch, examples)
     return dataset, backbone, kind(backbone, settings)
 
 
@@ -198,6 +200,8 @@ def claim(folder: Path, resume: bool) -> None:
     Raises:
         AuroraError: if it holds one and ``resume`` is not asked for, or the other way round, or is a file.
     """
+    if rank():
+        return  # the first process does it
     if folder.is_file():
         raise AuroraError(f"{folder} is a file; name a folder with --out")
     begun = (folder / "recipe.yaml").is_file()
@@ -232,15 +236,20 @@ def train(
     Raises:
         AuroraError: if data, model or folder stand in the way.
     """
+    first = rank() == 0  # of several processes it alone writes
+    progress = progress and first
     claim(folder, resume)
-    prepared = prepare(recipe, check=check, progress=progress)
+    prepared = prepare(recipe, check=check and first, progress=progress)
     folder.mkdir(parents=True, exist_ok=True)
-    recipe.save(folder / "recipe.yaml")
+    if first:
+        recipe.save(folder / "recipe.yaml")
     test = prepared[0].split("test")
     if before is None:
         before = untuned(recipe, test, progress=progress)
     run = fit(recipe, folder, prepared, resume=resume, progress=progress, start=start, callbacks=callbacks)
     metrics, *found = run.task.evaluate(test, progress=progress)
+    if not first:
+        return run
     if (folder / ADAPTER).exists():
         shutil.rmtree(folder / ADAPTER)  # of a run that was killed while it wrote its results
     save_adapter(run.backbone, folder / ADAPTER)
@@ -276,7 +285,7 @@ def fit(
     training = TrainingExamples(
         task, dataset.split("train"), seed=settings.seed, augment=settings.augment, flip=settings.flip
     )
-    batches = len(training) // (settings.batch_size * settings.gradient_accumulation)
+    batches = len(training) // (settings.batch_size * settings.gradient_accumulation * ranks())
     steps = settings.max_steps if settings.max_steps > 0 else max(1, round(settings.epochs * batches))
     task.warmup_steps = batches * settings.gradient_accumulation
     main = f"eval_{task.main_metric}"
@@ -403,6 +412,7 @@ def _arguments(recipe: Recipe, folder: Path, steps: int, metric: str, progress: 
         dataloader_drop_last=True,
         dataloader_pin_memory=on_gpu,
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
         report_to=[],
         disable_tqdm=not progress,
     )

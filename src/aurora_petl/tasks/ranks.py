@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -21,14 +22,24 @@ def gather(rows: Tensor) -> Tensor:
 
 
 def rank() -> int:
-    """This process's place among the ranks, 0 if it is alone."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    """This process's place among the ranks, 0 if it is alone. Before the ranks have met, what torchrun says of it."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank()
+    return int(os.environ.get("RANK", 0))
+
+
+def ranks() -> int:
+    """How many ranks there are, 1 if there is one process."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def own_share(count: int) -> range:
     """The rows of ``count`` that this rank works on, about as many for every rank."""
-    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    return range(count * rank() // ranks, count * (rank() + 1) // ranks)
+    if not (dist.is_available() and dist.is_initialized()):
+        return range(count)
+    return range(count * rank() // ranks(), count * (rank() + 1) // ranks())
 
 
 def total(rows: Tensor) -> Tensor:
