@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..backbones import Backbone, load_backbone
 from ..data.media import EvalTransform
+from ..errors import AuroraError
 from ..evaluation.features import tokenize
 from ..recipe import load_recipe
 from ..tasks.settings import RetrievalSettings
@@ -78,13 +79,15 @@ def load_encoder(model: str, view: str) -> Encoder:
     """One view of a finished run's folder, or of a backbone by name or folder.
 
     Raises:
-        AuroraError: if there is no such model, or its run did not finish.
+        AuroraError: if there is no such model, its run did not finish, or it is of another task.
     """
     if TUNED not in views_of(model):
         return Encoder(load_backbone(model), RetrievalSettings.max_tokens)
+    recipe = load_recipe(Path(model) / "recipe.yaml")
+    if not isinstance(recipe.task, RetrievalSettings):
+        raise AuroraError(f"{model} was tuned for {recipe.task.name}; pictures are found by a run of retrieval")
     if view == TUNED:
-        recipe, backbone = load_run(Path(model))
+        _, backbone = load_run(Path(model))
     else:
-        recipe = load_recipe(Path(model) / "recipe.yaml")
-        backbone = load_backbone(recipe.model)
+        backbone = load_backbone(recipe.model, image_size=recipe.image_size or None)
     return Encoder(backbone, recipe.task.max_tokens)

@@ -31,8 +31,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.folder import CAPTION_FILES, read_folder
+from ..data.folder import ROW_FILES, read_folder
 from ..data.media import load_image
+from ..data.rows import ImageTextDataset
 from ..errors import AuroraError
 from ..report import write_json
 from .encoder import Encoder, load_encoder, views_of
@@ -128,9 +129,12 @@ def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def _captions(folder: Path) -> list[str]:
-    if not any((folder / name).is_file() for name in CAPTION_FILES):
+    if not any((folder / name).is_file() for name in ROW_FILES):
         return []
-    return list(dict.fromkeys(text for item in read_folder(folder) for text in item.captions))
+    rows = read_folder(folder)
+    if not isinstance(rows, ImageTextDataset):
+        return []  # questions are no captions
+    return list(dict.fromkeys(text for item in rows for text in item.captions))
 
 
 @contextmanager
