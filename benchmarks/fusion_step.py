@@ -14,11 +14,13 @@ import argparse
 import time
 from pathlib import Path
 from statistics import median
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from peft import get_peft_model
-from torch import Tensor, nn
+from measure import saved_bytes
+from peft import PeftModel, get_peft_model
+from torch import Tensor
 from transformers import BlipConfig, BlipForImageTextRetrieval
 
 from aurora_petl.adapter import AuroraConfig
@@ -26,31 +28,15 @@ from aurora_petl.backbones.blip import ENC, BlipBackbone
 from aurora_petl.report import write_json
 
 
-def made(width: int, layers: int, rank: int) -> BlipForImageTextRetrieval:
+def made(width: int, layers: int, rank: int) -> PeftModel:
     """A model with an adapter that is not at its start; of the vision tower, which takes no part, one layer."""
     shape = dict(hidden_size=width, intermediate_size=4 * width, num_attention_heads=width // 64)
     text = dict(shape, encoder_hidden_size=width, num_hidden_layers=layers, vocab_size=ENC + 1, initializer_range=0.02)
     vision = dict(shape, num_hidden_layers=1, initializer_range=0.02)
     torch.manual_seed(0)
     model = BlipForImageTextRetrieval(BlipConfig(text_config=text, vision_config=vision))
-    get_peft_model(model, AuroraConfig(r=rank, target_modules=["query", "key", "value"], init_weights=False))
-    return model.train()
-
-
-def saved_bytes(step, model: nn.Module) -> int:
-    """Bytes that the forward pass keeps for the backward pass, weights aside, each storage once."""
-    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage  # held, so that its address is not given to another
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step()
-    return sum(storage.nbytes() for storage in kept.values())
+    config = AuroraConfig(r=rank, target_modules=["query", "key", "value"], init_weights=False)
+    return cast(PeftModel, get_peft_model(model, config)).train()
 
 
 def main() -> None:
@@ -61,7 +47,7 @@ def main() -> None:
     options = parser.parse_args()
 
     stock, model = (made(options.width, options.layers, options.rank) for _ in range(2))
-    ours = BlipBackbone(model, None, "random")
+    ours = BlipBackbone(model.get_base_model(), None, "random")
     own = torch.arange(options.batch)
     negative_text, negative_image = ((own + torch.randint(1, options.batch, own.shape)) % len(own) for _ in range(2))
     which = torch.cat([own, own, negative_image])

@@ -1,13 +1,11 @@
 """BLIP's attention through SDPA against transformers' eager one, and shared pictures against repeated ones."""
 
 import copy
-from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
-from torch.utils.checkpoint import checkpoint
 from transformers import (
     BlipConfig,
     BlipForConditionalGeneration,
@@ -146,7 +144,7 @@ def test_every_attention_is_replaced_and_names_stay():
     assert list(theirs.state_dict()) == list(ours.state_dict())
     kinds = [type(module) for module in ours.modules()]
     assert not set(kinds) & set(REPLACED)
-    assert [kinds.count(kind) for kind in REPLACED.values()] == [2, 8, 4]  # pictures, text and answers, 2 layers each
+    assert [kinds.count(kind) for kind in REPLACED.values()] == [2, 8, 4, 2]  # pictures, text and answers, 2 layers each; embeddings
     assert use_sdpa(ours)  # once more changes nothing
 
 
@@ -302,21 +300,54 @@ def test_the_only_picture_and_a_picture_each_need_no_which():
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_changes_nothing(adapter, reentrant):
     _, backbone = adapted(adapter)
-    backbone.model.train()
+    model = backbone.model.train()
     ids, mask = words(6)
-    which, states = torch.tensor(WHICH["two rows"]), torch.randn(3, 17, 64)
+    which = torch.tensor(WHICH["two rows"])
 
     def run():
-        return step(backbone.model, lambda states: backbone.match(ids, mask, states, which), states)
+        model.zero_grad()
+        states = backbone.encode_image(pictures(3))
+        logits = backbone.match(ids, mask, states, which)
+        text = backbone.project_text(backbone.encode_text(ids, mask)) @ backbone.project_image(states).T
+        (F.cross_entropy(logits, torch.tensor([1, 0] * 3)) + F.cross_entropy(text, which)).backward()
+        return {"logits": logits.detach()}, {name: value.clone() for name, value in gradients(model).items()}
 
     plain = run()
-    backbone.model._set_gradient_checkpointing(  # `gradient_checkpointing_enable` without its hook on the embeddings,
-        True,
-        partial(checkpoint, use_reentrant=reentrant),  # which transformers' BLIP then adds to in place: an error
-    )
-    checkpointed = run()
-    for found, expected in zip(checkpointed, plain, strict=True):
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()  # as `Trainer` and peft do for frozen models
+    for found, expected in zip(run(), plain, strict=True):
         assert_same(found, expected, 1e-6)
+
+
+def test_embeddings_leave_what_they_are_given():
+    theirs, ours = both(BlipForImageTextRetrieval)
+    given = torch.randn(2, 5, 64)
+    found, kept = ours.text_encoder.embeddings(inputs_embeds=given), given.clone()
+    assert torch.equal(found, theirs.text_encoder.embeddings(inputs_embeds=given.clone()))
+    assert torch.equal(given, kept)
+
+
+def test_the_vision_tower_keeps_no_more_for_the_adapter():
+    """Bytes kept for the backward pass, weights aside, by the frozen tower and with its queries, keys, values tuned."""
+    found = []
+    for adapter in (None, "aurora"):
+        model = made(BlipForImageTextRetrieval).requires_grad_(False)
+        use_sdpa(model)
+        tuned = get_peft_model(model, ADAPTERS[adapter]) if adapter else model
+        weights = {weight.untyped_storage().data_ptr() for weight in tuned.parameters()}
+        kept = {}
+
+        def pack(tensor, kept=kept, weights=weights):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model.vision_model.encoder(torch.randn(2, 17, 64, requires_grad=True))
+        found.append(sum(storage.nbytes() for storage in kept.values()))
+    frozen, tuned = found
+    assert frozen > 100_000 and tuned <= 1.01 * frozen
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)

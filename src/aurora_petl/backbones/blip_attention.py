@@ -24,9 +24,11 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
-from transformers.models.blip.modeling_blip import BlipAttention
-from transformers.models.blip.modeling_blip_text import BlipTextAttention, BlipTextLayer
+from transformers.models.blip.modeling_blip import BlipAttention, BlipEncoderLayer
+from transformers.models.blip.modeling_blip_text import BlipTextAttention, BlipTextEmbeddings, BlipTextLayer
 from transformers.pytorch_utils import apply_chunking_to_forward
+
+from ..adapter.norm import RecomputableLayerNorm
 
 
 class Sharing(NamedTuple):
@@ -164,10 +166,20 @@ class TextLayer(BlipTextLayer):
         )
 
 
+class TextEmbeddings(BlipTextEmbeddings):
+    """transformers' embeddings add positions in place, to a leaf that requires gradients once the hook of gradient
+    checkpointing (`enable_input_require_grads`) has been at the word embeddings: PyTorch refuses. A copy is none."""
+
+    def forward(self, input_ids=None, position_ids=None, inputs_embeds=None, past_key_values_length=0):
+        words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        return super().forward(None, position_ids, words.clone(), past_key_values_length)
+
+
 REPLACED: dict[type[nn.Module], type[nn.Module]] = {
     BlipAttention: VisionAttention,
     BlipTextAttention: TextAttention,
     BlipTextLayer: TextLayer,
+    BlipTextEmbeddings: TextEmbeddings,
 }
 
 
@@ -191,6 +203,8 @@ def use_sdpa(model: nn.Module) -> bool:
     for module in model.modules():
         if type(module) in REPLACED:
             module.__class__ = REPLACED[type(module)]
+        if isinstance(module, BlipEncoderLayer) and type(module.layer_norm1) is nn.LayerNorm:
+            module.layer_norm1.__class__ = RecomputableLayerNorm  # read by `qkv` alone
     return True
 
 
