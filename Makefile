@@ -25,7 +25,7 @@ format: $(VENV)/.dev  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-pretrain: $(VENV)/.build  ## pretrain blip-mini again (an hour on two cores; needs npm and apt-get for its pictures)
+pretrain: $(VENV)/.build  ## pretrain blip-mini again (an hour and a half on two cores; needs npm and apt-get for its pictures)
 	$(BIN)/python pretraining/pretrain.py
 
 packs: $(VENV)/.build  ## build the embedded picture packs again (needs npm and apt-get)

@@ -11,15 +11,13 @@ their losses or gradients differ.
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 from statistics import median
-from typing import cast
 
 import torch
 import torch.nn.functional as F
-from measure import saved_bytes
-from peft import PeftModel, get_peft_model
+from measure import saved_bytes, seconds
+from peft import get_peft_model
 from torch import Tensor
 from transformers import BlipConfig, BlipForImageTextRetrieval
 
@@ -28,15 +26,15 @@ from aurora_petl.backbones.blip import ENC, BlipBackbone
 from aurora_petl.report import write_json
 
 
-def made(width: int, layers: int, rank: int) -> PeftModel:
+def made(width: int, layers: int, rank: int) -> BlipForImageTextRetrieval:
     """A model with an adapter that is not at its start; of the vision tower, which takes no part, one layer."""
     shape = dict(hidden_size=width, intermediate_size=4 * width, num_attention_heads=width // 64)
     text = dict(shape, encoder_hidden_size=width, num_hidden_layers=layers, vocab_size=ENC + 1, initializer_range=0.02)
     vision = dict(shape, num_hidden_layers=1, initializer_range=0.02)
     torch.manual_seed(0)
     model = BlipForImageTextRetrieval(BlipConfig(text_config=text, vision_config=vision))
-    config = AuroraConfig(r=rank, target_modules=["query", "key", "value"], init_weights=False)
-    return cast(PeftModel, get_peft_model(model, config)).train()
+    get_peft_model(model, AuroraConfig(r=rank, target_modules=["query", "key", "value"], init_weights=False))
+    return model.train()
 
 
 def main() -> None:
@@ -47,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
 
     stock, model = (made(options.width, options.layers, options.rank) for _ in range(2))
-    ours = BlipBackbone(model.get_base_model(), None, "random")
+    ours = BlipBackbone(model, None, "random")
     own = torch.arange(options.batch)
     negative_text, negative_image = ((own + torch.randint(1, options.batch, own.shape)) % len(own) for _ in range(2))
     which = torch.cat([own, own, negative_image])
@@ -65,25 +63,28 @@ def main() -> None:
         return F.cross_entropy(ours.match(ids, mask, states, which), labels)
 
     sides = {"transformers": (repeated, stock), "ours": (shared, model)}
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    taken: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(options.repeats):
         losses, gradients = {}, {}
         for name, (step, module) in sides.items():
             module.zero_grad()
             states.grad = None
-            start = time.perf_counter()
-            loss = step()
-            loss.backward()
-            seconds[name].append(time.perf_counter() - start)
+            found: list[Tensor] = []
+
+            def forward_backward(step=step, found=found) -> None:
+                found.append(step())
+                found[0].backward()
+
+            taken[name].append(seconds(forward_backward, "cpu"))
             trained = [states, *(weight for weight in module.parameters() if weight.requires_grad)]
-            losses[name] = loss.item()
+            losses[name] = found[0].item()
             gradients[name] = torch.cat([weight.grad.flatten() for weight in trained if weight.grad is not None])
         difference = float((gradients["ours"] - gradients["transformers"]).norm() / gradients["transformers"].norm())
         if abs(losses["ours"] - losses["transformers"]) > 1e-5 or difference > 1e-4:
             raise SystemExit(f"the two differ: losses {losses}, gradients by {difference:.1e}")
     result = {
-        name: {"seconds": median(times), "all": times, "saved_bytes": saved_bytes(*sides[name])}
-        for name, times in seconds.items()
+        name: {"seconds": median(times), "all": times, "saved_bytes": saved_bytes(sides[name][0](), sides[name][1])}
+        for name, times in taken.items()
     }
     theirs, mine = result["transformers"], result["ours"]
     for name, row in result.items():

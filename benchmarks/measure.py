@@ -1,51 +1,81 @@
-"""What the benchmarks of a training step measure."""
+"""What the benchmarks of speed and memory share."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 
-def saved_bytes(forward: Callable[[], object], model: nn.Module) -> int:
-    """Bytes that the forward pass keeps for the backward pass, weights aside, each storage once."""
-    weights = {weight.untyped_storage().data_ptr() for weight in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, torch.UntypedStorage] = {}
+def saved_bytes(output: Tensor, model: nn.Module) -> int:
+    """Bytes that the forward pass of ``output`` keeps for the backward pass, weights aside, each storage once.
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage  # held, so that its address is not given to another
-        return tensor
+    Read from the graph's nodes: hooks on saved tensors would change what Aurora's layers keep.
+    """
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, int] = {}
+    todo, seen = [output.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        todo += [following for following, _ in node.next_functions]
+        held = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
+        held += getattr(node, "saved_tensors", ())
+        for tensor in held:
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in weights:
+                    kept[storage.data_ptr()] = storage.nbytes()
+    return sum(kept.values())
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        forward()
-    return sum(storage.nbytes() for storage in kept.values())
 
-
-def seconds(step: Callable[[], object], device: torch.device) -> float:
-    """Time of one step: of the device on a GPU; else of this process's threads together, so that whatever else the
-    machine does counts little."""
-    if device.type != "cuda":
-        start = time.process_time()
+def seconds(step: Callable[[], object], device: str) -> float:
+    """Duration of a call, by events of the device where it has them."""
+    if device.startswith("cuda"):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
         step()
-        return time.process_time() - start
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1000
+    begun = time.perf_counter()
     step()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1000
+    return time.perf_counter() - begun
 
 
-def peak_bytes(step: Callable[[], object], device: torch.device) -> int | None:
-    """The most memory that tensors take during a step, weights included; known of a GPU alone."""
-    if device.type != "cuda":
-        return None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    step()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated()
+class Peak:
+    """Most memory in bytes that a block adds: of the device where it counts, else of the process, sampled."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda, self.bytes = device.startswith("cuda"), 0
+
+    def __enter__(self) -> Peak:
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self.start = torch.cuda.memory_allocated()
+        else:
+            self.start, self.stop = _resident(), threading.Event()
+            self.thread = threading.Thread(target=self._watch)
+            self.thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self.stop.wait(0.005):
+            self.bytes = max(self.bytes, _resident() - self.start)
+
+    def __exit__(self, *error: object) -> None:
+        if self.cuda:
+            self.bytes = torch.cuda.max_memory_allocated() - self.start
+        else:
+            self.stop.set()
+            self.thread.join()
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

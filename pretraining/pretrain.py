@@ -430,7 +430,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("build/pretraining"), help="downloads and renderings")
     parser.add_argument("--picture", type=Path, default=Path("docs/images/pretraining.png"), help="curve to draw")
     parser.add_argument("--text", type=float, default=4, help="minutes for the text tower")
-    parser.add_argument("--minutes", type=float, default=60, help="minutes after that; the schedule spans them")
+    parser.add_argument("--minutes", type=float, default=80, help="minutes after that; the schedule spans them")
     parser.add_argument("--fusion", type=float, default=10, help="minutes for ITM and LM alone, after all")
     parser.add_argument("--go-on", action="store_true", help="from the weights in --out; they stand for --text")
     parser.add_argument("--batch", type=int, default=96)
@@ -439,6 +439,7 @@ def main() -> None:
     parser.add_argument("--part", type=int, default=48, help="rows of a batch for ITM")
     parser.add_argument("--spoken", type=int, default=16, help="rows of a batch for LM, whose vocabulary is costly")
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--fusion-lr", type=float, default=2e-3, help="learning rate of ITM and LM alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
@@ -501,13 +502,14 @@ def main() -> None:
     run = Run(model, data, unseen, encode, tokens, options, rng, known.get("curve", []))
     run.steps = run.curve[-1]["step"] if run.curve else 0
     if options.minutes:
-        run.phase(optimizer, options.minutes, towers=True)
+        run.phase(optimizer, options.minutes, options.lr, towers=True)
     if options.fusion:
         for weight in model.parameters():
             weight.requires_grad_(False)
         for weight in (own := model.fusion()):
             weight.requires_grad_(True)
-        run.phase(torch.optim.AdamW(own, betas=(0.9, 0.98), weight_decay=0.05), options.fusion, towers=False)
+        matching = torch.optim.AdamW(own, betas=(0.9, 0.98), weight_decay=0.05)
+        run.phase(matching, options.fusion, options.fusion_lr, towers=False)
     final = {
         "hours": known["hours"] + (options.minutes + options.fusion) / 60,
         "text_cosine": known["text_cosine"],
@@ -555,18 +557,18 @@ class Run:
             part = options.part if towers else len(rows)
             return model.losses(pixels, ids, mask, same, meaning, part, options.spoken, towers)
 
-    def phase(self, optimizer: torch.optim.Optimizer, minutes: float, towers: bool) -> None:
+    def phase(self, optimizer: torch.optim.Optimizer, minutes: float, lr: float, towers: bool) -> None:
         """Train for ``minutes`` under one cosine schedule; a row of the curve and a saved model now and then."""
-        data, options = self.data, self.options
+        data = self.data
         often = torch.tensor([EMOJI_OFTEN if kind in sources.EMOJI_STYLES else 1.0 for kind in data.source])
         sums: dict[str, list[float]] = {}
         begun, shown, done, first = time.time(), 0.0, 0.0, self.steps
         while done < 1:
-            order = torch.multinomial(often, len(data.names), replacement=True).split(options.batch)[:-1]
+            order = torch.multinomial(often, len(data.names), replacement=True).split(self.options.batch)[:-1]
             for rows in order:
                 done = (time.time() - begun) / (60 * minutes)
                 warm = min(1, (self.steps - first + 1) / 100)
-                rate = options.lr * warm * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1, done))))
+                rate = lr * warm * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1, done))))
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group.get("share", 1.0)
                 losses = self.losses(rows, done, towers)

@@ -109,3 +109,21 @@ def test_gallery_takes_any_text_and_uneven_blocks(tmp_path):
     report.gallery(narrow, [GalleryQuery("a", None, [], queries[0].before)])
     assert Image.open(tmp_path / "gallery.png").width == Image.open(narrow).width
     report.gallery(tmp_path / "empty.png", [])
+
+
+def test_answers_tick_right_ones_only(tmp_path):
+    green = []
+    for before, after in ((False, False), (False, True), (True, True)):
+        asked = report.AnsweredQuestion(_picture("blue"), "is it " * 60, "yes", ("yes", before), ("yes", after))
+        report.answer_gallery(tmp_path / "gallery.png", [asked] * 2)
+        green.append(_green(tmp_path / "gallery.png"))
+    assert green[0] == 0 < green[1] and green[2] == 2 * green[1]
+    report.answer_gallery(tmp_path / "empty.png", [])
+
+
+def test_metrics_of_other_tasks_need_no_legend():
+    found = report.metrics_table({"zero-shot": {"accuracy": 20.0, "yes/no": 50.0}}).splitlines()
+    assert [line.split() for line in found[::2]] == [["accuracy", "yes/no"], ["zero-shot", "20.0", "50.0"]]
+    weights = {"trainable": 10, "model": 1000}
+    summary = report.run_summary({"weights": weights, "steps": 3, "train_seconds": 1.0, "test": {}})
+    assert summary.splitlines()[0] == "no scores: split test comes without right answers"

@@ -8,6 +8,7 @@ from .backbones import load_backbone
 from .data import load_dataset
 from .errors import AuroraError
 from .tasks.retrieval import Retrieval
+from .tasks.vqa import VQA
 
 __version__ = "0.1.0"
-__all__ = ["AuroraConfig", "AuroraError", "AuroraModel", "Retrieval", "load_backbone", "load_dataset"]
+__all__ = ["AuroraConfig", "AuroraError", "AuroraModel", "Retrieval", "VQA", "load_backbone", "load_dataset"]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .adapter import AuroraConfig
 from .adapter.model import TARGET_MODULES
-from .backbones import Backbone
+from .backbones import Tunable
 from .errors import AuroraError
 
 WEIGHTS = "trained.safetensors"  # of methods that are not peft's
@@ -48,9 +48,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-def apply_method(
-    backbone: Backbone, name: str, options: dict[str, Any] | None = None, train_heads: bool = True
-) -> None:
+def apply_method(backbone: Tunable, name: str, options: dict[str, Any] | None = None, train_heads: bool = True) -> None:
     """Mark or inject what ``name`` trains; ``backbone.model`` is adapted in place, ``backbone.adapter`` is peft's view.
 
     Raises:
@@ -64,11 +62,13 @@ def apply_method(
         for weight in backbone.parameters():
             weight.requires_grad_(method.trains == "everything")
         if method.trains == "heads":
+            if not backbone.heads:
+                raise AuroraError(f"method heads: {backbone.name} has no heads for its task; choose another method")
             for head in _heads(backbone):
                 head.requires_grad_(True)
         return
     options.setdefault("target_modules", TARGET_MODULES.get(backbone.model.config.model_type))
-    if train_heads:
+    if train_heads and backbone.heads:
         options.setdefault("modules_to_save", list(backbone.heads))
     try:
         backbone.adapter = cast(PeftModel, get_peft_model(backbone.model, method.config(**options)))
@@ -87,11 +87,11 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-def _heads(backbone: Backbone) -> list[nn.Module]:
+def _heads(backbone: Tunable) -> list[nn.Module]:
     return [backbone.model.get_submodule(name) for name in backbone.heads]
 
 
-def save_adapter(backbone: Backbone, folder: Path) -> None:
+def save_adapter(backbone: Tunable, folder: Path) -> None:
     """Write what was trained to ``folder``: peft's files for its methods, else one safetensors file. Atomic: the
     folder appears whole.
 
@@ -110,11 +110,11 @@ def save_adapter(backbone: Backbone, folder: Path) -> None:
     os.replace(partial, folder)
 
 
-def _trained(backbone: Backbone) -> dict[str, Tensor]:
+def _trained(backbone: Tunable) -> dict[str, Tensor]:
     return {n: w.detach().contiguous() for n, w in backbone.model.named_parameters() if w.requires_grad}
 
 
-def load_adapter(backbone: Backbone, folder: Path, method: str) -> None:
+def load_adapter(backbone: Tunable, folder: Path, method: str) -> None:
     """Put what `save_adapter` wrote back into a freshly loaded backbone.
 
     Raises:

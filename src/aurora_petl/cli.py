@@ -107,12 +107,29 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="test", help="train, validation or test (default: %(default)s)")
     evaluate.add_argument("--data", help="another dataset than the run's own")
     evaluate.add_argument("--merge", action="store_true", help="fold the adapter into the weights first")
+    evaluate.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="precision (default: %(default)s)"
+    )
+    evaluate.add_argument(
+        "--rescore",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --dtype bfloat16, score the best N of every list once more in float32 (default: %(default)s)",
+    )
+    evaluate.add_argument(
+        "--no-cache", action="store_true", help="neither read nor keep features and scores in RUN/features"
+    )
     evaluate.add_argument("--json", type=Path, help="also write the figures to this file")
+    evaluate.add_argument(
+        "--upload", type=Path, help="also write the answers to this file, as the server of VQAv2 takes them"
+    )
 
     params = _command(
         commands, "params", _params, "how many weights Aurora would train in a model, before anything is trained"
     )
     params.add_argument("model", metavar="MODEL", help="blip-mini, a model folder or a hub id")
+    params.add_argument("--task", default="retrieval", help="retrieval or vqa (default: %(default)s)")
     params.add_argument("--r", type=int, default=64, help="rank (default: %(default)s)")
     params.add_argument("--core", default="diagonal", help="diagonal or full (default: %(default)s)")
     params.add_argument("--context", help="informative context enhancement: batch or released (default: none)")
@@ -171,24 +188,42 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    import torch
+
     from .data import load_dataset
     from .report import metrics_table, write_json
-    from .tasks.retrieval import Retrieval
+    from .tasks import task_class
     from .training import load_run
 
+    if options.rescore and options.dtype == "float32":
+        raise AuroraError("--rescore repeats scores in float32: give --dtype bfloat16 with it, or leave it out")
     recipe, backbone = load_run(options.folder)
     split = load_dataset(options.data or recipe.data).split(options.split)
+    task = task_class(recipe.task.name)(backbone, recipe.task)
+    task.check(recipe.task, split)
     if options.merge:
         if backbone.adapter is None:
             raise AuroraError(f"{options.folder} was tuned by {recipe.method}, which has nothing to merge")
         backbone.adapter.merge_adapter()
+    if options.upload:
+        task.check_upload(split)
+    for path in (options.json, options.upload):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    device = next(iter(backbone.parameters())).device.type
+    cache = None if options.no_cache else options.folder / "features"
+    with torch.autocast(device, torch.bfloat16, enabled=options.dtype == "bfloat16"):
+        metrics, *found = task.evaluate(split, cache=cache, rescore=options.rescore, progress=True)
+    others = task.other_metrics(*found)
+    if metrics:
+        print(metrics_table({task.protocol: metrics, **others}))
+    else:
+        print(f"no scores: split {options.split} comes without right answers; write yours to a file with --upload")
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-    metrics, scores, features = Retrieval(backbone, recipe.task).evaluate(split, progress=True)
-    found = {"metrics": metrics, "itc_only": scores.itc_metrics(features)}
-    print(metrics_table({"ITC, ITM rerank": metrics, "ITC only": found["itc_only"]}))
-    if options.json:
-        write_json(options.json, found)
+        named = {name.lower().replace(" ", "_"): other for name, other in others.items()}
+        write_json(options.json, {"metrics": metrics, **named})
+    if options.upload:
+        write_json(options.upload, task.upload(split, *found))
 
 
 def _params(options: argparse.Namespace) -> None:
@@ -196,7 +231,7 @@ def _params(options: argparse.Namespace) -> None:
     from .baselines import apply_method
     from .report import parameter_summary
 
-    backbone = load_backbone(options.model, weights=False)
+    backbone = load_backbone(options.model, weights=False, task=options.task)
     fields = {name: getattr(options, name) for name in ("r", "core", "context", "gate")}
     apply_method(backbone, "aurora", fields)
     shown = ", ".join(f"{name}={value}" for name, value in fields.items() if value is not None)

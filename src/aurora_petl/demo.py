@@ -61,9 +61,8 @@ def demo(folder: Path, *, seed: int = 0) -> None:
         flush=True,
     )
     before = untuned(first, dataset.split("test"), progress=True)
-    scores, features = untuned(first, dataset.split("validation"), progress=True)
-    start = scores.metrics(features)
-    rows = {"zero-shot": _zero_shot(first, before)}
+    start = untuned(first, dataset.split("validation"), progress=True)[0]
+    rows = {"zero-shot": _zero_shot(first, before[0])}
     runs: dict[str, Run] = {}
     for name, recipe in recipes.items():
         print(f"tuning: {name}", flush=True)
@@ -89,10 +88,10 @@ def demo(folder: Path, *, seed: int = 0) -> None:
     print(f"{time.perf_counter() - started:.0f} s in all, {trained:.0f} s of it training")
 
 
-def _zero_shot(recipe: Recipe, before) -> dict:
+def _zero_shot(recipe: Recipe, test: dict[str, float]) -> dict:
     from .backbones import load_backbone
     from .baselines import apply_method
 
     backbone = load_backbone(recipe.model)
     apply_method(backbone, "zero-shot")
-    return {"test": before[0].metrics(before[1]), "weights": weight_counts(backbone), "train_seconds": 0.0}
+    return {"test": test, "weights": weight_counts(backbone), "train_seconds": 0.0}

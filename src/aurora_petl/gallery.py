@@ -1,17 +1,22 @@
-"""Which queries a run's gallery shows: those whose right answer moved most, and as many drawn blindly."""
+"""What a run's gallery shows: queries or questions whose right answer moved most, and as many drawn blindly."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .data.folder import ImageTextDataset
+from .data.rows import ImageTextDataset, QuestionDataset
 from .evaluation.features import Features
 from .evaluation.rerank import Scores
-from .report import GalleryQuery, Hit, gallery
+from .report import AnsweredQuestion, GalleryQuery, Hit, answer_gallery, gallery
+from .tasks.clips import still
+from .tasks.vqa import Answers
 
 TOP = 5
+RIGHT = 0.5  # an answer with this accuracy counts as right: at least two annotators of VQAv2's ten gave it
 
 
 def before_and_after(
@@ -56,10 +61,36 @@ def _top(scores: np.ndarray) -> list[int]:
     return [int(i) for i in np.argsort(-scores, kind="stable")[:TOP]]
 
 
+def answers_before_and_after(
+    path: Path, dataset: QuestionDataset, before: tuple[Answers], after: tuple[Answers], *, questions: int = 10
+) -> None:
+    """Draw questions of ``dataset`` with their answers by both models: half drawn evenly from the split, half those
+    that gained most."""
+    scores = [np.array([score or 0.0 for score in found[0].scores]) for found in (before, after)]
+    answered = []
+    for row in _half_spread(scores[1] - scores[0], questions):
+        item = dataset[row]
+        right = item.answers[int(np.argmax(item.weights))] if item.answers else ""
+        was, now = (
+            (found[0].answers[row], bool(score[row] >= RIGHT))
+            for found, score in zip((before, after), scores, strict=True)
+        )
+        answered.append(AnsweredQuestion(still(dataset, row), item.question, right, was, now))
+    answer_gallery(path, answered)
+
+
+# by task; one that is not here has no gallery
+GALLERIES: dict[str, Callable[..., Any]] = {"retrieval": before_and_after, "vqa": answers_before_and_after}
+
+
 def _choose(before: np.ndarray, after: np.ndarray, queries: list[str], items: list[str], count: int) -> list[int]:
     """Rows to show: half evenly spread, half with the largest gain in reciprocal rank."""
-    spread = np.linspace(0, len(queries) - 1, min(count - count // 2, len(queries))).round().astype(int)
-    gain = _reciprocal_rank(after, queries, items) - _reciprocal_rank(before, queries, items)
+    return _half_spread(_reciprocal_rank(after, queries, items) - _reciprocal_rank(before, queries, items), count)
+
+
+def _half_spread(gain: np.ndarray, count: int) -> list[int]:
+    """Rows to show: half evenly spread, half with the largest gain."""
+    spread = np.linspace(0, len(gain) - 1, min(count - count // 2, len(gain))).round().astype(int)
     best = [int(row) for row in np.argsort(-gain, kind="stable") if row not in spread]
     return [*dict.fromkeys(int(row) for row in spread), *best[: count // 2]]
 

@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from .errors import AuroraError
-from .tasks.settings import RetrievalSettings
+from .tasks.settings import RetrievalSettings, TaskSettings, find_task
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Recipe:
     method: str = "aurora"
     method_options: dict[str, Any] = field(default_factory=dict)
     train_heads: bool = True  # projections, ITM head and temperature beside the adapter
-    task: RetrievalSettings = field(default_factory=RetrievalSettings)
+    task: TaskSettings = field(default_factory=RetrievalSettings)  # task.name chooses which
     train: TrainSettings = field(default_factory=TrainSettings)
     about: str = ""
 
@@ -152,6 +152,8 @@ def _build(kind: type, values: dict[str, Any], where: str, prefix: str) -> Any:
         if dataclasses.is_dataclass(wanted):
             if not isinstance(value, dict):
                 raise AuroraError(f"{where}: {prefix}{key} is {value!r}; it must be a mapping of fields")
+            if wanted is TaskSettings:
+                wanted, _ = find_task(value.get("name", RetrievalSettings.name))
             made[key] = _build(wanted, value, where, f"{prefix}{key}.")  # type: ignore[arg-type]
         else:
             made[key] = _value(value, wanted, f"{where}: {prefix}{key}")

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 if TYPE_CHECKING:
-    from .backbones import Backbone
-    from .data.folder import ImageTextDataset
+    from .backbones import Tunable
+    from .data.rows import Dataset
     from .recipe import Recipe
 
 RECALLS = {
@@ -66,9 +66,11 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def metrics_table(rows: dict[str, dict[str, float]]) -> str:
-    """A row of recalls for every name."""
-    body = [[name, *(f"{found[key]:.1f}" for key in RECALLS)] for name, found in rows.items()]
-    return f"{table(['', *RECALLS.values()], body)}\n{LEGEND}"
+    """A row of metrics for every name; all have the same ones, under them, if they are recalls, what these are."""
+    keys = list(next(iter(rows.values())))
+    body = [[name, *(f"{found[key]:.1f}" for key in keys)] for name, found in rows.items()]
+    shown = table(["", *(RECALLS.get(key, key) for key in keys)], body)
+    return f"{shown}\n{LEGEND}" if "mean_recall" in keys else shown
 
 
 def comparison_table(rows: dict[str, dict[str, Any]]) -> str:
@@ -91,15 +93,18 @@ def comparison_table(rows: dict[str, dict[str, Any]]) -> str:
 def run_summary(metrics: dict[str, Any]) -> str:
     """A finished run beside the untuned model."""
     weights = metrics["weights"]
-    rows = {"zero-shot": metrics["zero_shot_test"], "tuned": metrics["test"]}
+    if metrics["test"]:
+        scores = metrics_table({"zero-shot": metrics["zero_shot_test"], "tuned": metrics["test"]})
+    else:
+        scores = "no scores: split test comes without right answers"
     return (
-        f"{metrics_table(rows)}\n{weights['trainable']:,} weights trained "
+        f"{scores}\n{weights['trainable']:,} weights trained "
         f"({100 * weights['trainable'] / weights['model']:.2f}% of {weights['model']:,}) "
         f"in {metrics['steps']} steps and {metrics['train_seconds']:.0f} s"
     )
 
 
-def parameter_summary(backbone: Backbone, title: str) -> str:
+def parameter_summary(backbone: Tunable, title: str) -> str:
     """What trains, by group, with its share of the model."""
     from .training import weight_counts
 
@@ -113,36 +118,47 @@ def parameter_summary(backbone: Backbone, title: str) -> str:
             ("trainable in all", "trainable"),
             ("model", "model"),
         )
-        if counts[key] or key != "fusion"
+        if counts[key] or (key == "heads" and backbone.heads) or key not in ("fusion", "heads")
     ]
     return f"{title}\n{table(['weights of', 'number', 'share'], rows)}"
 
 
-def describe(recipe: Recipe, dataset: ImageTextDataset, backbone: Backbone) -> str:
+def describe(recipe: Recipe, dataset: Dataset, backbone: Tunable) -> str:
     """What a run would do: data by split, and what would train."""
-    rows = []
+    from .data.rows import QuestionDataset
+
+    media, rows = "clips" if dataset.clips else "pictures", []
     for split in ("train", "validation", "test"):
         part = [item for item in dataset if item.split == split]
-        rows.append([split, str(len(part)), str(sum(len(item.captions) for item in part))])
-    data = table([recipe.data, "pictures", "captions"], rows)
+        if isinstance(dataset, QuestionDataset):
+            counts = [len({item.image for item in part}), len(part), sum(len(item.answers) for item in part)]
+        else:
+            counts = [len(part), sum(len(item.captions) for item in part)]
+        rows.append([split, *map(str, counts)])
+    texts = ["questions", "answers"] if isinstance(dataset, QuestionDataset) else ["captions"]
+    data = table([recipe.data, media, *texts], rows)
     return f"{data}\n\n{parameter_summary(backbone, f'{recipe.method} on {recipe.model}')}"
 
 
-def plot_curve(history: Sequence[dict[str, float]], path: Path) -> None:
-    """Training loss and validation mean recall against steps; at step 0 the untuned model."""
+def plot_curve(
+    history: Sequence[dict[str, float]], path: Path, metric: str = "mean_recall", objective: str = "ITC + ITM"
+) -> None:
+    """Training loss, which is the ``objective``, and the validation ``metric`` against steps; at step 0 the untuned
+    model."""
+    name = metric.replace("_", " ")
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     left = figure.subplots()
     losses = [(row["step"], row["loss"]) for row in history if "loss" in row]
-    recalls = [(row["step"], row["eval_mean_recall"]) for row in history if "eval_mean_recall" in row]
+    scores = [(row["step"], row[f"eval_{metric}"]) for row in history if f"eval_{metric}" in row]
     if losses:
-        left.plot(*zip(*losses, strict=True), color="tab:grey", label="training loss (ITC + ITM)")
+        left.plot(*zip(*losses, strict=True), color="tab:grey", label=f"training loss ({objective})")
     left.set(xlabel="step", ylabel="training loss")
     right = left.twinx()
-    if recalls:
-        right.plot(*zip(*recalls, strict=True), color="tab:blue", marker="o", label="validation mean recall")
-        right.axhline(recalls[0][1], color="tab:orange", linestyle="--", linewidth=1, label="zero-shot")
-    right.set_ylabel("mean recall (%)")
+    if scores:
+        right.plot(*zip(*scores, strict=True), color="tab:blue", marker="o", label=f"validation {name}")
+        right.axhline(scores[0][1], color="tab:orange", linestyle="--", linewidth=1, label="zero-shot")
+    right.set_ylabel(f"{name} (%)")
     lines = [*left.get_lines(), *right.get_lines()]
     left.legend(lines, [str(line.get_label()) for line in lines], loc="upper center", ncols=3, fontsize=8)
     left.set_title("Training", loc="left")
@@ -233,6 +249,45 @@ def gallery(path: Path, queries: Sequence[GalleryQuery]) -> None:
         top += row
         draw.line((_GAP, top - _GAP, width - _GAP, top - _GAP), (235, 235, 235))
     draw.text((_GAP, height - 24), "Best first. Green frame and tick: the right answer.", _PALE, regular)
+    partial = path.with_name(path.name + ".part")
+    sheet.save(partial, format="PNG", optimize=True)
+    os.replace(partial, path)
+
+
+@dataclass
+class AnsweredQuestion:
+    """A question about a picture or a frame, its right answer ("" if not known), and what was answered before and after
+    tuning, with whether that is right."""
+
+    image: Image.Image
+    question: str
+    right: str
+    before: tuple[str, bool]
+    after: tuple[str, bool]
+
+
+def answer_gallery(path: Path, questions: Sequence[AnsweredQuestion]) -> None:
+    """Draw questions in rows: picture, question, right answer, answers before and after, right ones ticked in green."""
+    regular, bold = _font(13), _font(14, bold=True)
+    lefts, ends = (_THUMB + 3 * _GAP, _THUMB + 280, _THUMB + 430, _THUMB + 610), _THUMB + 790
+    row = _THUMB + 2 * _GAP
+    sheet = Image.new("RGB", (ends, 44 + row * len(questions) + 30), "white")
+    draw = ImageDraw.Draw(sheet)
+    for x, title in zip(lefts, ("question", "right answer", "before (zero-shot)", "after tuning"), strict=True):
+        draw.text((x, 14), title, _INK, bold)
+    for n, asked in enumerate(questions):
+        top = 44 + n * row
+        sheet.paste(_thumbnail(asked.image), (_GAP, top))
+        cells = [(asked.question, False), (asked.right, False), asked.before, asked.after]
+        for x, end, (text, right) in zip(lefts, (*lefts[1:], ends), cells, strict=True):
+            indent = 18 if right else 0
+            if right:
+                _tick(draw, x, top + 5, 12)
+            font = bold if right else regular
+            for line, words in enumerate(_wrap(text, end - x - indent - _GAP, font, 5)):
+                draw.text((x + indent, top + 2 + line * _LINE), words, _GREEN if right else _INK, font)
+        draw.line((_GAP, top + row - _GAP, ends - _GAP, top + row - _GAP), (235, 235, 235))
+    draw.text((_GAP, sheet.height - 24), "Green with a tick: the right answer.", _PALE, regular)
     partial = path.with_name(path.name + ".part")
     sheet.save(partial, format="PNG", optimize=True)
     os.replace(partial, path)

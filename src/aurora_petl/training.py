@@ -1,7 +1,8 @@
 """Training and evaluating a recipe: transformers' Trainer drives, this file connects it.
 
 A run's folder holds ``recipe.yaml``, ``adapter/``, ``metrics.json``, ``history.json``, ``curve.png``, ``gallery.png``
-and, until it is finished, ``checkpoints/``.
+and, until it is finished, ``checkpoints/``; where the right answers of the test split are not published, also the file
+for the benchmark's server.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -22,69 +24,57 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .adapter.fusion import additions
-from .backbones import Backbone, load_backbone
+from .backbones import Tunable, load_backbone
 from .baselines import METHODS, apply_method, load_adapter, save_adapter
 from .data import load_dataset
-from .data.folder import ImageTextDataset
 from .data.media import EvalTransform, TrainTransform
+from .data.rows import Dataset as Rows
 from .errors import AuroraError
-from .evaluation.features import Features, tokenize
-from .evaluation.rerank import Scores
-from .gallery import before_and_after
+from .gallery import GALLERIES
 from .recipe import Recipe, load_recipe
 from .report import plot_curve, write_json
-from .tasks.retrieval import Retrieval, fit_queue
+from .tasks import task_class
+from .tasks.base import Task
+from .tasks.clips import load_media
 
 STATE = "training_state.safetensors"
 ADAPTER = "adapter"
+UPLOAD = "upload.json"
 
 
-class TrainingPairs(Dataset):
-    """Every (picture, caption) pair of a split. The view of a pair depends on seed, epoch and row alone, so that a
-    resumed run and one with more workers see the same pictures."""
+class TrainingExamples(Dataset):
+    """A task's examples of a split, `Task.examples`. The view of an example depends on seed, epoch and its place alone,
+    so that a resumed run and one with more workers see the same pictures; frames of a clip are seen alike."""
 
-    def __init__(self, dataset: ImageTextDataset, image_size: int, *, seed: int, augment: bool, flip: bool) -> None:
+    def __init__(self, task: Task, dataset: Rows, *, seed: int, augment: bool, flip: bool) -> None:
         self.dataset, self.seed, self.epoch = dataset, seed, 0
-        self.pairs = [(row, caption) for row, item in enumerate(dataset) for caption in item.captions]
-        self.transform = TrainTransform(image_size, flip=flip) if augment else EvalTransform(image_size)
-        self.augment = augment
-        numbers: dict[str, int] = {}
-        self.ids = [numbers.setdefault(item.id, len(numbers)) for item in dataset]
+        self.examples = task.examples(dataset)
+        size = task.backbone.image_size
+        self.training_view = TrainTransform(size, flip=flip) if augment else None
+        self.plain_view = EvalTransform(size)
+        self.frames = task.settings.frames
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = int(epoch)
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row, caption = self.pairs[index]
-        image = self.dataset.image(row)
-        rng = random.Random(f"{self.seed}/{self.epoch}/{index}")
-        pixels = self.transform(image, rng) if self.augment else self.transform(image)  # type: ignore[call-arg]
-        return {"pixels": pixels, "caption": caption, "id": self.ids[row]}
+        row, rest = self.examples[index]
+        key = f"{self.seed}/{self.epoch}/{index}"
 
+        def view(image: Image.Image) -> Tensor:
+            return self.training_view(image, random.Random(key)) if self.training_view else self.plain_view(image)
 
-class Collator:
-    """Pairs to the batch that `Retrieval` takes."""
-
-    def __init__(self, backbone: Backbone, max_tokens: int) -> None:
-        self.backbone, self.max_tokens = backbone, max_tokens
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        tokens = tokenize(self.backbone, [row["caption"] for row in rows], self.max_tokens)
-        return {
-            "pixel_values": torch.stack([row["pixels"] for row in rows]),
-            "ids": torch.tensor([row["id"] for row in rows]),
-            **tokens,
-        }
+        return {"pixels": load_media(self.dataset, row, view, self.frames, random.Random(f"{key}/frames")), **rest}
 
 
 class TaskTrainer(Trainer):
     """Trainer over a task module: its own evaluation, and checkpoints of what trains only, as safetensors."""
 
-    def __init__(self, task: Retrieval, validation: ImageTextDataset, head_rate: float, **rest: Any) -> None:
-        super().__init__(model=task, eval_dataset=validation, **rest)  # type: ignore[arg-type]
+    def __init__(self, task: Task, validation: Rows, head_rate: float, **rest: Any) -> None:
+        super().__init__(model=task, eval_dataset=validation, data_collator=task.collate, **rest)  # type: ignore[arg-type]
         self.task, self.validation, self.head_rate = task, validation, head_rate
         self._parts: dict[str, float] = {}
         self._counted = 0
@@ -114,8 +104,9 @@ class TaskTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs)
-        for name in ("itc", "itm"):
-            self._parts[name] = self._parts.get(name, 0.0) + outputs[name].item()
+        for name in outputs:
+            if name != "loss":
+                self._parts[name] = self._parts.get(name, 0.0) + outputs[name].item()
         self._counted += 1
         loss = outputs["loss"]
         return (loss, outputs) if return_outputs else loss
@@ -128,7 +119,7 @@ class TaskTrainer(Trainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"):
         with self.compute_loss_context_manager():  # in the precision of training: it only picks a checkpoint
-            metrics, _, _ = self.task.evaluate(self.validation)
+            metrics = self.task.evaluate(self.validation)[0]
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(named)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, named)
@@ -147,12 +138,15 @@ class TaskTrainer(Trainer):
 
 
 class _Bar(ProgressCallback):
-    """The Trainer's progress bar with the newest losses and recall beside it, in place of printed dicts."""
+    """The Trainer's progress bar with the newest loss and validation metric beside it, in place of printed dicts."""
+
+    def __init__(self, metric: str) -> None:
+        super().__init__()
+        self.shown = {"loss": "loss", f"eval_{metric}": f"validation {metric.replace('_', ' ')}"}
 
     def on_log(self, args, state, control, logs=None, **rest) -> None:
         if state.is_world_process_zero and self.training_bar is not None and logs:
-            names = {"loss": "loss", "eval_mean_recall": "validation mean recall"}
-            shown = {names[name]: f"{value:.3g}" for name, value in logs.items() if name in names}
+            shown = {self.shown[name]: f"{value:.3g}" for name, value in logs.items() if name in self.shown}
             if shown:
                 self.training_bar.set_postfix(shown)
 
@@ -163,15 +157,13 @@ class Run:
 
     folder: Path
     recipe: Recipe
-    backbone: Backbone
-    task: Retrieval
+    backbone: Tunable
+    task: Task
     metrics: dict[str, Any]
     history: list[dict[str, float]]
 
 
-def prepare(
-    recipe: Recipe, *, check: bool = True, progress: bool = False
-) -> tuple[ImageTextDataset, Backbone, Retrieval]:
+def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False) -> tuple[Rows, Tunable, Task]:
     """All of a run before its first step: data read and checked, then model, method and task.
 
     Raises:
@@ -179,24 +171,25 @@ def prepare(
     """
     if recipe.method not in METHODS:
         raise AuroraError(f"no method {recipe.method!r}; choose one of {', '.join(METHODS)}")
+    kind, settings = task_class(recipe.task.name), recipe.task
     dataset = load_dataset(recipe.data)
     training = dataset.split("train")
     for needed in ("validation", "test"):
         dataset.split(needed)
+    kind.check(settings, dataset)
     if check:
         dataset.check(progress=progress)
-    backbone = load_backbone(recipe.model)
+    backbone = load_backbone(recipe.model, task=settings.name)
     torch.manual_seed(recipe.train.seed)
     apply_method(backbone, recipe.method, recipe.method_options, recipe.train_heads)
-    pairs = sum(len(item.captions) for item in training)
-    if pairs < recipe.train.batch_size:
+    examples = len(kind.examples(training))
+    if examples < recipe.train.batch_size:
         raise AuroraError(
-            f"{recipe.data}: {pairs} training pairs do not fill a batch of {recipe.train.batch_size}; "
+            f"{recipe.data}: {examples} training {kind.example}s do not fill a batch of {recipe.train.batch_size}; "
             "lower train.batch_size"
         )
-    settings = recipe.task
-    settings.queue_size = fit_queue(settings.queue_size, recipe.train.batch_size, pairs)
-    return dataset, backbone, Retrieval(backbone, settings)
+    kind.fit_settings(settings, recipe.train.batch_size, examples)
+    return dataset, backbone, kind(backbone, settings)
 
 
 def claim(folder: Path, resume: bool) -> None:
@@ -224,7 +217,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     check: bool = True,
-    before: tuple[Scores, Features] | None = None,
+    before: tuple[Any, ...] | None = None,
     start: dict[str, float] | None = None,
     callbacks: list[TrainerCallback] | None = None,
 ) -> Run:
@@ -233,7 +226,7 @@ def train(
     Args:
         resume: continue from the last whole checkpoint in ``folder``, to the same weights as a run without a break.
         check: decode every picture before the first step.
-        before: test scores of the untuned model, if known already.
+        before: what `untuned` gives for the test split, if known already.
         start: validation metrics of the untuned model, if known already.
 
     Raises:
@@ -247,18 +240,20 @@ def train(
     if before is None:
         before = untuned(recipe, test, progress=progress)
     run = fit(recipe, folder, prepared, resume=resume, progress=progress, start=start, callbacks=callbacks)
-    metrics, scores, features = run.task.evaluate(test, progress=progress)
+    metrics, *found = run.task.evaluate(test, progress=progress)
     if (folder / ADAPTER).exists():
         shutil.rmtree(folder / ADAPTER)  # of a run that was killed while it wrote its results
     save_adapter(run.backbone, folder / ADAPTER)
-    run.metrics |= {
-        "test": metrics,
-        "test_itc_only": scores.itc_metrics(features),
-        "zero_shot_test": before[0].metrics(before[1]),
-    }
+    run.metrics["test"] = metrics
+    for name, others in run.task.other_metrics(*found).items():
+        run.metrics[f"test_{name.lower().replace(' ', '_')}"] = others
+    run.metrics["zero_shot_test"] = before[0]
     write_json(folder / "history.json", run.history)
-    plot_curve(run.history, folder / "curve.png")
-    before_and_after(folder / "gallery.png", test, before, (scores, features))
+    plot_curve(run.history, folder / "curve.png", run.task.main_metric, run.task.objective)
+    if draw := GALLERIES.get(recipe.task.name):
+        draw(folder / "gallery.png", test, before[1:], tuple(found))
+    if not metrics:
+        write_json(folder / f"{recipe.task.name}_{UPLOAD}", run.task.upload(test, *found))
     write_json(folder / "metrics.json", run.metrics)  # last: it marks the run as finished
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return run
@@ -267,7 +262,7 @@ def train(
 def fit(
     recipe: Recipe,
     folder: Path,
-    prepared: tuple[ImageTextDataset, Backbone, Retrieval],
+    prepared: tuple[Rows, Tunable, Task],
     *,
     resume: bool = False,
     progress: bool = True,
@@ -278,13 +273,14 @@ def fit(
     afterwards, the test split is not looked at."""
     dataset, backbone, task = prepared
     settings = recipe.train
-    training = TrainingPairs(
-        dataset.split("train"), backbone.image_size, seed=settings.seed, augment=settings.augment, flip=settings.flip
+    training = TrainingExamples(
+        task, dataset.split("train"), seed=settings.seed, augment=settings.augment, flip=settings.flip
     )
     batches = len(training) // (settings.batch_size * settings.gradient_accumulation)
     steps = settings.max_steps if settings.max_steps > 0 else max(1, round(settings.epochs * batches))
     task.warmup_steps = batches * settings.gradient_accumulation
-    arguments = _arguments(recipe, folder / "checkpoints", steps, progress)
+    main = f"eval_{task.main_metric}"
+    arguments = _arguments(recipe, folder / "checkpoints", steps, main, progress)
     arguments.eval_on_start = start is None
     trainer = TaskTrainer(
         task,
@@ -292,13 +288,12 @@ def fit(
         settings.head_learning_rate,
         args=arguments,
         train_dataset=training,
-        data_collator=Collator(backbone, recipe.task.max_tokens),
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
     if progress:
         trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(_Bar())
+        trainer.add_callback(_Bar(task.main_metric))
     started = time.perf_counter()
     if any(True for _ in task.trained()):
         checkpoint = _last_checkpoint(folder / "checkpoints") if resume else None
@@ -308,9 +303,7 @@ def fit(
     if start is not None:
         history.insert(0, {"step": 0, **{f"eval_{name}": value for name, value in start.items()}})
     metrics = {
-        "validation_best": max(
-            (row["eval_mean_recall"] for row in history if row["step"] and "eval_mean_recall" in row), default=None
-        ),
+        "validation_best": max((row[main] for row in history if row["step"] and main in row), default=None),
         "weights": weight_counts(backbone),
         "train_seconds": seconds,
         "steps": trainer.state.global_step,
@@ -318,15 +311,14 @@ def fit(
     return Run(folder, recipe, backbone, task, metrics, history)
 
 
-def untuned(recipe: Recipe, split: ImageTextDataset, *, progress: bool = False) -> tuple[Scores, Features]:
-    """Scores of the pretrained model on a split, by the recipe's protocol."""
-    backbone = load_backbone(recipe.model)
+def untuned(recipe: Recipe, split: Rows, *, progress: bool = False) -> tuple[Any, ...]:
+    """What `Task.evaluate` gives for the pretrained model on a split, by the recipe's protocol."""
+    backbone = load_backbone(recipe.model, task=recipe.task.name)
     apply_method(backbone, "zero-shot")
-    _, scores, features = Retrieval(backbone, recipe.task).evaluate(split, progress=progress)
-    return scores, features
+    return task_class(recipe.task.name)(backbone, recipe.task).evaluate(split, progress=progress)
 
 
-def load_run(folder: Path) -> tuple[Recipe, Backbone]:
+def load_run(folder: Path) -> tuple[Recipe, Any]:
     """Recipe and tuned backbone of a finished run.
 
     Raises:
@@ -335,17 +327,17 @@ def load_run(folder: Path) -> tuple[Recipe, Backbone]:
     if not (folder / "recipe.yaml").is_file():
         raise AuroraError(f"{folder} holds no run: it has no recipe.yaml")
     recipe = load_recipe(folder / "recipe.yaml")
-    backbone = load_backbone(recipe.model)
+    backbone = load_backbone(recipe.model, task=recipe.task.name)
     load_adapter(backbone, folder / ADAPTER, recipe.method)
     return recipe, backbone
 
 
-def is_head(backbone: Backbone, name: str) -> bool:
+def is_head(backbone: Tunable, name: str) -> bool:
     """Whether a weight of this name belongs to a head."""
     return any(head in name.split(".") for head in backbone.heads)
 
 
-def weight_counts(backbone: Backbone) -> dict[str, int]:
+def weight_counts(backbone: Tunable) -> dict[str, int]:
     """Trainable weights by group: ``adapter`` and, of these, ``fusion`` (context and gates), ``heads``, all together,
     and those of the frozen model."""
     heads = sum(
@@ -369,7 +361,7 @@ def weight_counts(backbone: Backbone) -> dict[str, int]:
     return {"adapter": adapter, "fusion": fusion, "heads": heads, "trainable": trainable, "model": whole}
 
 
-def _arguments(recipe: Recipe, folder: Path, steps: int, progress: bool) -> TrainingArguments:
+def _arguments(recipe: Recipe, folder: Path, steps: int, metric: str, progress: bool) -> TrainingArguments:
     settings = recipe.train
     every = max(1, steps // settings.evaluations)
     on_gpu = torch.cuda.is_available()
@@ -399,7 +391,7 @@ def _arguments(recipe: Recipe, folder: Path, steps: int, progress: bool) -> Trai
         save_steps=every,
         save_total_limit=2,
         load_best_model_at_end=True,
-        metric_for_best_model="eval_mean_recall",
+        metric_for_best_model=metric,
         greater_is_better=True,
         logging_steps=max(1, steps // 40),
         logging_first_step=True,

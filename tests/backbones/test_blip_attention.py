@@ -17,7 +17,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextLayer
 from aurora_petl.adapter import AuroraConfig
 from aurora_petl.backbones import blip_attention
 from aurora_petl.backbones.blip import ENC, BlipBackbone
-from aurora_petl.backbones.blip_attention import REPLACED, attend, share, use_sdpa
+from aurora_petl.backbones.blip_attention import REPLACED, Meeting, attend, share, use_sdpa
 from aurora_petl.tasks.retrieval import Retrieval
 
 TOKENS = 9
@@ -144,7 +144,8 @@ def test_every_attention_is_replaced_and_names_stay():
     assert list(theirs.state_dict()) == list(ours.state_dict())
     kinds = [type(module) for module in ours.modules()]
     assert not set(kinds) & set(REPLACED)
-    assert [kinds.count(kind) for kind in REPLACED.values()] == [2, 8, 4, 2]  # pictures, text and answers, 2 layers each; embeddings
+    # 2 layers each of the vision tower, the text encoder and the decoder; embeddings of the last two
+    assert [kinds.count(kind) for kind in REPLACED.values()] == [2, 8, 4, 2]
     assert use_sdpa(ours)  # once more changes nothing
 
 
@@ -391,7 +392,7 @@ def test_masked_states_are_shared_with_their_mask():
                 attention_mask=mask,
                 encoder_hidden_states=states,
                 encoder_attention_mask=padding,
-                sharing=share(which, 3, 17, TOKENS),
+                meeting=Meeting(share(which, 3, 17, TOKENS)),
                 **kwargs,
             ).last_hidden_state
             alone = backbone.model.text_encoder(

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from aurora_petl.data import load_dataset, pack_names
-from aurora_petl.data.folder import SPLITS, read_folder
+from aurora_petl.data.folder import read_folder
+from aurora_petl.data.rows import SPLITS
 from aurora_petl.errors import AuroraError
 from tests.helpers.pictures import draw, make_folder
 

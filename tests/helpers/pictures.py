@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from aurora_petl.data.rows import Folder, Question, QuestionDataset
+
 COLOURS = {"red": "#d22", "green": "#2a2", "blue": "#24d", "yellow": "#ec2", "black": "#111", "purple": "#82b"}
 SHAPES = ("circle", "square", "triangle", "cross")
 
@@ -43,3 +45,22 @@ def make_folder(path: Path, n: int = 24, splits: bool = True) -> Path:
         rows.append(row)
     (path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def make_questions(path: Path, n: int = 24) -> QuestionDataset:
+    """Two questions about each of the pictures of `make_folder`: its colour, and whether it is a circle."""
+    make_folder(path, n)
+    files, rows = Folder(path), []
+    for number, (shape, colour) in enumerate(list(product(SHAPES, COLOURS))[:n]):
+        split = ("train", "validation", "train", "test")[number % 4]
+        circle = "yes" if shape == "circle" else "no"
+        for asked, answer, kind in (
+            ("what colour is it?", colour, "other"),
+            ("is it a circle?", circle, "yes/no"),
+        ):
+            rows.append(
+                Question(
+                    f"images/{number}.png", asked, (answer,), (1.0,), str(len(rows)), split, len(rows) + 1, kind=kind
+                )
+            )
+    return QuestionDataset(path.name, rows, files, "questions.json", candidates=(*COLOURS, "yes", "no"))

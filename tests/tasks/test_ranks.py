@@ -21,9 +21,14 @@ def draw(weights: torch.Tensor, number: int) -> torch.Tensor:
     return (weights * (own[:, None] == own)).argmax(1, keepdim=True)
 
 
-def step(rows: slice) -> tuple[Retrieval, float]:
+def likeliest(weights: torch.Tensor, number: int) -> torch.Tensor:
+    """The likeliest negative of all ranks."""
+    return weights.argmax(1, keepdim=True)
+
+
+def step(rows: slice, all_rank: bool) -> tuple[Retrieval, float]:
     """Loss and gradients of the second step on these rows: features are in the queue and soften the targets."""
-    torch.multinomial = draw
+    torch.multinomial = likeliest if all_rank else draw
     torch.manual_seed(0)
     config = blip_config()
     config.text_config.vocab_size = 30_524
@@ -31,7 +36,7 @@ def step(rows: slice) -> tuple[Retrieval, float]:
     apply_method(
         backbone, "aurora", {"r": 4, "context": "batch", "gate": "scale_shift", "init_weights": False}, train_heads=True
     )
-    task = Retrieval(backbone, RetrievalSettings(queue_size=8)).train()
+    task = Retrieval(backbone, RetrievalSettings(queue_size=8, negative_all_rank=all_rank)).train()
     task.warmup_steps = 1
     ids = torch.randint(3, 50, (4, 5))
     batch = {"pixel_values": torch.randn(4, 3, 16, 16), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -48,11 +53,11 @@ def found(task: Retrieval, loss: float) -> dict[str, torch.Tensor]:
     return {"loss": torch.tensor(loss), **gradients, **kept}
 
 
-def work(rank: int, folder: str) -> None:
+def work(rank: int, folder: str, all_rank: bool) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
     half = len(IDS) // RANKS
-    values = found(*step(slice(rank * half, (rank + 1) * half)))
+    values = found(*step(slice(rank * half, (rank + 1) * half), all_rank))
     for name, value in values.items():
         if name == "loss" or name.startswith("gradient"):  # as DDP does
             dist.all_reduce(value)
@@ -61,10 +66,11 @@ def work(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_ranks_train_as_one_with_the_joint_batch(tmp_path, monkeypatch):
+@pytest.mark.parametrize("all_rank", [False, True])
+def test_two_ranks_train_as_one_with_the_joint_batch(tmp_path, monkeypatch, all_rank):
     monkeypatch.setattr(torch, "multinomial", torch.multinomial)  # `step` replaces it
-    mp.spawn(work, (str(tmp_path),), nprocs=RANKS)
-    expected = found(*step(slice(None)))
+    mp.spawn(work, (str(tmp_path), all_rank), nprocs=RANKS)
+    expected = found(*step(slice(None), all_rank))
     assert any("eta" in name for name in expected) and any("bank" in name for name in expected)
     assert all(value.any() for name, value in expected.items() if "eta" in name or "gamma" in name or "bank" in name)
     for rank in range(RANKS):

@@ -18,23 +18,21 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 
 from ..errors import AuroraError
 
-# model_type of a transformers config -> module here with `load(path, config, name)` and `empty(config, name)`
+# model_type of a transformers config -> module here with `load(path, config, name, task)` and `empty`, without path
 FAMILIES = {"blip": "blip"}
 
 
-class Backbone(Protocol):
-    """A pretrained vision-language model with the parts that cross-modal tasks need.
+class Tunable(Protocol):
+    """A pretrained vision-language model, whatever its task: what methods, training and all tasks ask of it.
 
     ``model`` is the transformers model that peft adapts in place; every method reads it at call time, so an
-    injected adapter takes part. Shapes: B pictures or texts, N picture tokens, T text tokens, D widths, P the
-    width of the joint space.
+    injected adapter takes part. Shapes: B pictures or texts, N picture tokens, T text tokens, D widths.
     """
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     image_size: int
-    joint_width: int  # P
     heads: tuple[str, ...]  # modules that `train_heads` trains beside the adapter
     adapter: PeftModel | None  # peft's wrapper of ``model`` once a method is applied
 
@@ -49,16 +47,27 @@ class Backbone(Protocol):
         """(B, 3, image_size, image_size) -> picture states (B, N, D)"""
         ...
 
-    def project_image(self, image_states: Tensor) -> Tensor:
-        """(B, N, D) -> unit vectors (B, P)"""
-        ...
-
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, T), (B, T) -> text-only states (B, T, D)"""
         ...
 
+
+class Backbone(Tunable, Protocol):
+    """A `Tunable` for retrieval; P is the width of the joint space."""
+
+    joint_width: int  # P
+
+    def project_image(self, image_states: Tensor) -> Tensor:
+        """(B, N, D) -> unit vectors (B, P)"""
+        ...
+
     def project_text(self, text_states: Tensor) -> Tensor:
         """(B, T, D) -> unit vectors (B, P)"""
+        ...
+
+    def begin_match(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor | None:
+        """(B, T), (B, T) -> (B, T, D), what `match` computes of texts before they meet a picture, for its ``begun``;
+        None if there is no such part."""
         ...
 
     def match(
@@ -70,6 +79,9 @@ class Backbone(Protocol):
         *,
         context: Tensor | None = None,
         positive: Tensor | None = None,
+        begun: Tensor | None = None,
+        kept: dict[int, tuple[Tensor, Tensor]] | None = None,
+        frames: Tensor | None = None,
     ) -> Tensor:
         """ITM logits (B, 2) of text-picture pairs, column 1 for a match.
 
@@ -78,11 +90,80 @@ class Backbone(Protocol):
             which: (B,), the picture that each text meets. None: text i meets picture i, or all meet the only one.
             context: (C, D), text-only [CLS] states of a training batch, for adapters that enhance fused states by it.
             positive: (B,), which pairs match, for the released form of that.
+            begun: what `begin_match` gave for these texts.
+            kept: an empty dict, in which a call keeps the pictures' keys and values for later calls with the same
+                ``image_states``, without gradient to them.
+            frames: (B, F), frame-aware attention: by how much each text weighs the keys of each frame's patches, where
+                ``image_states`` are those of clips, (M, F * N, D).
         """
         ...
 
     def temperature(self) -> Tensor:
         """The ITC temperature, a learned scalar clamped to [0.001, 0.5]."""
+        ...
+
+
+class AnsweringBackbone(Tunable, Protocol):
+    """A `Tunable` that answers questions about pictures: Q questions of S tokens, A answers of T tokens.
+
+    The first token of a question or an answer, [CLS] as it comes from the tokenizer, is replaced by the one that the
+    model wants there. Without ``which`` answer i is of question i, or all are of the only one, and likewise for the
+    pictures of questions.
+    """
+
+    longest: int  # tokens that a question or an answer may have
+
+    def encode_question(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        image_states: Tensor,
+        which: Tensor | None = None,
+        *,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """Fused states (Q, S, D) of questions (Q, S).
+
+        Args:
+            image_states: (M, N, D), a picture's keys and values being computed once for all its questions.
+            which: (Q,), the picture of each question.
+            context: (C, D), text-only [CLS] states of a training batch, for adapters that enhance fused states by it.
+        """
+        ...
+
+    def answer_logits(
+        self,
+        answer_ids: Tensor,
+        answer_mask: Tensor,
+        question_states: Tensor,
+        question_mask: Tensor,
+        which: Tensor | None = None,
+    ) -> Tensor:
+        """(A, T), (A, T), (Q, S, D), (Q, S) -> logits (A, T, words), at each place of the token that follows."""
+        ...
+
+    def answer_loss(
+        self,
+        answer_ids: Tensor,
+        answer_mask: Tensor,
+        question_states: Tensor,
+        question_mask: Tensor,
+        which: Tensor | None = None,
+        *,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """Cross-entropy of each answer, summed over its tokens and its end, (A,); arguments as `answer_logits`.
+
+        Args:
+            which: (A,), the question of each answer, whose keys and values are computed once for all its answers.
+            label_smoothing: share of the target that is spread over all words.
+        """
+        ...
+
+    def generate_answers(
+        self, question_states: Tensor, question_mask: Tensor, *, num_beams: int, max_tokens: int
+    ) -> list[str]:
+        """The likeliest answers, greedily or by beams, of at most ``max_tokens`` tokens with the first."""
         ...
 
 
@@ -101,16 +182,19 @@ def load_backbone(
     dtype: torch.dtype = torch.float32,
     *,
     weights: bool = True,
-) -> Backbone:
+    task: str = "retrieval",
+) -> Any:
     """Load a backbone: an embedded one (``blip-mini``), a local folder, or a model of the Hugging Face hub.
 
     Weights are read from safetensors only.
 
     Args:
         weights: False reads the configuration alone and puts the model on the meta device, to count weights with.
+        task: retrieval gives a `Backbone`, vqa an `AnsweringBackbone`.
 
     Raises:
-        AuroraError: if there is no such model, it is of no known family, or its files cannot be read.
+        AuroraError: if there is no such model, it is of no known family, it lacks weights that the task needs, or its
+            files cannot be read.
     """
     path, name = resolve(name_or_path), str(name_or_path)
     config = _config(path, name)
@@ -123,9 +207,9 @@ def load_backbone(
     module = import_module(f".{family}", __package__)
     if not weights:
         with torch.device("meta"):
-            return module.empty(config, name)
+            return module.empty(config, name, task)
     try:
-        backbone: Backbone = module.load(path, config, name)
+        backbone: Tunable = module.load(path, config, name, task)
     except OSError as error:
         raise AuroraError(
             f"model {name}: {_first_line(error)}; its folder needs config.json, model.safetensors "

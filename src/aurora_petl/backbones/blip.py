@@ -1,25 +1,27 @@
 """BLIP (Li et al., 2022, arXiv 2201.12086) on transformers' classes: ``blip-mini`` and ``Salesforce/blip-*``.
 
-transformers 5 has BLIP's parts but no retrieval objective: the [ENC] token, the temperature and the epsilon of the
-original vision tower are put right here, its attention in `blip_attention.py`.
+transformers 5 has BLIP's parts but no retrieval objective, and averages the loss of answers over a batch: the [ENC] and
+[DEC] tokens, the temperature, the loss of each answer and the epsilon of the original vision tower are put right here,
+attention and its padding masks in `blip_attention.py`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoTokenizer, BlipForImageTextRetrieval
+from transformers import AutoTokenizer, BlipForImageTextRetrieval, BlipForQuestionAnswering
 from transformers.utils import logging
 
-from .blip_attention import share, use_sdpa
+from ..errors import AuroraError
+from .blip_attention import Meeting, share, use_sdpa
 
-ENC = 30523  # [ENC] of the original; hub tokenizers do not carry it, so it is set by number
+DEC, ENC = 30522, 30523  # [DEC] and [ENC] of the original; hub tokenizers do not carry them, so numbers it is
 ORIGINAL_EPSILON = 1e-6  # of the original ViT; hub configs say 1e-5
 
 
@@ -35,17 +37,15 @@ class Temperature(nn.Module):
         return self.value.clamp(0.001, 0.5)[0]
 
 
-class BlipBackbone:
-    """BLIP's vision tower, text encoder, projections and ITM head; see `base.Backbone` for the shapes."""
+class _Blip:
+    """Vision tower and text encoder, which all of BLIP's tasks have."""
 
-    heads = ("vision_proj", "text_proj", "itm_head", "temperature")
+    heads: tuple[str, ...] = ()
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
         self.name, self.model, self.tokenizer = name, model, tokenizer
         self.image_size: int = model.config.vision_config.image_size
-        self.joint_width: int = model.config.image_text_hidden_size
-        if not hasattr(model, "temperature"):
-            model.temperature = Temperature()
+        self.longest: int = model.config.text_config.max_position_embeddings
         self.shares = use_sdpa(model)  # whether attention can read one picture for many texts
         self.adapter: PeftModel | None = None
 
@@ -59,14 +59,71 @@ class BlipBackbone:
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         return self.model.vision_model(pixel_values=pixel_values).last_hidden_state
 
-    def project_image(self, image_states: Tensor) -> Tensor:
-        return F.normalize(self.model.vision_proj(image_states[:, 0]).float(), dim=-1)
-
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return self.model.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
+    def _fuse(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        image_states: Tensor,
+        which: Tensor | None,
+        meeting: Meeting | None = None,
+        encoder_embeds: Tensor | None = None,
+        **more: Any,
+    ) -> Tensor:
+        """Text states (B, T, D) that have met the picture states."""
+        return self.model.text_encoder(
+            input_ids=_begin(input_ids, ENC) if encoder_embeds is None else None,
+            encoder_embeds=encoder_embeds,
+            attention_mask=attention_mask,
+            **self._shared(which, input_ids.shape[1], meeting, encoder_hidden_states=image_states),
+            **more,
+        ).last_hidden_state
+
+    def _shared(
+        self, which: Tensor | None, tokens: int, meeting: Meeting | None = None, **read: Tensor
+    ) -> dict[str, Any]:
+        """What cross-attention reads, (M, N, ...) each, for texts of so many tokens: once with the seats of the texts,
+        or, where attention has not been replaced, with a copy for each text."""
+        if not self.shares:
+            return read if which is None else {name: rows[which] for name, rows in read.items()}
+        meeting = meeting or Meeting()
+        if which is not None:
+            count, length = read["encoder_hidden_states"].shape[:2]
+            meeting.sharing = share(which, count, length, tokens)
+        return {**read, "meeting": meeting}
+
+
+def _begin(input_ids: Tensor, token: int) -> Tensor:
+    """(B, T) with ``token`` in the first place."""
+    return torch.cat([torch.full_like(input_ids[:, :1], token), input_ids[:, 1:]], 1)
+
+
+class BlipBackbone(_Blip):
+    """BLIP for retrieval, with its projections and ITM head; see `base.Backbone` for the shapes."""
+
+    heads = ("vision_proj", "text_proj", "itm_head", "temperature")
+
+    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+        super().__init__(model, tokenizer, name)
+        self.joint_width: int = model.config.image_text_hidden_size
+        if not hasattr(model, "temperature"):
+            model.temperature = Temperature()
+
+    def project_image(self, image_states: Tensor) -> Tensor:
+        return F.normalize(self.model.vision_proj(image_states[:, 0]).float(), dim=-1)
+
     def project_text(self, text_states: Tensor) -> Tensor:
         return F.normalize(self.model.text_proj(text_states[:, 0]).float(), dim=-1)
+
+    def begin_match(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor | None:
+        if not self.shares:
+            return None
+        encoder = self.model.text_encoder
+        states = encoder.embeddings(input_ids=_begin(input_ids, ENC))
+        padding = (1.0 - attention_mask[:, None, None].to(states.dtype)) * torch.finfo(states.dtype).min
+        return encoder.encoder.layer[0].attention(states, padding)[0]
 
     def match(
         self,
@@ -77,59 +134,169 @@ class BlipBackbone:
         *,
         context: Tensor | None = None,
         positive: Tensor | None = None,
+        begun: Tensor | None = None,
+        kept: dict[int, tuple[Tensor, Tensor]] | None = None,
+        frames: Tensor | None = None,
     ) -> Tensor:
+        if frames is not None and not self.shares:
+            raise AuroraError(
+                "frame-aware attention needs Aurora's attention, which does not fit the installed transformers: "
+                "set task.frame_attention=false"
+            )
         more: dict[str, Any] = {} if context is None else {"context": context, "positive": positive}
-        if which is not None and self.shares:
-            more["sharing"] = share(which, len(image_states), image_states.shape[1], input_ids.shape[1])
-        elif which is not None:
-            image_states = image_states[which]
-        fused = self.model.text_encoder(
-            input_ids=torch.cat([torch.full_like(input_ids[:, :1], ENC), input_ids[:, 1:]], 1),
-            attention_mask=attention_mask,
-            encoder_hidden_states=image_states,
-            **more,
-        ).last_hidden_state
+        meeting = Meeting(kept=kept, begun=begun is not None, first_only=True, frames=frames)
+        fused = self._fuse(input_ids, attention_mask, image_states, which, meeting, encoder_embeds=begun, **more)
         return self.model.itm_head(fused[:, 0]).float()
 
     def temperature(self) -> Tensor:
         return self.model.temperature()
 
 
-def empty(config: Any, name: str) -> BlipBackbone:
+class BlipAnswering(_Blip):
+    """BLIP for questions, with its answer decoder; see `base.AnsweringBackbone` for the shapes."""
+
+    def encode_question(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        image_states: Tensor,
+        which: Tensor | None = None,
+        *,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        more: dict[str, Any] = {} if context is None else {"context": context}
+        return self._fuse(input_ids, attention_mask, image_states, which, **more)
+
+    def answer_logits(
+        self,
+        answer_ids: Tensor,
+        answer_mask: Tensor,
+        question_states: Tensor,
+        question_mask: Tensor,
+        which: Tensor | None = None,
+    ) -> Tensor:
+        states = self._decode(answer_ids, answer_mask, question_states, question_mask, which)
+        return self.model.text_decoder.cls(states).float()
+
+    def answer_loss(
+        self,
+        answer_ids: Tensor,
+        answer_mask: Tensor,
+        question_states: Tensor,
+        question_mask: Tensor,
+        which: Tensor | None = None,
+        *,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        states = self._decode(answer_ids, answer_mask, question_states, question_mask, which)
+        written = answer_mask[:, 1:].bool()  # the decoder reads a token and writes the next
+        logits = self.model.text_decoder.cls(states[:, :-1][written]).float()  # (tokens, words): none of padding
+        losses = F.cross_entropy(logits, answer_ids[:, 1:][written], reduction="none", label_smoothing=label_smoothing)
+        return torch.zeros(written.shape, device=losses.device).masked_scatter(written, losses).sum(1)
+
+    def generate_answers(
+        self, question_states: Tensor, question_mask: Tensor, *, num_beams: int, max_tokens: int
+    ) -> list[str]:
+        text = self.model.config.text_config
+        found = self.model.text_decoder.generate(
+            input_ids=torch.full_like(question_mask[:, :1], DEC),
+            encoder_hidden_states=question_states,
+            encoder_attention_mask=question_mask,
+            bos_token_id=DEC,
+            eos_token_id=text.sep_token_id,
+            pad_token_id=text.pad_token_id,
+            do_sample=False,
+            num_beams=num_beams,
+            max_length=max_tokens,
+        )
+        return self.tokenizer.batch_decode(found[:, 1:], skip_special_tokens=True)
+
+    def _decode(
+        self,
+        answer_ids: Tensor,
+        answer_mask: Tensor,
+        question_states: Tensor,
+        question_mask: Tensor,
+        which: Tensor | None,
+    ) -> Tensor:
+        """States (A, T, D) of answers that have read their questions."""
+        return self.model.text_decoder.bert(
+            input_ids=_begin(answer_ids, DEC),
+            attention_mask=answer_mask,
+            is_decoder=True,  # each token sees those before it only
+            use_cache=False,
+            **self._shared(
+                which,
+                answer_ids.shape[1],
+                encoder_hidden_states=question_states,
+                encoder_attention_mask=question_mask,
+            ),
+        ).last_hidden_state
+
+
+KINDS: dict[str, tuple[Any, type[_Blip]]] = {  # by task
+    "retrieval": (BlipForImageTextRetrieval, BlipBackbone),
+    "vqa": (BlipForQuestionAnswering, BlipAnswering),
+}
+
+
+def _kind(task: str) -> tuple[Any, type[_Blip]]:
+    if task not in KINDS:
+        raise AuroraError(f"BLIP has no part for task {task!r}; choose one of {', '.join(KINDS)}")
+    return KINDS[task]
+
+
+def empty(config: Any, name: str, task: str = "retrieval") -> Any:
     """The model without weights or tokenizer, on the current default device."""
-    return BlipBackbone(BlipForImageTextRetrieval(config), None, name)
+    kind, backbone = _kind(task)
+    return backbone(kind(config), None, name)
 
 
-def load(path: str, config: Any, name: str) -> BlipBackbone:
+def load(path: str, config: Any, name: str, task: str = "retrieval") -> Any:
     """Read a BLIP model from a folder or the hub.
 
     Raises:
-        OSError: if files are missing, or weights that retrieval needs are not among them.
+        OSError: if files are missing, or weights that the task needs are not among them.
     """
     if name.startswith("Salesforce/"):
         config.vision_config.layer_norm_eps = ORIGINAL_EPSILON
     if config.text_config.vocab_size <= ENC:
         raise OSError(f"its vocabulary of {config.text_config.vocab_size} has no [ENC] token ({ENC})")
+    kind, made = _kind(task)
     shown, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # weights of BLIP's other tasks in the file are no cause for a warning
     logging.disable_progress_bar()
     try:
-        loaded, report = cast(Any, BlipForImageTextRetrieval).from_pretrained(
-            path, config=config, use_safetensors=True, output_loading_info=True
-        )
+        loaded, report = kind.from_pretrained(path, config=config, use_safetensors=True, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(path)
     finally:
         logging.set_verbosity(shown)
         if bar:
             logging.enable_progress_bar()
-    if missing := sorted(report["missing_keys"]):
-        raise OSError(f"{len(missing)} weights are missing, {missing[0]} among them")
+    missing = set(report["missing_keys"])
+    if task == "vqa":
+        missing -= _share_embeddings(loaded, missing)
+    if missing:
+        hint = "; vqa takes a model with an answer decoder, like Salesforce/blip-vqa-base" if task == "vqa" else ""
+        raise OSError(f"{len(missing)} weights are missing, {min(missing)} among them{hint}")
     model = loaded.float()
     model.name_or_path = model.config._name_or_path = name  # what peft writes into an adapter's configuration
-    backbone = BlipBackbone(model, tokenizer, name)
+    backbone = made(model, tokenizer, name)
     weights = Path(path) / "model.safetensors"
-    if weights.is_file():
+    if task == "retrieval" and weights.is_file():
         with safe_open(weights, "pt") as file:
             if "temperature" in file.keys():  # noqa: SIM118 (safe_open is no mapping)
                 model.temperature.value.data.copy_(file.get_tensor("temperature").float())
     return backbone
+
+
+def _share_embeddings(model: Any, missing: set[str]) -> set[str]:
+    """Give the decoder the text encoder's embeddings if the file has none of its own, as after BLIP's pretraining,
+    where the two are one. Returns the weights that this puts in place."""
+    decoder, encoder = model.text_decoder, model.text_encoder.embeddings
+    given = {f"text_decoder.bert.embeddings.{name}" for name in encoder.state_dict()}
+    if not given <= missing:
+        return set()
+    decoder.bert.embeddings.load_state_dict(encoder.state_dict())
+    decoder.cls.predictions.decoder.weight = decoder.bert.embeddings.word_embeddings.weight
+    return given | {"text_decoder.cls.predictions.decoder.weight"}

@@ -10,12 +10,14 @@ included.
     texts b d meet picture 1          K, V of picture 1 (N tokens)  <-  b d .     3 T tokens; the empty seat is dropped
 
 A picture's keys and values, most of the work of a text that meets it (68% at 577 picture and 35 text tokens), are thus
-projected once, and not copied unless one picture has so many texts that its row would make all the others long.
+projected once, and not copied unless one picture has so many texts that its row would make all the others long. What
+else a `Meeting` says of a fused pass saves work that does not depend on the picture, or that nobody reads.
 """
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from inspect import signature
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -38,6 +40,28 @@ class Sharing(NamedTuple):
     rows: Tensor | None  # (R,) the picture of each row; None: row i is picture i
     seats: Tensor  # (B,) row * size + place in the row
     size: int
+
+
+@dataclass
+class Meeting:
+    """What a fused pass knows beside its tensors; it travels to the text layers as the keyword argument ``meeting``.
+
+    Args:
+        sharing: where texts sit if pictures are shared.
+        kept: keys and values of the pictures by text layer, (M, N, D) both: filled by the first pass that is given it,
+            read by those that follow.
+        begun: the states that enter have passed the first layer's self-attention.
+        first_only: of the last layer's output only token 0 is wanted, (B, 1, D).
+        frames: how much each text weighs the keys of each frame's patches, (B, F), of pictures that are clips of F
+            frames of N / F tokens each, whose first, [CLS], weighs 1. To weigh a key is to weigh its score, so shared
+            keys stay shared.
+    """
+
+    sharing: Sharing | None = None
+    kept: dict[int, tuple[Tensor, Tensor]] | None = None
+    begun: bool = False
+    first_only: bool = False
+    frames: Tensor | None = None
 
 
 def share(which: Tensor, pictures: int, picture_tokens: int, text_tokens: int) -> Sharing:
@@ -71,10 +95,11 @@ def attend(
     mask: Tensor | None = None,
     dropout: float = 0.0,
     sharing: Sharing | None = None,
+    frames: Tensor | None = None,
 ) -> Tensor:
     """Multi-head attention of ``query`` (B, T, D) to ``key`` and ``value`` (M, N, D) -> (B, T, D).
 
-    M is B, or 1 for all, or what ``sharing`` says. ``mask`` is additive, (M, 1, T, N).
+    M is B, or 1 for all, or what ``sharing`` says. ``mask`` is additive, (M, 1, T, N). ``frames``: see `Meeting`.
 
     Raises:
         ValueError: if M is none of these.
@@ -89,15 +114,30 @@ def attend(
     elif len(key) not in (1, texts):
         raise ValueError(f"{texts} texts cannot meet {len(key)} pictures without being told which")
     if mask is not None:
-        if len(query) != len(key):
+        if len(query) != len(key) or tokens != mask.shape[2]:
             mask = mask[:, :, :1]  # the padding of the keys, the same for all queries of a row
         mask = mask.clamp(min=torch.finfo(query.dtype).min).to(query.dtype)  # -inf would make NaN of a row of padding
+    kind = query.dtype
+    if query.device.type == "cpu" and kind == torch.bfloat16:  # whose backward pass is several times slower there
+        query, key, value = query.float(), key.float(), value.float()
+        mask = None if mask is None else mask.float()
 
     def split(part: Tensor) -> Tensor:  # -> (rows, heads, tokens, width of a head)
         return part.reshape(len(key), -1, heads, width // heads).transpose(1, 2)
 
-    context = F.scaled_dot_product_attention(split(query), split(key), split(value), mask, dropout)
-    context = context.transpose(1, 2).reshape(-1, tokens, width)
+    if frames is None:
+        context = F.scaled_dot_product_attention(split(query), split(key), split(value), mask, dropout)
+    else:
+        weights = frames.new_ones(texts, frames.shape[1], key.shape[1] // frames.shape[1])
+        weights = torch.cat([weights[:, :, :1], weights[:, :, 1:] * frames[:, :, None]], 2).flatten(1)  # (texts, N)
+        if sharing is not None:
+            seats = len(key) * sharing.size
+            weights = weights.new_ones(seats, weights.shape[1]).index_copy(0, sharing.seats, weights)
+        weights = weights.repeat_interleave(tokens, 0).view(len(key), 1, -1, key.shape[1]).to(query.dtype)
+        scores = split(query) @ split(key).mT * (weights / (width // heads) ** 0.5)
+        probabilities = F.softmax(scores if mask is None else scores + mask, dim=-1)
+        context = F.dropout(probabilities, dropout) @ split(value)
+    context = context.transpose(1, 2).reshape(-1, tokens, width).to(kind)
     return context if sharing is None else context.index_select(0, sharing.seats)
 
 
@@ -116,11 +156,11 @@ class TextAttention(BlipTextAttention):
     """Self-attention, or cross-attention to ``encoder_hidden_states``, with the residual that follows."""
 
     def forward(self, hidden_states, attention_mask=None, encoder_hidden_states=None, past_key_values=None, **kwargs):
-        inner, states, sharing = self.self, encoder_hidden_states, kwargs.get("sharing")
+        inner, states, meeting = self.self, encoder_hidden_states, kwargs.get("meeting") or Meeting()
         if past_key_values is not None or _wants_probabilities(inner.config, kwargs):
-            if states is not None and sharing is not None:
-                states = states[sharing.which]
-                attention_mask = None if attention_mask is None else attention_mask[sharing.which]
+            if states is not None and meeting.sharing is not None:
+                states = states[meeting.sharing.which]
+                attention_mask = None if attention_mask is None else attention_mask[meeting.sharing.which]
             context, probabilities = inner(
                 hidden_states,
                 attention_mask=attention_mask,  # read by self-attention
@@ -130,21 +170,30 @@ class TextAttention(BlipTextAttention):
             )
             return self.output(context, hidden_states), probabilities
         if states is None:
-            states, sharing = hidden_states, None
+            key, value = inner.key(hidden_states), inner.value(hidden_states)
+            if meeting.first_only and inner.layer_idx == inner.config.num_hidden_layers - 1:
+                hidden_states = hidden_states[:, :1]
+        elif meeting.kept is None:
+            key, value = inner.key(states), inner.value(states)
+        else:
+            if inner.layer_idx not in meeting.kept:
+                meeting.kept[inner.layer_idx] = inner.key(states), inner.value(states)
+            key, value = meeting.kept[inner.layer_idx]
         context = attend(
             inner.query(hidden_states),
-            inner.key(states),
-            inner.value(states),
+            key,
+            value,
             inner.num_attention_heads,
             attention_mask,
             _rate(inner.dropout),
-            sharing,
+            None if states is None else meeting.sharing,
+            None if states is None else meeting.frames,
         )
         return self.output(context, hidden_states), None
 
 
 class TextLayer(BlipTextLayer):
-    """transformers' layer, which drops the keyword arguments on the way to attention. ``sharing`` travels among them,
+    """transformers' layer, which drops the keyword arguments on the way to attention. ``meeting`` travels among them,
     and not by the side, so that gradient checkpointing has it again when it recomputes the layer."""
 
     def forward(
@@ -156,7 +205,9 @@ class TextLayer(BlipTextLayer):
         past_key_values=None,
         **kwargs,
     ):
-        hidden_states, _ = self.attention(hidden_states, attention_mask, None, past_key_values, **kwargs)
+        meeting = kwargs.get("meeting")
+        if not (meeting is not None and meeting.begun and self.layer_num == 0):
+            hidden_states, _ = self.attention(hidden_states, attention_mask, None, past_key_values, **kwargs)
         if encoder_hidden_states is not None:
             hidden_states, _ = self.crossattention(
                 hidden_states, encoder_attention_mask, encoder_hidden_states, past_key_values, **kwargs

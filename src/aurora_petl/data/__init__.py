@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import AuroraError
-from .folder import ImageTextDataset, read_folder
+from .folder import read_folder
 from .packs import load_pack, pack_names
+from .rows import ImageTextDataset
 
 __all__ = ["ImageTextDataset", "load_dataset", "pack_names"]
 

@@ -16,144 +16,15 @@ import difflib
 import hashlib
 import io
 import json
-import tarfile
-import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
-
-from PIL import Image
-from tqdm import tqdm
+from typing import Any
 
 from ..errors import AuroraError
-from .media import load_image
+from .rows import SPLITS, Files, Folder, ImageTextDataset, Item, Tar, refuse
 
-SPLITS = ("train", "validation", "test")
 CAPTION_FILES = ("captions.jsonl", "captions.csv")
-_SHOWN = 5  # problems that a message lists
-
-
-class Files(Protocol):
-    """Where a dataset's files are read from."""
-
-    name: str
-
-    def names(self) -> set[str]: ...
-
-    def read(self, name: str) -> bytes: ...
-
-
-class _Folder:
-    def __init__(self, path: Path) -> None:
-        self.path, self.name = path, str(path)
-
-    def names(self) -> set[str]:
-        return {path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if path.is_file()}
-
-    def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
-
-
-class _Tar:
-    """Members of a tar, read in place; nothing is unpacked."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.name = path, str(path)
-        self._lock = threading.Lock()
-        try:
-            with tarfile.open(path, "r:") as archive:
-                self._places = {m.name: (m.offset_data, m.size) for m in archive if m.isfile()}
-        except (tarfile.TarError, OSError) as error:
-            raise AuroraError(f"{path} is not a plain tar ({error}); pack the folder with tar -cf") from error
-
-    def names(self) -> set[str]:
-        return set(self._places)
-
-    def read(self, name: str) -> bytes:
-        if name not in self._places:
-            raise FileNotFoundError(name)
-        offset, size = self._places[name]
-        with open(self.path, "rb") as file:
-            file.seek(offset)
-            return file.read(size)
-
-    def __getstate__(self) -> dict[str, Any]:  # loader workers get a copy, which needs no lock
-        return {key: value for key, value in vars(self).items() if key != "_lock"}
-
-
-@dataclass(frozen=True)
-class Item:
-    """One picture with its captions. ``line`` is its row in the caption file, counted from 1."""
-
-    image: str
-    captions: tuple[str, ...]
-    id: str
-    split: str
-    line: int
-
-
-@dataclass
-class ImageTextDataset(Sequence[Item]):
-    """Pictures with captions; one split of them, or all."""
-
-    name: str
-    items: list[Item]
-    files: Files = field(repr=False)
-    captions_file: str = "captions.jsonl"
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Item:  # type: ignore[override]
-        return self.items[index]
-
-    def __iter__(self) -> Iterator[Item]:
-        return iter(self.items)
-
-    def image(self, index: int) -> Image.Image:
-        """Picture ``index`` as upright RGB.
-
-        Raises:
-            AuroraError: naming file and line, if it is missing or broken.
-        """
-        item = self.items[index]
-        where = f"{self.captions_file}, line {item.line}: {item.image}"
-        try:
-            data = self.files.read(item.image)
-        except OSError as error:
-            raise AuroraError(f"{where}: no such picture in {self.files.name}") from error
-        return load_image(data, where)
-
-    def split(self, name: str) -> ImageTextDataset:
-        """The rows of one split.
-
-        Raises:
-            AuroraError: if it has none.
-        """
-        chosen = [item for item in self.items if item.split == name]
-        if not chosen:
-            counts = {split: sum(item.split == split for item in self.items) for split in SPLITS}
-            held = ", ".join(f"{split} {count}" for split, count in counts.items() if count)
-            raise AuroraError(
-                f'{self.name}: no rows of split {name!r} (it has {held}); name it in the rows\' "split", or leave '
-                "split out of every row and have at least 3 pictures, then one is made"
-            )
-        return replace(self, name=f"{self.name}/{name}", items=chosen)
-
-    def check(self, progress: bool = False) -> None:
-        """Decode every picture to its end.
-
-        Raises:
-            AuroraError: with the first few problems and how many there are.
-        """
-        problems = []
-        for index in tqdm(range(len(self)), "checking pictures", leave=False, disable=None if progress else True):
-            try:
-                self.image(index)
-            except AuroraError as error:
-                problems.append(str(error))
-        _refuse(self.name, problems)
 
 
 def read_folder(path: str | Path, captions_file: str | None = None) -> ImageTextDataset:
@@ -165,7 +36,7 @@ def read_folder(path: str | Path, captions_file: str | None = None) -> ImageText
     path = Path(path)
     if path.is_file() and path.suffix != ".tar":
         raise AuroraError(f"{path} is a file; give the folder that holds {' or '.join(CAPTION_FILES)}, or a .tar of it")
-    files: Files = _Tar(path) if path.is_file() else _Folder(path)
+    files: Files = Tar(path) if path.is_file() else Folder(path)
     held = files.names()
     chosen = captions_file or next((name for name in CAPTION_FILES if name in held), None)
     if chosen is None or chosen not in held:
@@ -206,7 +77,7 @@ def read_folder(path: str | Path, captions_file: str | None = None) -> ImageText
             )
             continue
         items[item.image] = replace(known, captions=known.captions + item.captions) if known else item
-    _refuse(where, problems)
+    refuse(where, problems)
     if not items:
         raise AuroraError(f"{where} holds no rows")
     return ImageTextDataset(path.stem, _with_splits(list(items.values()), where), files, where)
@@ -283,9 +154,3 @@ def _with_splits(items: list[Item], where: str) -> list[Item]:
     tenth = max(1, round(len(ids) / 10)) if len(ids) >= 3 else 0
     split = {name: "test" if n < tenth else "validation" if n < 2 * tenth else "train" for n, name in enumerate(ids)}
     return [replace(item, split=split[item.id]) for item in items]
-
-
-def _refuse(where: str, problems: list[str]) -> None:
-    if problems:
-        more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
-        raise AuroraError("; ".join(problems[:_SHOWN]) + more if len(problems) > 1 else problems[0])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from .folder import ImageTextDataset, read_folder
+from .folder import read_folder
+from .rows import ImageTextDataset
 
 
 def pack_names() -> list[str]:

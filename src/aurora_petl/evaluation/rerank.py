@@ -1,22 +1,43 @@
-"""Two-stage retrieval: ITC picks candidates, ITM rescores them, grouped by picture.
+"""Two-stage retrieval: ITC picks candidates, ITM rescores them.
 
-The pairs that either direction asks for are united and each is scored once. All texts that meet a picture go through
-the fusion layers together against that one picture's states, so its keys and values are projected once a chunk.
+The usual loop takes one query at a time and projects the whole of each candidate picture to keys and values again for
+every text. Here the pairs that either direction asks for are united and each is scored once, picture by picture:
+
+    pictures  . . . .  a block: states -> keys and values of all fusion layers, once
+              |/ |\\
+    texts    a bb ccc  its pairs by length of text, in calls of alike lengths, a few thousand word pieces each;
+                       what comes before a text meets a picture is computed once for the whole run
+
+Memory is bounded by `BLOCK_BUDGET` (keys and values of a block) and `CALL_TOKENS`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 from tqdm import tqdm
 
 from ..backbones import Backbone
+from ..tasks.clips import frame_weights
+from ..tasks.ranks import total
 from .features import Features, trim
 from .recall import retrieval_metrics
 
 BELOW = 1e4  # puts what was not rescored under all that was, in ITC order
+BLOCK_BUDGET = 256 * 1024**2  # bytes of a block's picture states; its keys and values take twice that a fusion layer
+CALL_TOKENS = 4096  # word pieces in one call of the model
+RECORD_SECONDS = 30.0
 
 
 @dataclass
@@ -43,7 +64,9 @@ def rerank(
     *,
     k_test: int = 128,
     beta: float = 0.0,
-    batch_size: int = 128,
+    rescore: int = 0,
+    frame_attention: bool = True,
+    resume: Path | None = None,
     progress: bool = False,
 ) -> Scores:
     """Rescore the ``k_test`` best candidates of every query by ITM match logit + ``beta`` * ITC similarity.
@@ -51,26 +74,32 @@ def rerank(
     Args:
         k_test: candidates a query (256 for COCO, 128 elsewhere in the literature); 0 keeps the ITC order.
         beta: weight of the similarity in the final score.
-        batch_size: texts that meet one picture at a time.
+        rescore: under autocast, how many of the best of every list are scored once more in float32.
+        frame_attention: whether texts weigh the frames of clips, see `clips.frame_weights`.
+        resume: a file that holds what was scored so far; an evaluation that was killed goes on from there.
     """
-    similarity = (features.image @ features.text.T).float()  # (images, texts)
+    with torch.autocast(features.image.device.type, enabled=False):
+        similarity = features.image.float() @ features.text.float().T  # (images, texts)
     images, texts = similarity.shape
     wanted_rows = _best(similarity, min(k_test, texts))
     wanted_columns = _best(similarity.T, min(k_test, images)).T
-    wanted = wanted_rows | wanted_columns
-    lengths = features.attention_mask.sum(1)
-    scored = similarity - BELOW
-    for image in tqdm(range(images), "rerank", leave=False, disable=not progress):
-        candidates = wanted[image].nonzero()[:, 0]
-        if not len(candidates):
-            continue
-        candidates = candidates[lengths[candidates].argsort()]  # alike lengths together: little padding
-        states = features.states(image, image + 1)
-        for part in candidates.split(batch_size):
-            ids, mask = trim(features.input_ids[part], features.attention_mask[part])
-            logits = backbone.match(ids, mask, states)
-            scored[image, part] = logits[:, 1] + beta * similarity[image, part]
     below = similarity - BELOW
+    scored = below.clone()
+
+    def score(wanted: Tensor, states: Callable[[int, int], Tensor], file: Path | None) -> None:
+        pairs = wanted.nonzero()  # by picture
+        logits = match_pairs(
+            backbone, features, pairs, states, frame_attention=frame_attention, resume=file, progress=progress
+        )
+        rows = tuple(pairs.T)
+        scored[rows] = logits + beta * similarity[rows]
+
+    score(wanted_rows | wanted_columns, features.states, resume)
+    if rescore:
+        with torch.autocast(similarity.device.type, enabled=False):
+            best_rows = _best(torch.where(wanted_rows, scored, below), min(rescore, texts)) & wanted_rows
+            best_columns = _best(torch.where(wanted_columns, scored, below).T, min(rescore, images)).T & wanted_columns
+            score(best_rows | best_columns, features.encode, None)
     return Scores(
         torch.where(wanted_rows, scored, below).cpu().numpy(),
         torch.where(wanted_columns, scored, below).T.cpu().numpy(),
@@ -78,7 +107,106 @@ def rerank(
     )
 
 
-def _best(scores: torch.Tensor, k: int) -> torch.Tensor:
+@torch.no_grad()
+def match_pairs(
+    backbone: Backbone,
+    features: Features,
+    pairs: Tensor,
+    states: Callable[[int, int], Tensor],
+    *,
+    frame_attention: bool = True,
+    resume: Path | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """ITM match logits (n,) of ``pairs`` (n, 2), each a picture and a text of ``features``, in the order of pictures.
+
+    ``states`` gives picture states as `Features.states` does.
+    """
+    images, texts = pairs.T
+    logits = torch.zeros(len(pairs), device=pairs.device)
+    lengths = features.attention_mask.sum(1)
+    begun = _begin(backbone, features)
+    record = _Record(resume, features, pairs, frame_attention)
+    done = record.read(logits)
+    bar = tqdm(total=len(pairs), desc="rerank", unit="pair", leave=False, disable=not progress)
+    for first, last in _blocks(images, texts, lengths, features.own, states):
+        block = ((images >= first) & (images < last)).nonzero()[:, 0]
+        if last > done:
+            held = states(first, last)
+            kept: dict[int, tuple[Tensor, Tensor]] = {}
+            block = block[lengths[texts[block]].argsort(stable=True)]  # alike lengths together: little padding
+            for part in block.split(max(1, CALL_TOKENS // int(lengths[texts[block]].float().mean().ceil()))):
+                text = texts[part]
+                ids, mask = trim(features.input_ids[text], features.attention_mask[text])
+                ready = None if begun is None else begun[text, : ids.shape[1]]
+                image = images[part]
+                frames = frame_weights(features.text[text], features.frames[image]) if frame_attention else None
+                logits[part] = backbone.match(ids, mask, held, image - first, begun=ready, kept=kept, frames=frames)[
+                    :, 1
+                ]
+            record.write(logits, last)
+        bar.update(len(block))
+    bar.close()
+    if done < features.own.stop:
+        record.write(logits, features.own.stop, whole=True)
+    return total(logits)
+
+
+class _Record:
+    """Logits on disk, so that an evaluation that was killed goes on where it stood. Written every half minute."""
+
+    def __init__(self, file: Path | None, features: Features, pairs: Tensor, frame_attention: bool) -> None:
+        self.file, self.written = file, time.monotonic()
+        asked = hashlib.sha256(pairs.cpu().numpy().tobytes()).hexdigest()
+        self.key = f"{features.key} {frame_attention} {features.own} {asked}"
+
+    def read(self, logits: Tensor) -> int:
+        """Put back what was scored; returns the picture up to which it was."""
+        if self.file is None or not self.file.is_file():
+            return 0
+        with suppress(SafetensorError, OSError), safe_open(self.file, "pt") as kept:
+            metadata = kept.metadata() or {}
+            if metadata.get("key") == self.key:
+                logits.copy_(kept.get_tensor("logits"))
+                return int(metadata["done"])
+        return 0
+
+    def write(self, logits: Tensor, done: int, whole: bool = False) -> None:
+        if self.file is None or not (whole or time.monotonic() - self.written > RECORD_SECONDS):
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.file.with_name(self.file.name + ".part")
+        save_file({"logits": logits.cpu()}, partial, metadata={"key": self.key, "done": str(done)})
+        os.replace(partial, self.file)
+        self.written = time.monotonic()
+
+
+def _begin(backbone: Backbone, features: Features) -> Tensor | None:
+    """`Backbone.begin_match` of all texts, (L, T, D)."""
+    parts = [
+        backbone.begin_match(features.input_ids[rows], features.attention_mask[rows])
+        for rows in torch.arange(len(features.input_ids)).split(256)
+    ]
+    return None if not parts or parts[0] is None else torch.cat(parts)  # type: ignore[arg-type]
+
+
+def _blocks(
+    images: Tensor, texts: Tensor, lengths: Tensor, own: range, states: Callable[[int, int], Tensor]
+) -> Iterator[tuple[int, int]]:
+    """Ranges of this rank's pictures, as few as fill calls of `CALL_TOKENS`, never more than `BLOCK_BUDGET` allows."""
+    tokens = torch.bincount(images, weights=lengths[texts].float(), minlength=own.stop)
+    held = tokens.cumsum(0).tolist() if own else []
+    limit = max(1, BLOCK_BUDGET // states(own.start, own.start + 1).nbytes) if len(own) and len(images) else 1
+    first = own.start
+    for picture in own:
+        before = held[first - 1] if first else 0.0
+        if held[picture] - before >= CALL_TOKENS or picture + 1 - first >= limit or picture + 1 == own.stop:
+            if held[picture] > before:
+                yield first, picture + 1
+            first = picture + 1
+
+
+def _best(scores: Tensor, k: int) -> Tensor:
     """Mask of the k best of every row."""
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     return chosen.scatter_(1, scores.topk(k, dim=1).indices, True) if k else chosen

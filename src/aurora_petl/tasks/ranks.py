@@ -25,6 +25,19 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+def own_share(count: int) -> range:
+    """The rows of ``count`` that this rank works on, about as many for every rank."""
+    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return range(count * rank() // ranks, count * (rank() + 1) // ranks)
+
+
+def total(rows: Tensor) -> Tensor:
+    """The sum over all ranks, without gradient: puts together what each has filled in of zeros."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(rows)
+    return rows
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:  # type: ignore[override]

@@ -4,38 +4,49 @@ The backbone is frozen, so the momentum encoder differs from the online one in i
 exponential average of those, swapped in under ``no_grad``, replaces the second copy of the model.
 
 Over several ranks, contrast and context (`adapter/fusion.py`) are those of the joint batch; negatives for ITM are drawn
-within each rank.
+within each rank, or from all of them (``negative_all_rank``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbones import Backbone
-from ..data.folder import ImageTextDataset
-from ..errors import AuroraError
-from ..evaluation.features import Features, extract, trim
+from ..data.rows import ImageTextDataset
+from ..evaluation.features import Features, extract, tokenize, trim
 from ..evaluation.rerank import Scores, rerank
+from .base import Task
+from .clips import encode_media, frame_weights, pool, project_frames
 from .ranks import gather, rank
 from .settings import RetrievalSettings
 
 
-class Retrieval(nn.Module):
+class Retrieval(Task):
     """The loss of a batch and the scores of a split.
 
-    A batch is a dict of ``pixel_values`` (B, 3, H, W), ``input_ids`` and ``attention_mask`` (B, T) and ``ids`` (B,),
-    whole numbers that are equal for pairs that describe the same picture.
+    A batch is a dict of ``pixel_values``, (B, 3, H, W) or of clips (B, F, 3, H, W), ``input_ids`` and
+    ``attention_mask`` (B, T) and ``ids`` (B,), whole numbers that are equal for pairs that describe the same picture.
 
     Args:
         backbone: with its adapter injected and its trainable weights marked: the average starts from them.
         settings: numbers of the objective.
     """
 
+    data = ImageTextDataset
+    example = "pair"
+    objective = "ITC + ITM"
+    main_metric = "mean_recall"
+    protocol = "ITC, ITM rerank"
+
+    backbone: Backbone
+    settings: RetrievalSettings
     queue_image: Tensor
     queue_text: Tensor
     queue_ids: Tensor
@@ -43,11 +54,7 @@ class Retrieval(nn.Module):
     steps: Tensor
 
     def __init__(self, backbone: Backbone, settings: RetrievalSettings | None = None) -> None:
-        super().__init__()
-        self.settings = settings or RetrievalSettings()
-        self.backbone = backbone
-        self.model = backbone.module  # registered, so that the Trainer sees its weights
-        self.warmup_steps = 0  # over which alpha rises; the Trainer's driver sets it to one epoch
+        super().__init__(backbone, settings or RetrievalSettings())
         self._averages = nn.ParameterDict(
             {name.replace(".", "/"): nn.Parameter(weight.detach().clone(), False) for name, weight in self.trained()}
         )
@@ -59,9 +66,25 @@ class Retrieval(nn.Module):
         self.register_buffer("queue_used", torch.zeros(2, dtype=torch.long, device=device))  # next row, rows filled
         self.register_buffer("steps", torch.zeros((), dtype=torch.long, device=device))
 
-    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and weights that training changes, in model order."""
-        return ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
+    @classmethod
+    def examples(cls, dataset: ImageTextDataset) -> list[tuple[int, dict[str, Any]]]:
+        """Every (picture, caption) pair of a split; pictures of the same id have the same number."""
+        numbers: dict[str, int] = {}
+        ids = [numbers.setdefault(item.id, len(numbers)) for item in dataset]
+        return [
+            (row, {"caption": caption, "id": ids[row]}) for row, item in enumerate(dataset) for caption in item.captions
+        ]
+
+    @classmethod
+    def fit_settings(cls, settings: RetrievalSettings, batch_size: int, examples: int) -> None:
+        settings.queue_size = fit_queue(settings.queue_size, batch_size, examples)
+
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        return {
+            "pixel_values": torch.stack([row["pixels"] for row in rows]),
+            "ids": torch.tensor([row["id"] for row in rows]),
+            **tokenize(self.backbone, [row["caption"] for row in rows], self.settings.max_tokens),
+        }
 
     @contextmanager
     def momentum_weights(self) -> Iterator[None]:
@@ -85,16 +108,17 @@ class Retrieval(nn.Module):
         if self.training:
             self._advance_averages()
         with torch.no_grad(), self.momentum_weights():
-            teacher_image = backbone.project_image(backbone.encode_image(pixel_values))
+            teacher_image = pool(project_frames(backbone, encode_media(backbone, pixel_values)))
             teacher_text = backbone.project_text(backbone.encode_text(input_ids, attention_mask))
             teacher = gather(teacher_image), gather(teacher_text), gather(ids)
-        image_states = backbone.encode_image(pixel_values)
-        image = backbone.project_image(image_states)
+        states = encode_media(backbone, pixel_values)
+        frames = project_frames(backbone, states)
+        image = pool(frames)
         text_states = backbone.encode_text(input_ids, attention_mask)
         text = backbone.project_text(text_states)
         context = gather(text_states[:, 0]) if self.training else None
         itc = self._contrast(image, text, ids, *teacher)
-        itm = self._matching(image_states, image, text, input_ids, attention_mask, ids, context)
+        itm = self._matching(states.flatten(1, 2), image, text, frames, input_ids, attention_mask, ids, context)
         if self.training:
             self._enqueue(*teacher)
             self.steps += 1
@@ -133,27 +157,43 @@ class Retrieval(nn.Module):
         image_states: Tensor,
         image: Tensor,
         text: Tensor,
+        frames: Tensor,
         input_ids: Tensor,
         attention_mask: Tensor,
         ids: Tensor,
         context: Tensor | None,
     ) -> Tensor:
         """ITM: each picture with its text, with a hard negative text, and as the hard negative of another text."""
-        different = ids[:, None] != ids[None]
+        own = torch.arange(len(ids), device=ids.device)
+        every = image_states, image, text, frames, *_padded(input_ids, attention_mask, self.settings.max_tokens), ids
+        if self.settings.negative_all_rank:
+            every, own = tuple(gather(value) for value in every), own + rank() * len(ids)  # type: ignore[assignment]
+        all_states, all_images, all_texts, all_frames, all_words, all_masks, all_ids = every
+        different = ids[:, None] != all_ids[None]
         with torch.no_grad():
-            similarity = (image @ text.T / self.backbone.temperature()).float()
             rows = different.any(1).nonzero()[:, 0]  # others of the batch show the same picture: no negative
             texts = images = rows
             if len(rows):
-                weights = similarity.masked_fill(~different, -torch.inf)
-                texts = torch.multinomial(F.softmax(weights[rows], 1), 1)[:, 0]
-                images = torch.multinomial(F.softmax(weights.T.masked_fill(~different, -torch.inf)[rows], 1), 1)[:, 0]
-        own = torch.arange(len(ids), device=ids.device)
-        which_text, which_image = torch.cat([own, texts, rows]), torch.cat([own, rows, images])
-        words = trim(input_ids[which_text], attention_mask[which_text])
+                texts = self._negatives(image, all_texts, different, rows)
+                images = self._negatives(text, all_images, different, rows)
+        which_text, which_image = torch.cat([own, texts, own[rows]]), torch.cat([own, own[rows], images])
+        used, which = which_image.unique(return_inverse=True)
         positive = torch.arange(len(which_text), device=ids.device) < len(ids)
-        logits = self.backbone.match(*words, image_states, which_image, context=context, positive=positive)
+        by_frame = frame_weights(all_texts[which_text], all_frames[which_image])
+        logits = self.backbone.match(
+            *trim(all_words[which_text], all_masks[which_text]),
+            all_states[used],
+            which,
+            context=context,
+            positive=positive,
+            frames=by_frame if self.settings.frame_attention else None,
+        )
         return F.cross_entropy(logits, positive.long())
+
+    def _negatives(self, queries: Tensor, keys: Tensor, different: Tensor, rows: Tensor) -> Tensor:
+        """For each of the queries ``rows`` a key of another picture, drawn by similarity."""
+        weights = (queries @ keys.T / self.backbone.temperature()).float().masked_fill(~different, -torch.inf)
+        return torch.multinomial(F.softmax(weights[rows], 1), 1)[:, 0]
 
     @torch.no_grad()
     def _advance_averages(self) -> None:
@@ -171,37 +211,48 @@ class Retrieval(nn.Module):
         self.queue_used[0] = (int(self.queue_used[0]) + len(ids)) % size
         self.queue_used[1] = min(size, int(self.queue_used[1]) + len(ids))
 
-    def training_state(self) -> dict[str, Tensor]:
-        """All that a resumed training needs of this module: trained weights, averages, queue, step count, and the
-        model's own buffers, such as an adapter's bank of texts."""
-        frozen = {f"model.{name}" for name, weight in self.model.named_parameters() if not weight.requires_grad}
-        return {name: value for name, value in self.state_dict().items() if name not in frozen}
-
-    def load_training_state(self, state: dict[str, Tensor]) -> None:
-        """Put `training_state` back.
-
-        Raises:
-            AuroraError: if it is of another set of trained weights.
-        """
-        expected = self.training_state()
-        if odd := sorted(set(expected) ^ set(state)):
-            raise AuroraError(f"the checkpoint is of another method or queue: {odd[0]} is in only one of the two")
-        self.load_state_dict(state, strict=False)
-
     def evaluate(
-        self, dataset: ImageTextDataset, *, progress: bool = False
+        self, dataset: ImageTextDataset, *, cache: Path | None = None, rescore: int = 0, progress: bool = False
     ) -> tuple[dict[str, float], Scores, Features]:
-        """Metrics, scores and features of a split: ITC candidates, ITM rerank, R@1/5/10 both ways."""
-        was_training = self.training
+        """Metrics, scores and features of a split: ITC candidates, ITM rerank, R@1/5/10 both ways.
+
+        Args:
+            cache: folder for features and for what was scored so far; see `features.extract` and `rerank.rerank`.
+            rescore: see `rerank.rerank`.
+        """
+        was_training, settings = self.training, self.settings
         self.eval()
         try:
-            features = extract(self.backbone, dataset, max_tokens=self.settings.max_tokens, progress=progress)
+            features = extract(
+                self.backbone,
+                dataset,
+                max_tokens=settings.max_tokens,
+                frames=settings.evaluation_frames,
+                cache=cache,
+                progress=progress,
+            )
             scores = rerank(
-                self.backbone, features, k_test=self.settings.k_test, beta=self.settings.beta, progress=progress
+                self.backbone,
+                features,
+                k_test=settings.k_test,
+                beta=settings.beta,
+                rescore=rescore,
+                frame_attention=settings.frame_attention,
+                resume=cache / f"{dataset.name.replace('/', '-')}.{features.own.start}.scores" if cache else None,
+                progress=progress,
             )
         finally:
             self.train(was_training)
         return scores.metrics(features), scores, features
+
+    def other_metrics(self, scores: Scores, features: Features) -> dict[str, dict[str, float]]:  # type: ignore[override]
+        return {"ITC only": scores.itc_metrics(features)}
+
+
+def _padded(input_ids: Tensor, attention_mask: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Both padded to the same width on every rank."""
+    more = (0, max(0, width - input_ids.shape[1]))
+    return F.pad(input_ids, more), F.pad(attention_mask, more)
 
 
 def fit_queue(queue_size: int, batch_size: int, rows: int) -> int:

@@ -1,0 +1,123 @@
+"""What training and report ask of every task, and what all tasks have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ..backbones.base import Tunable
+from ..data.rows import Dataset, ImageTextDataset, QuestionDataset
+from ..errors import AuroraError
+from .clips import need_frames
+from .settings import TaskSettings
+
+TEXTS: dict[type[Dataset], str] = {ImageTextDataset: "captions", QuestionDataset: "questions"}  # what messages say
+
+
+class Task(nn.Module):
+    """A module that makes a dict of a batch, ``loss`` and, detached, the parts that are logged beside it.
+
+    Args:
+        backbone: with its adapter injected and its trainable weights marked.
+        settings: numbers of the objective and of evaluation.
+    """
+
+    data: ClassVar[type[Dataset]]  # rows that it trains on and scores
+    example: ClassVar[str]  # what messages call one training example
+    objective: ClassVar[str]  # what the loss is, for the curve's legend
+    main_metric: ClassVar[str]  # of `evaluate`; picks the best checkpoint
+
+    def __init__(self, backbone: Any, settings: TaskSettings) -> None:
+        super().__init__()
+        self.backbone: Tunable = backbone
+        self.settings = settings
+        self.model = backbone.module  # registered, so that the Trainer sees its weights
+        self.warmup_steps = 0  # of one epoch; the Trainer's driver sets it, for objectives that ramp up
+
+    @classmethod
+    def check(cls, settings: TaskSettings, dataset: Dataset) -> None:
+        """Look for what would stop a run on ``dataset``, all splits together, but for files that do not decode.
+
+        Raises:
+            AuroraError: at the first such thing.
+        """
+        if not isinstance(dataset, cls.data):
+            raise AuroraError(
+                f"{dataset.name} holds {TEXTS[type(dataset)]}, but task {settings.name} is about {TEXTS[cls.data]}; "
+                "set another task.name, or --data"
+            )
+        need_frames(dataset, settings.frames)
+
+    @classmethod
+    @abstractmethod
+    def examples(cls, dataset: Any) -> list[tuple[int, dict[str, Any]]]:
+        """Training examples of a split: a row of ``dataset``, and what `collate` needs beside its ``pixels``."""
+
+    @classmethod
+    def fit_settings(cls, settings: Any, batch_size: int, examples: int) -> None:
+        """Adapt ``settings`` to so many training examples, in place."""
+
+    @abstractmethod
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Examples with ``pixels`` (3, H, W), of clips (frames, 3, H, W), to the batch that `forward` takes."""
+
+    @abstractmethod
+    def evaluate(
+        self, dataset: Any, *, cache: Path | None = None, rescore: int = 0, progress: bool = False
+    ) -> tuple[Any, ...]:
+        """Metrics of a split in percent, empty where its right answers are not published, and what they are made of.
+
+        Args:
+            cache: a folder for what a second evaluation can use again.
+            rescore: under autocast, how many of the best of every ranked list are scored once more in float32.
+
+        Raises:
+            AuroraError: for ``rescore`` where there are no such lists.
+        """
+
+    @property
+    @abstractmethod
+    def protocol(self) -> str:
+        """What tables call the metrics."""
+
+    def other_metrics(self, *found: Any) -> dict[str, dict[str, float]]:
+        """Metrics by other protocols, under their names, from what `evaluate` gave beside its own."""
+        return {}
+
+    def check_upload(self, dataset: Any) -> None:
+        """Make sure that `upload` can be made of a split.
+
+        Raises:
+            AuroraError: if the task has no server, or its server could not tell the rows.
+        """
+        raise AuroraError(f"task {self.settings.name} has no file for a server; leave out --upload")
+
+    def upload(self, dataset: Any, *found: Any) -> list[dict[str, Any]]:
+        """What the benchmark's server takes, from what `evaluate` gave beside the metrics."""
+        raise NotImplementedError
+
+    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and weights that training changes, in model order."""
+        return ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
+
+    def training_state(self) -> dict[str, Tensor]:
+        """All that a resumed training needs of this module: trained weights, its own buffers and averages, and the
+        model's buffers, such as an adapter's bank of texts."""
+        kept = {f"model.{name}" for name, _ in self.trained()}  # tied weights under one of their names
+        every = {f"model.{name}" for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        return {name: value for name, value in self.state_dict().items() if name not in every - kept}
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        """Put `training_state` back.
+
+        Raises:
+            AuroraError: if it is of another set of trained weights.
+        """
+        expected = self.training_state()
+        if odd := sorted(set(expected) ^ set(state)):
+            raise AuroraError(f"the checkpoint is of another method or queue: {odd[0]} is in only one of the two")
+        self.load_state_dict(state, strict=False)

@@ -1,0 +1,237 @@
+"""Answering questions about pictures and clips with BLIP's objective (arXiv 2201.12086, section 4.3).
+
+    picture or frames --> vision tower --.
+                                         v
+    [ENC] question ---------> fused text encoder --.
+                                                   v
+    [DEC] answer ----------------------------> decoder --> the answer's tokens, one place on, and its end
+
+Training writes every distinct answer of a question, weighted by its share of the annotators. A question's keys and
+values are projected once for all its answers, in training and in inference by rank, and a picture's once for all its
+questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..adapter.fusion import AuroraContext, additions
+from ..backbones import AnsweringBackbone
+from ..data.media import EvalTransform
+from ..data.rows import Dataset, QuestionDataset
+from ..errors import AuroraError
+from ..evaluation.features import tokenize, trim
+from ..evaluation.vqa_accuracy import question_score, upload_rows, vqa_metrics
+from .base import Task
+from .clips import encode_media, load_media
+from .ranks import gather
+from .settings import TaskSettings, VQASettings
+
+QUESTIONS = 32  # a batch of inference
+DROPPED = str.maketrans("", "", '.!"()*#:;~')  # out of questions: BLIP never saw these marks in them
+PAIRS = 512  # of question and candidate that rank scores at a time; at 4 tokens and 30,524 words 250 MB of logits
+
+
+@dataclass
+class Answers:
+    """The answer to every question of a split, in its order, and how right each is (None: not known)."""
+
+    answers: list[str]
+    scores: list[float | None]  # in [0, 1]
+
+
+class VQA(Task):
+    """The loss of a batch and the answers to a split.
+
+    A batch is a dict of ``pixel_values`` (B, 3, H, W), of clips (B, frames, 3, H, W); ``question_ids`` and
+    ``question_mask`` (B, S); ``answer_ids`` and ``answer_mask`` (A, T) of all questions' answers, with the question of
+    each in ``which`` (A,) and its weight in ``weights`` (A,).
+
+    Args:
+        backbone: with its adapter injected and its trainable weights marked.
+        settings: numbers of the objective and of inference.
+    """
+
+    data = QuestionDataset
+    example = "question"
+    objective = "cross-entropy of the answers"
+    main_metric = "accuracy"
+
+    backbone: AnsweringBackbone
+    settings: VQASettings
+
+    def __init__(self, backbone: AnsweringBackbone, settings: VQASettings | None = None) -> None:
+        super().__init__(backbone, settings or VQASettings())
+
+    @property
+    def protocol(self) -> str:
+        return f"answers by {self.settings.inference}"
+
+    @classmethod
+    def check(cls, settings: TaskSettings, dataset: Dataset) -> None:
+        super().check(settings, dataset)
+        assert isinstance(settings, VQASettings) and isinstance(dataset, QuestionDataset)
+        for row, question in enumerate(dataset):
+            if not question.answers and question.split in ("train", "validation"):
+                raise AuroraError(
+                    f"{dataset.where(row)}: no answer to {question.question!r}; questions of split "
+                    f"{question.split} need one"
+                )
+        _need_candidates(settings, dataset)
+
+    @classmethod
+    def examples(cls, dataset: QuestionDataset) -> list[tuple[int, dict[str, Any]]]:
+        """Every question of a split with its answers and their weights."""
+        return [
+            (row, {"question": item.question, "answers": item.answers, "weights": item.weights})
+            for row, item in enumerate(dataset)
+        ]
+
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        questions = self._questions([row["question"] for row in rows])
+        answers = self._answers([answer for row in rows for answer in row["answers"]])
+        return {
+            "pixel_values": torch.stack([row["pixels"] for row in rows]),
+            "question_ids": questions["input_ids"],
+            "question_mask": questions["attention_mask"],
+            "answer_ids": answers["input_ids"],
+            "answer_mask": answers["attention_mask"],
+            "which": torch.tensor([place for place, row in enumerate(rows) for _ in row["answers"]]),
+            "weights": torch.tensor([weight for row in rows for weight in row["weights"]]),
+        }
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        question_ids: Tensor,
+        question_mask: Tensor,
+        answer_ids: Tensor,
+        answer_mask: Tensor,
+        which: Tensor,
+        weights: Tensor,
+    ) -> dict[str, Tensor]:
+        """``loss`` of a batch: the sum over answers of weight * cross-entropy, divided by the number of pictures."""
+        backbone = self.backbone
+        media = encode_media(backbone, pixel_values).flatten(1, 2)
+        context = None
+        if self.training and any(isinstance(part, AuroraContext) for _, _, part in additions(self.model)):
+            context = gather(backbone.encode_text(question_ids, question_mask)[:, 0])
+        questions = backbone.encode_question(question_ids, question_mask, media, context=context)
+        losses = backbone.answer_loss(
+            answer_ids, answer_mask, questions, question_mask, which, label_smoothing=self.settings.label_smoothing
+        )
+        return {"loss": (weights * losses).sum() / len(pixel_values)}
+
+    @torch.no_grad()
+    def evaluate(
+        self, dataset: QuestionDataset, *, cache: Path | None = None, rescore: int = 0, progress: bool = False
+    ) -> tuple[dict[str, float], Answers]:
+        """Accuracy of a split, also by kind of question, and its answers.
+
+        Raises:
+            AuroraError: if rank has no candidates to choose from, or for ``rescore``.
+        """
+        if rescore:
+            raise AuroraError("task vqa ranks no lists to score again; leave out --rescore")
+        _need_candidates(self.settings, dataset)
+        was_training = self.training
+        self.eval()
+        try:
+            answers = [""] * len(dataset)
+            candidates = list(dataset.candidates)
+            choices = self._choices(candidates) if self.settings.inference == "rank" else None
+            for rows, states, mask in self._encoded(dataset, progress):
+                if choices is None:
+                    found = self.backbone.generate_answers(
+                        states, mask, num_beams=self.settings.num_beams, max_tokens=self.settings.max_answer_tokens
+                    )
+                else:
+                    found = [candidates[best] for best in self.rank(states, mask, *choices).tolist()]
+                for row, answer in zip(rows, found, strict=True):
+                    answers[row] = answer
+        finally:
+            self.train(was_training)
+        scores = [question_score(answer, question) for answer, question in zip(answers, dataset, strict=True)]
+        return vqa_metrics(scores, list(dataset)), Answers(answers, scores)
+
+    @torch.no_grad()
+    def rank(
+        self, question_states: Tensor, question_mask: Tensor, candidate_ids: Tensor, candidate_mask: Tensor
+    ) -> Tensor:
+        """The likeliest of C candidates for each of Q questions, (Q,).
+
+        The ``k_test`` candidates whose first token is likeliest are scored in full, by the loss of training. Among
+        candidates of one first token those that come first are taken.
+
+        Args:
+            question_states: (Q, S, D), as `AnsweringBackbone.encode_question` gives them, with their mask (Q, S).
+            candidate_ids: (C, T), with their mask (C, T).
+        """
+        backbone, k = self.backbone, min(self.settings.k_test, len(candidate_ids))
+        start = candidate_ids[:1, :1].expand(len(question_states), 1)
+        words = backbone.answer_logits(start, torch.ones_like(start), question_states, question_mask)[:, 0]
+        first, of = candidate_ids[:, 1].unique(return_inverse=True)
+        chosen = words[:, first][:, of].argsort(dim=1, descending=True, stable=True)[:, :k]  # (Q, k)
+        which = torch.arange(len(chosen), device=chosen.device).repeat_interleave(k)
+        flat = chosen.flatten()
+        losses = torch.empty(len(flat), device=flat.device)
+        for part in candidate_mask.sum(1)[flat].argsort(stable=True).split(PAIRS):  # alike lengths: little padding
+            ids, mask = trim(candidate_ids[flat[part]], candidate_mask[flat[part]])
+            losses[part] = backbone.answer_loss(
+                ids, mask, question_states, question_mask, which[part], label_smoothing=self.settings.label_smoothing
+            )
+        best = losses.view(-1, k).argmin(1)
+        return chosen.gather(1, best[:, None])[:, 0]
+
+    def check_upload(self, dataset: QuestionDataset) -> None:
+        upload_rows([""] * len(dataset), list(dataset))
+
+    def upload(self, dataset: QuestionDataset, found: Answers) -> list[dict[str, Any]]:  # type: ignore[override]
+        """See `evaluation.vqa_accuracy.upload_rows`."""
+        return upload_rows(found.answers, list(dataset))
+
+    def _encoded(self, dataset: QuestionDataset, progress: bool) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Rows, states (Q, S, D) and mask (Q, S) of the split's questions, a batch at a time; those of one picture
+        follow each other and share it."""
+        device = next(iter(self.backbone.parameters())).device
+        transform = EvalTransform(self.backbone.image_size)
+        places: dict[str, list[int]] = {}
+        for row, question in enumerate(dataset):
+            places.setdefault(question.image, []).append(row)
+        order = [row for rows in places.values() for row in rows]
+        for first in tqdm(range(0, len(order), QUESTIONS), "questions", leave=False, disable=not progress):
+            rows = order[first : first + QUESTIONS]
+            shown = {dataset[row].image: row for row in rows}
+            numbers = {image: number for number, image in enumerate(shown)}
+            pixels = [load_media(dataset, row, transform, self.settings.evaluation_frames) for row in shown.values()]
+            media = encode_media(self.backbone, torch.stack(pixels).to(device)).flatten(1, 2)
+            tokens = self._questions([dataset[row].question for row in rows])
+            ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
+            which = torch.tensor([numbers[dataset[row].image] for row in rows], device=device)
+            yield rows, self.backbone.encode_question(ids, mask, media, which), mask
+
+    def _questions(self, texts: list[str]) -> dict[str, Tensor]:
+        plain = [text.translate(DROPPED) for text in texts]
+        return tokenize(self.backbone, plain, self.settings.max_question_tokens)
+
+    def _answers(self, texts: list[str]) -> dict[str, Tensor]:
+        return tokenize(self.backbone, texts, self.backbone.longest)
+
+    def _choices(self, candidates: list[str]) -> tuple[Tensor, Tensor]:
+        device = next(iter(self.backbone.parameters())).device
+        tokens = self._answers(candidates)
+        return tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
+
+
+def _need_candidates(settings: VQASettings, dataset: QuestionDataset) -> None:
+    if settings.inference == "rank" and not dataset.candidates:
+        raise AuroraError(
+            f"{dataset.name} has no list of answers to rank; set task.inference=generate, which writes them"
+        )
