@@ -110,9 +110,7 @@ class AuroraFactors(nn.Module):
         return nn.Parameter(torch.empty(shape, device=device, dtype=self.dtype).normal_(0.0, std))
 
 
-def thin(
-    U: torch.Tensor, V: torch.Tensor, mode: torch.Tensor, columns: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def thin(U: torch.Tensor, V: torch.Tensor, mode: torch.Tensor, columns: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """The thin factors of a layer's update: dW = E D^T.
 
     Args:

@@ -212,11 +212,11 @@ class _FrozenLinear(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[override]
         x, weight, _, U, V, mode, ctx.columns, ctx.merge, from_norm = inputs
-        kept, ctx.eps = (x,), None
+        ctx.eps, kept = None, [x]
         if not any(ctx.needs_input_grad[3:6]):
-            kept = (None,)
+            kept = [None]
         elif from_norm is not None:
-            kept, ctx.eps = (from_norm.input, from_norm.weight, from_norm.bias), from_norm.eps
+            *kept, ctx.eps = from_norm
         ctx.save_for_backward(weight, U, V, mode, *kept)
 
     @staticmethod
@@ -224,8 +224,10 @@ class _FrozenLinear(torch.autograd.Function):
     def backward(ctx, dy):  # type: ignore[override]
         weight, U, V, mode, *kept = ctx.saved_tensors
         need_x, _, _, need_U, need_V, need_mode, *_ = ctx.needs_input_grad
-        need_E, need_D = need_V or need_mode and not ctx.columns, need_U or need_mode and ctx.columns
-        dx = dh = dE = dD = None
+        need_E = need_V or (need_mode and not ctx.columns)
+        need_D = need_U or (need_mode and ctx.columns)
+        dx = dE = dD = None
+        dh: Any = None
         with no_autocast(dy.device):
             E, D = thin(U, V, mode, ctx.columns)
             dy_rows = dy.reshape(-1, dy.shape[-1])  # (tokens, out)
@@ -239,7 +241,9 @@ class _FrozenLinear(torch.autograd.Function):
                     dx = (dy_rows @ weight.to(dy.dtype)).addmm_(dh, D.t().to(dy.dtype))
                 dx = dx.view(*dy.shape[:-1], D.shape[0])
             if need_D or need_E:
-                x = kept[0] if ctx.eps is None else NormInputs(*kept, ctx.eps).output().to(dy.dtype)
+                x = kept[0]
+                if ctx.eps is not None:
+                    x = NormInputs(x, kept[1], kept[2], ctx.eps).output().to(dy.dtype)
                 x_rows = x.reshape(-1, D.shape[0])
                 if need_D:
                     dD = (x_rows.t() @ dh).to(D.dtype)

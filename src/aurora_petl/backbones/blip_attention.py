@@ -235,7 +235,7 @@ REPLACED: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def use_sdpa(model: nn.Module) -> bool:
-    """Give a BLIP model the attention above, in place.
+    """Give a BLIP model the attention above, in place, and norms whose output adapted layers need not keep.
 
     Returns:
         False, after a warning and with nothing changed, if the classes of the installed transformers are not those that
@@ -254,8 +254,10 @@ def use_sdpa(model: nn.Module) -> bool:
     for module in model.modules():
         if type(module) in REPLACED:
             module.__class__ = REPLACED[type(module)]
-        if isinstance(module, BlipEncoderLayer) and type(module.layer_norm1) is nn.LayerNorm:
-            module.layer_norm1.__class__ = RecomputableLayerNorm  # read by `qkv` alone
+        if isinstance(module, (BlipEncoderLayer, BlipTextLayer)):  # the vision tower's last norm has many readers
+            for part in module.modules():
+                if type(part) is nn.LayerNorm:
+                    part.__class__ = RecomputableLayerNorm
     return True
 
 
