@@ -1,13 +1,11 @@
 """BLIP's attention through SDPA against transformers' eager one, and shared pictures against repeated ones."""
 
 import copy
-from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
-from torch.utils.checkpoint import checkpoint
 from transformers import (
     BlipConfig,
     BlipForConditionalGeneration,
@@ -146,12 +144,8 @@ def test_every_attention_is_replaced_and_names_stay():
     assert list(theirs.state_dict()) == list(ours.state_dict())
     kinds = [type(module) for module in ours.modules()]
     assert not set(kinds) & set(REPLACED)
-    assert [kinds.count(kind) for kind in REPLACED.values()] == [
-        2,
-        8,
-        4,
-        2,
-    ]  # pictures, text and answers, 2 layers each
+    # 2 layers each of the vision tower, the text encoder and the decoder; embeddings of the last two
+    assert [kinds.count(kind) for kind in REPLACED.values()] == [2, 8, 4, 2]
     assert use_sdpa(ours)  # once more changes nothing
 
 
@@ -245,22 +239,6 @@ class OtherLayer(BlipTextLayer):
         raise NotImplementedError
 
 
-@pytest.mark.parametrize("adapter", ["aurora", "lora"])
-def test_gradient_checkpointing_changes_no_gradient(adapter):
-    _, backbone = adapted(adapter)
-    (ids, mask), model = words(3), backbone.model.train()
-    found = []
-    for checkpointed in (False, True):
-        if checkpointed:
-            model.gradient_checkpointing_enable()
-            model.enable_input_require_grads()
-        model.zero_grad()
-        states = backbone.encode_image(pictures(3))
-        backbone.match(ids, mask, states, torch.tensor([0, 2, 2])).square().sum().backward()
-        found.append(gradients(model))
-    assert_same(*found)
-
-
 # Shared pictures
 
 
@@ -323,21 +301,61 @@ def test_the_only_picture_and_a_picture_each_need_no_which():
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_changes_nothing(adapter, reentrant):
     _, backbone = adapted(adapter)
-    backbone.model.train()
+    model = backbone.model.train()
     ids, mask = words(6)
-    which, states = torch.tensor(WHICH["two rows"]), torch.randn(3, 17, 64)
+    which = torch.tensor(WHICH["two rows"])
 
     def run():
-        return step(backbone.model, lambda states: backbone.match(ids, mask, states, which), states)
+        model.zero_grad()
+        states = backbone.encode_image(pictures(3))
+        logits = backbone.match(ids, mask, states, which)
+        text = backbone.project_text(backbone.encode_text(ids, mask)) @ backbone.project_image(states).T
+        (F.cross_entropy(logits, torch.tensor([1, 0] * 3)) + F.cross_entropy(text, which)).backward()
+        return {"logits": logits.detach()}, {name: value.clone() for name, value in gradients(model).items()}
 
     plain = run()
-    backbone.model._set_gradient_checkpointing(  # `gradient_checkpointing_enable` without its hook on the embeddings,
-        True,
-        partial(checkpoint, use_reentrant=reentrant),  # which transformers' BLIP then adds to in place: an error
-    )
-    checkpointed = run()
-    for found, expected in zip(checkpointed, plain, strict=True):
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()  # as `Trainer` and peft do for frozen models
+    for found, expected in zip(run(), plain, strict=True):
         assert_same(found, expected, 1e-6)
+
+
+def test_embeddings_leave_what_they_are_given():
+    theirs, ours = both(BlipForImageTextRetrieval)
+    given = torch.randn(2, 5, 64)
+    found, kept = ours.text_encoder.embeddings(inputs_embeds=given), given.clone()
+    assert torch.equal(found, theirs.text_encoder.embeddings(inputs_embeds=given.clone()))
+    assert torch.equal(given, kept)
+
+
+@pytest.mark.parametrize("tower", ["vision", "fusion"])
+def test_the_adapter_keeps_nothing_of_the_size_of_its_input(tower):
+    """Bytes kept for the backward pass, weights aside, by the frozen model and with its queries, keys, values tuned."""
+    states, texts = (torch.randn(3, tokens, 64, requires_grad=True) for tokens in (17, TOKENS))
+    found = []
+    for adapter in (None, "aurora"):
+        model = made(BlipForImageTextRetrieval, hidden_dropout_prob=0.0).requires_grad_(False)
+        use_sdpa(model)
+        tuned = get_peft_model(model, ADAPTERS[adapter]) if adapter else model
+        weights = {weight.untyped_storage().data_ptr() for weight in tuned.parameters()}
+        kept = {}
+
+        def pack(tensor, kept=kept, weights=weights):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            if tower == "vision":
+                model.vision_model.encoder(states)
+            else:
+                model.text_encoder(inputs_embeds=texts, encoder_hidden_states=states)
+        found.append(sum(storage.nbytes() for storage in kept.values()))
+    frozen, tuned = found
+    # the picture states, once for all layers; the embeddings, whose norm is followed by dropout
+    once = 4 * (states.numel() + texts.numel()) if tower == "fusion" else 0
+    assert frozen > 100_000 and tuned - once <= 1.01 * frozen
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)

@@ -68,26 +68,23 @@ class AuroraFactors(nn.Module):
             self.register_parameter(f"V_{out_width}", self._uniform((out_width, self.r), -bound, bound, device))
         return self._normal((slices, self.r), 1.0, device)
 
-    def update(
-        self, rows: torch.Tensor, in_width: int, out_width: int, columns: bool, training: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The thin factors of a layer's update: dW = E D^T, on the device of its rows.
+    def of_layer(
+        self, rows: torch.Tensor, in_width: int, out_width: int, training: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What makes up a layer's update, on the device of its rows; `thin` turns it into E and D.
 
         Args:
             rows: P[k] of the layer's slices, (slices, R)
-            columns: whether the slices lie side by side rather than stacked.
 
         Returns:
-            E: (out_features, R)
-            D: (in_features, R)
+            U: (in_width, R)
+            V: (out_width, R)
+            mode: of `mode`, (slices, R) or (slices, R, R)
         """
         U = self.get_parameter(f"U_{in_width}").to(rows.device)
         V = self.get_parameter(f"V_{out_width}").to(rows.device)
         with no_autocast(rows.device):
-            mode = self.mode(rows, training)
-            if columns:
-                return V, _expand(U, mode if self.core == "diagonal" else mode.mT)
-            return _expand(V, mode), U
+            return U, V, self.mode(rows, training)
 
     def mode(self, rows: torch.Tensor, training: bool = False) -> torch.Tensor:
         """scale * M_k of the slices whose rows P[k] are given.
@@ -113,6 +110,39 @@ class AuroraFactors(nn.Module):
         return nn.Parameter(torch.empty(shape, device=device, dtype=self.dtype).normal_(0.0, std))
 
 
+def thin(U: torch.Tensor, V: torch.Tensor, mode: torch.Tensor, columns: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The thin factors of a layer's update: dW = E D^T.
+
+    Args:
+        U, V, mode: of `AuroraFactors.of_layer`.
+        columns: whether the layer's slices lie side by side rather than stacked.
+
+    Returns:
+        E: (out_features, R)
+        D: (in_features, R)
+    """
+    with no_autocast(mode.device):
+        if columns:
+            return V, _expand(U, mode if mode.dim() == 2 else mode.mT)
+        return _expand(V, mode), U
+
+
+def thin_backward(
+    U: torch.Tensor,
+    V: torch.Tensor,
+    mode: torch.Tensor,
+    columns: bool,
+    dE: torch.Tensor | None,
+    dD: torch.Tensor | None,
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """The gradients of U, V and mode from those of E and D, None where they come from a None."""
+    if columns:
+        dU, dmode = _expand_backward(U, mode if mode.dim() == 2 else mode.mT, dD)
+        return dU, dE, dmode if dmode is None or mode.dim() == 2 else dmode.mT
+    dV, dmode = _expand_backward(V, mode, dE)
+    return dD, dV, dmode
+
+
 def _expand(factor: torch.Tensor, mode: torch.Tensor) -> torch.Tensor:
     """factor M_k of every slice, stacked by rows: (slices * width, R).
 
@@ -123,6 +153,18 @@ def _expand(factor: torch.Tensor, mode: torch.Tensor) -> torch.Tensor:
     # bmm and not @, which may order its sums by whether a gradient is wanted
     stacked = factor * mode[:, None] if mode.dim() == 2 else torch.bmm(factor.expand(len(mode), -1, -1), mode)
     return stacked.flatten(0, 1)
+
+
+def _expand_backward(
+    factor: torch.Tensor, mode: torch.Tensor, gradient: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Gradients of `factor` and `mode` from that of what `_expand` returned."""
+    if gradient is None:
+        return None, None
+    blocks = gradient.view(len(mode), *factor.shape)
+    if mode.dim() == 2:
+        return (blocks * mode[:, None]).sum(0), (blocks * factor).sum(1)
+    return (blocks @ mode.mT).sum(0), factor.mT @ blocks
 
 
 def adapter_size(

@@ -10,13 +10,15 @@
 
 E and D are the thin factors of the layer's update (`factors.py`); for slices by rows, D is U. For T tokens
 through a d x d slice, forming E D^T costs d*d*R multiply-adds once, applying it costs 2*T*d*R: at T = 16 * 577
-and d = 768, 24 times as much. Either way only x is kept for the backward pass, and not even that where x is a layer
-norm's output: the norm keeps what x can be formed from again. The backward pass's extra work is thin (width R):
-x D, dy E, and from them
+and d = 768, 24 times as much. The extra work of the backward pass is thin (width R): x D, dy E, and from them
 
     dD = x^T (dy E)        dE = dy^T (x D)  ->  dU, dV, dP, dlambda by products that no longer see the tokens
 
-which for a fused qkv layer is 8 products of size T x d x R. The gradient of x is dy (W + E D^T).
+which for a fused qkv layer is 8 products of size T x d x R. The gradient of x is dy (W + E D^T), or dy W + (dy E) D^T
+where there are too few tokens for the sum to pay.
+
+Of the size of x, the backward pass needs x alone. Where x is the output of a frozen layer norm (`norm.py`), not even
+that is kept: the norm's own backward pass keeps its input, from which x is formed again. E and D are formed again too.
 
 Adding an update to bfloat16 weights would lose whatever is below half a unit in W's last place, so the merged
 forward is for base weights of float32 and up; under autocast the sum is formed in float32 and then rounded.
@@ -33,7 +35,8 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
-from .factors import AuroraFactors, no_autocast
+from .factors import AuroraFactors, no_autocast, thin, thin_backward
+from .norm import NormInputs, norm_inputs
 
 
 class AuroraLayer(BaseTunerLayer):
@@ -78,7 +81,7 @@ class AuroraLinear(nn.Module, AuroraLayer):
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
         """dW of one adapter, without rank dropout: (out_features, in_features), in float32 or wider."""
-        E, D = self._update(adapter, training=False)
+        E, D = self._thin(adapter, training=False)
         wide = torch.promote_types(E.dtype, torch.float32)
         with no_autocast(E.device):
             return E.to(wide) @ D.to(wide).t()
@@ -106,10 +109,10 @@ class AuroraLinear(nn.Module, AuroraLayer):
         if len(adapters) == 1 and not args and not kwargs and _is_frozen_linear(self.base_layer):
             linear = base_linear(self)
             weight, bias = linear.weight, linear.bias
-            norm = _norm_behind(x)
+            from_norm, columns = norm_inputs(x), self._columns(adapters[0])
             x, merge = _autocast(x), _merge_pays(x, weight)
             return _FrozenLinear.apply(  # type: ignore[return-value]
-                x, weight, bias, *self._update(adapters[0]), merge, *norm
+                x, weight, bias, *self._of_layer(adapters[0], self.training), columns, merge, from_norm
             )
         y = self.base_layer(x, *args, **kwargs)
         for adapter in adapters:
@@ -163,14 +166,19 @@ class AuroraLinear(nn.Module, AuroraLayer):
         rows, columns = self.aurora_split[adapter]
         return self.in_features // columns, self.out_features // rows
 
-    def _update(self, adapter: str, training: bool | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """E (out_features, R) and D (in_features, R) of dW = E D^T, on the layer's own device."""
-        training = self.training if training is None else training
-        columns = self.aurora_split[adapter][1] > 1
-        return self._factors(adapter).update(self.aurora_P[adapter], *self._widths(adapter), columns, training)
+    def _columns(self, adapter: str) -> bool:
+        return self.aurora_split[adapter][1] > 1
+
+    def _of_layer(self, adapter: str, training: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """U, V and mode of the layer's update, on the layer's own device."""
+        return self._factors(adapter).of_layer(self.aurora_P[adapter], *self._widths(adapter), training)
+
+    def _thin(self, adapter: str, training: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """E (out_features, R) and D (in_features, R) of dW = E D^T."""
+        return thin(*self._of_layer(adapter, training), self._columns(adapter))
 
     def _low_rank(self, x: torch.Tensor, adapter: str) -> torch.Tensor:
-        E, D = self._update(adapter)
+        E, D = self._thin(adapter, self.training)
         return F.linear(x @ D.to(x.dtype), E.to(x.dtype))
 
     def _get_available_adapters(self) -> set[str]:
@@ -190,11 +198,11 @@ class AuroraLinear(nn.Module, AuroraLayer):
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """y = x (W + E D^T)^T + b with W and b frozen. Of the size of x it keeps x alone, or nothing if ``norm`` tells how
-    to form x again, see `_norm_behind`."""
+    """y = x (W + E D^T)^T + b with W and b frozen. Of the size of x it keeps x, or what x was formed from."""
 
     @staticmethod
-    def forward(x, weight, bias, E, D, merge, *norm):  # type: ignore[override]
+    def forward(x, weight, bias, U, V, mode, columns, merge, from_norm):  # type: ignore[override]
+        E, D = thin(U, V, mode, columns)
         with no_autocast(x.device):
             bias = None if bias is None else bias.to(x.dtype)
             if merge:
@@ -203,61 +211,47 @@ class _FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[override]
-        x, weight, _, E, D, ctx.merge, *norm = inputs
-        trains = any(ctx.needs_input_grad[3:5])
-        ctx.dtype = x.dtype
-        ctx.save_for_backward(weight, E, D, *((norm or [x]) if trains else []))
+        x, weight, _, U, V, mode, ctx.columns, ctx.merge, from_norm = inputs
+        ctx.eps, kept = None, [x]
+        if not any(ctx.needs_input_grad[3:6]):
+            kept = [None]
+        elif from_norm is not None:
+            *kept, ctx.eps = from_norm
+        ctx.save_for_backward(weight, U, V, mode, *kept)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):  # type: ignore[override]
-        weight, E, D, *source = ctx.saved_tensors
-        need_x, _, _, need_E, need_D = ctx.needs_input_grad[:5]
+        weight, U, V, mode, *kept = ctx.saved_tensors
+        need_x, _, _, need_U, need_V, need_mode, *_ = ctx.needs_input_grad
+        need_E = need_V or (need_mode and not ctx.columns)
+        need_D = need_U or (need_mode and ctx.columns)
         dx = dE = dD = None
-        x: Any = None
         dh: Any = None
         with no_autocast(dy.device):
+            E, D = thin(U, V, mode, ctx.columns)
             dy_rows = dy.reshape(-1, dy.shape[-1])  # (tokens, out)
-            if need_D or not ctx.merge:
+            merge = ctx.merge and not (need_D and len(dy_rows) < len(weight))
+            if need_D or not merge:
                 dh = dy_rows @ E.to(dy.dtype)  # (tokens, R)
             if need_x:
-                if ctx.merge:
-                    dx = dy @ _merged(weight, E, D).to(dy.dtype)
+                if merge:
+                    dx = dy_rows @ _merged(weight, E, D).to(dy.dtype)
                 else:
-                    dx = dy @ weight.to(dy.dtype) + (dh @ D.t().to(dy.dtype)).view(*dy.shape[:-1], D.shape[0])
-            if source:
-                x = source[0] if len(source) == 1 else _normalised(*source).to(ctx.dtype)
-                x = x.reshape(-1, x.shape[-1])
-            if need_D:
-                dD = (x.t() @ dh).to(D.dtype)
-            if need_E:
-                h = x @ D.to(x.dtype)  # (tokens, R)
-                dE = (dy_rows.t() @ h).to(E.dtype)
-        return dx, None, None, dE, dD, *[None] * (len(ctx.needs_input_grad) - 5)
-
-
-def _norm_behind(x: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    """What autograd keeps of the layer norm that gave `x`: its input, mean, reciprocal deviation, weight and bias.
-    Empty if `x` comes from elsewhere, or if saved tensors are not to be touched: under hooks, such as those of
-    gradient checkpointing, and while compiling."""
-    if torch.compiler.is_compiling() or x.grad_fn is None or x.grad_fn.name() != "NativeLayerNormBackward0":
-        return ()
-    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
-        return ()
-    node: Any = x.grad_fn
-    if len(node._saved_normalized_shape) != 1 or x.output_nr:
-        return ()
-    parts = node._saved_input, node._saved_result1, node._saved_result2, node._saved_weight, node._saved_bias
-    return tuple(None if part is None else part.detach() for part in parts)
-
-
-def _normalised(
-    x: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None
-) -> torch.Tensor:
-    """The output of a layer norm from what it kept, in float32 or wider."""
-    y = (x.to(torch.promote_types(x.dtype, torch.float32)) - mean).mul_(deviation)
-    y = y if weight is None else y.mul_(weight)
-    return y if bias is None else y.add_(bias)
+                    dx = (dy_rows @ weight.to(dy.dtype)).addmm_(dh, D.t().to(dy.dtype))
+                dx = dx.view(*dy.shape[:-1], D.shape[0])
+            if need_D or need_E:
+                x = kept[0]
+                if ctx.eps is not None:
+                    x = NormInputs(x, kept[1], kept[2], ctx.eps).output().to(dy.dtype)
+                x_rows = x.reshape(-1, D.shape[0])
+                if need_D:
+                    dD = (x_rows.t() @ dh).to(D.dtype)
+                if need_E:
+                    h = x_rows @ D.to(x.dtype)  # (tokens, R)
+                    dE = (dy_rows.t() @ h).to(E.dtype)
+            dU, dV, dmode = thin_backward(U, V, mode, ctx.columns, dE, dD)
+        return dx, None, None, dU, dV, dmode, None, None, None
 
 
 def _merged(weight: torch.Tensor, E: torch.Tensor, D: torch.Tensor) -> torch.Tensor:

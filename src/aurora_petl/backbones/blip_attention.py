@@ -26,9 +26,11 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
-from transformers.models.blip.modeling_blip import BlipAttention
+from transformers.models.blip.modeling_blip import BlipAttention, BlipEncoderLayer
 from transformers.models.blip.modeling_blip_text import BlipTextAttention, BlipTextEmbeddings, BlipTextLayer
 from transformers.pytorch_utils import apply_chunking_to_forward
+
+from ..adapter.norm import RecomputableLayerNorm
 
 
 class Sharing(NamedTuple):
@@ -216,14 +218,12 @@ class TextLayer(BlipTextLayer):
 
 
 class TextEmbeddings(BlipTextEmbeddings):
-    """transformers' embeddings, which add in place: an error once gradient checkpointing has made the words' embeddings
-    ask for a gradient (`enable_input_require_grads`)."""
+    """transformers' embeddings add positions in place, to a leaf that requires gradients once the hook of gradient
+    checkpointing (`enable_input_require_grads`) has been at the word embeddings: PyTorch refuses. A copy is none."""
 
     def forward(self, input_ids=None, position_ids=None, inputs_embeds=None, past_key_values_length=0):
         words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        if position_ids is None:
-            position_ids = self.position_ids[:, past_key_values_length : past_key_values_length + words.shape[1]]
-        return self.dropout(self.LayerNorm(words + self.position_embeddings(position_ids)))
+        return super().forward(None, position_ids, words.clone(), past_key_values_length)
 
 
 REPLACED: dict[type[nn.Module], type[nn.Module]] = {
@@ -235,7 +235,7 @@ REPLACED: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def use_sdpa(model: nn.Module) -> bool:
-    """Give a BLIP model the attention above, in place.
+    """Give a BLIP model the attention above, in place, and norms whose output adapted layers need not keep.
 
     Returns:
         False, after a warning and with nothing changed, if the classes of the installed transformers are not those that
@@ -254,6 +254,10 @@ def use_sdpa(model: nn.Module) -> bool:
     for module in model.modules():
         if type(module) in REPLACED:
             module.__class__ = REPLACED[type(module)]
+        if isinstance(module, (BlipEncoderLayer, BlipTextLayer)):  # the vision tower's last norm has many readers
+            for part in module.modules():
+                if type(part) is nn.LayerNorm:
+                    part.__class__ = RecomputableLayerNorm
     return True
 
 
