@@ -90,8 +90,11 @@ def _parser() -> argparse.ArgumentParser:
         help="fields of the recipe to set, like train.learning_rate=1e-3 or method=lora method_options.r=5",
     )
     train.add_argument(
-        "--data", help="a folder with captions.jsonl or captions.csv, a .tar of one, or the name of an embedded pack"
+        "--data",
+        help="a folder with captions.jsonl, captions.csv or questions.jsonl, a .tar of one, or the name of an embedded "
+        "pack or of a benchmark",
     )
+    train.add_argument("--root", help="the folder of a benchmark, such as flickr30k (see docs/benchmarks.md)")
     train.add_argument("--model", help="blip-mini, a model folder, or a hub id such as Salesforce/blip-itm-base-coco")
     train.add_argument("--method", help="aurora, lora, dora, vera, heads or full")
     train.add_argument("--out", type=Path, help="folder of the run (default: runs/ and the recipe's or data's name)")
@@ -107,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
     evaluate.add_argument("--split", default="test", help="train, validation or test (default: %(default)s)")
     evaluate.add_argument("--data", help="another dataset than the run's own")
+    evaluate.add_argument("--root", help="the folder of a benchmark, if not the run's own")
     evaluate.add_argument("--merge", action="store_true", help="fold the adapter into the weights first")
     evaluate.add_argument(
         "--dtype", default="float32", choices=("float32", "bfloat16"), help="precision (default: %(default)s)"
@@ -209,7 +213,7 @@ def _train(options: argparse.Namespace) -> None:
     name, overrides = options.recipe, list(options.overrides)
     if name and "=" in name:
         name, overrides = None, [name, *overrides]
-    for field in ("data", "model", "method"):
+    for field in ("data", "root", "model", "method"):
         if value := getattr(options, field):
             overrides.append(f"{field}={json.dumps(value)}")
     folder = options.out or Path("runs") / Path(name or options.data or "photos").stem
@@ -253,7 +257,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.rescore and options.dtype == "float32":
         raise AuroraError("--rescore repeats scores in float32: give --dtype bfloat16 with it, or leave it out")
     recipe, backbone = load_run(options.folder)
-    split = load_dataset(options.data or recipe.data).split(options.split)
+    data, root, files = (options.data, "", {}) if options.data else (recipe.data, recipe.root, recipe.files)
+    split = load_dataset(data, options.root or root, files, recipe.broken).split(options.split)
     task = task_class(recipe.task.name)(backbone, recipe.task)
     task.check(recipe.task, split)
     if options.merge:
@@ -365,6 +370,8 @@ def _recipes(options: argparse.Namespace) -> None:
     for name in recipe_names():
         recipe = load_recipe(name)
         print(f"{name:24} {recipe.about}")
+        if recipe.needs:
+            print(f"{'':24} needs {recipe.needs}")
 
 
 if __name__ == "__main__":

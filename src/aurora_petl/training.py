@@ -174,7 +174,7 @@ def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False) -> tu
     if recipe.method not in METHODS:
         raise AuroraError(f"no method {recipe.method!r}; choose one of {', '.join(METHODS)}")
     kind, settings = task_class(recipe.task.name), recipe.task
-    dataset = load_dataset(recipe.data)
+    dataset = load_dataset(recipe.data, recipe.root, recipe.files, recipe.broken)
     training = dataset.split("train")
     for needed in ("validation", "test"):
         dataset.split(needed)

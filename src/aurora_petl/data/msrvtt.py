@@ -66,13 +66,10 @@ def _official(source: Published, captions: Captions, tables: dict[str, Any], spl
     if split != "full":
         table = tables["test"]
         for number, row in source.objects(table):
-            clip, text = (
-                source.text(table, number + 1, row, "video_id"),
-                source.text(table, number + 1, row, "sentence"),
-            )
+            clip, text = source.text(table, number, row, "video_id"), source.text(table, number, row, "sentence")
             if clip and text:
                 tested.add(clip)
-                captions.add(table, number + 1, clip, [text], "test")
+                captions.add(table, number, clip, [text], "test")
     for table in (table for key, table in tables.items() if key != "test"):
         splits = {}
         for number, row in source.objects(table, "videos"):

@@ -21,7 +21,7 @@ def caption_text(text: str, words: int) -> str:
 
 def question_text(text: str) -> str:
     """A question as BLIP asks it: lower case, punctuation but the question mark left out, at most 50 words."""
-    return " ".join(_PUNCTUATION.sub("", text.lower()).split()[:50])
+    return " ".join(_PUNCTUATION.sub("", text.lower()).split()[:50]) or text.lower().strip()
 
 
 def shares(answers: Sequence[str]) -> tuple[tuple[str, ...], tuple[float, ...]]:
@@ -42,10 +42,7 @@ def most_frequent(questions: Sequence[Question], most: int | None = None) -> tup
 def held_out(rows: list[Row]) -> list[Row]:
     """Rows with a validation split made of training media: a tenth of them, at most 500, the same on every machine.
     Benchmarks without one, or that train on it, have nothing else to choose the best weights by but the test split."""
-    ids = {row.image for row in rows if row.split == "train"}
-    chosen = set(
-        sorted(ids, key=lambda name: hashlib.sha256(Path(name).stem.encode()).digest())[
-            : min(500, max(1, len(ids) // 10))
-        ]
-    )
+    media = {row.image for row in rows if row.split == "train"}
+    ordered = sorted(media, key=lambda name: hashlib.sha256(Path(name).stem.encode()).digest())
+    chosen = set(ordered[: min(500, max(1, len(ordered) // 10))])
     return [replace(row, split="validation") if row.split == "train" and row.image in chosen else row for row in rows]

@@ -56,7 +56,7 @@ class Table:
         """
         if self.path.suffix == ".csv":
             with self.path.open(encoding="utf-8-sig", newline="") as file:
-                return list(csv.DictReader(file))
+                return [None, *csv.DictReader(file)]  # the header is line 1
         if self.path.suffix == ".jsonl":
             made = []
             for number, line in enumerate(self.path.read_bytes().split(b"\n"), 1):
@@ -210,7 +210,7 @@ class Published:
 
     def _find(self, name: str) -> str | None:
         places = self._index().get(self._key(name), [])
-        if len(places) > 1:  # several of one name: the published path decides
+        if len(places) > 1 and "/" in name:  # several of one name: the published path decides
             places = [place for place in places if f"/{place}".endswith(f"/{name}")] or places
         if len(places) > 1:  # a video and its extracted frames: the video
             places = [place for place in places if place.lower().endswith(CLIP_SUFFIXES)] or places
