@@ -37,7 +37,7 @@ def named(colours, monkeypatch, tmp_path):
         monkeypatch.setattr(
             module,
             "load_dataset",
-            lambda name, known=known: {"colours": colours, "hidden": hidden}.get(name) or known(name),
+            lambda name, *rest, known=known: {"colours": colours, "hidden": hidden}.get(name) or known(name, *rest),
         )
     monkeypatch.chdir(tmp_path)
 
