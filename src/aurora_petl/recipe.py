@@ -60,14 +60,14 @@ class Recipe:
 
     model: str = "blip-mini"
     data: str = "fluent-flat"
-    root: str = ""  # folder of a benchmark
-    files: dict[str, Any] = field(default_factory=dict)  # what a benchmark's folder calls otherwise: {train: my.json}
-    broken: str = "stop"  # stop | skip: at pictures and clips that do not decode, or are missing from a benchmark
     method: str = "aurora"
     method_options: dict[str, Any] = field(default_factory=dict)
     train_heads: bool = True  # projections, ITM head and temperature beside the adapter
     task: RetrievalSettings = field(default_factory=RetrievalSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    root: str = ""  # folder of a benchmark
+    files: dict[str, Any] = field(default_factory=dict)  # what a benchmark's folder calls otherwise: {train: my.json}
+    broken: str = "stop"  # stop | skip: at pictures and clips that do not decode, or are missing from a benchmark
     about: str = ""
     needs: str = ""  # data and model that do not come with the package
 
