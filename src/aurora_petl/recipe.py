@@ -61,14 +61,14 @@ class Recipe:
     model: str = "blip-mini"
     image_size: int = 0  # pixels a side; 0: the model's own
     data: str = "fluent-flat"
-    root: str = ""  # folder of a benchmark
-    files: dict[str, Any] = field(default_factory=dict)  # what a benchmark's folder calls otherwise: {train: my.json}
-    broken: str = "stop"  # stop | skip: at pictures and clips that do not decode, or are missing from a benchmark
     method: str = "aurora"
     method_options: dict[str, Any] = field(default_factory=dict)
     train_heads: bool = True  # projections, ITM head and temperature beside the adapter
     task: TaskSettings = field(default_factory=RetrievalSettings)  # task.name chooses which
     train: TrainSettings = field(default_factory=TrainSettings)
+    root: str = ""  # folder of a benchmark
+    files: dict[str, Any] = field(default_factory=dict)  # what a benchmark's folder calls otherwise: {train: my.json}
+    broken: str = "stop"  # stop | skip: at pictures and clips that do not decode, or are missing from a benchmark
     about: str = ""
     needs: str = ""  # data and model that do not come with the package
 
