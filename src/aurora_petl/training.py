@@ -175,12 +175,12 @@ def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False) -> tu
         raise AuroraError(f"no method {recipe.method!r}; choose one of {', '.join(METHODS)}")
     kind, settings = task_class(recipe.task.name), recipe.task
     dataset = load_dataset(recipe.data, recipe.root, recipe.files, recipe.broken)
-    training = dataset.split("train")
-    for needed in ("validation", "test"):
+    for needed in ("train", "validation", "test"):
         dataset.split(needed)
     kind.check(settings, dataset)
     if check:
         dataset.check(progress=progress)
+    training = dataset.split("train")  # after the check, which may leave out rows
     backbone = _backbone(recipe)
     torch.manual_seed(recipe.train.seed)
     apply_method(backbone, recipe.method, recipe.method_options, recipe.train_heads)
