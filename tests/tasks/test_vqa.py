@@ -299,7 +299,7 @@ def test_what_would_stop_a_run_is_found_before(colours, pictures):
     with pytest.raises(AuroraError, match="shapes holds captions, but task vqa is about questions"):
         VQA.check(settings, pictures)
     bare = Question("images/0.png", "why?", (), (), "0", "train", 4)
-    with pytest.raises(AuroraError, match=r"q\.json, line 4: images/0\.png: no answer to 'why\?'; questions of"):
+    with pytest.raises(AuroraError, match=r"q\.json, row 4: images/0\.png: no answer to 'why\?'; questions of"):
         VQA.check(settings, QuestionDataset("x", [bare], colours.files, "q.json", candidates=("yes",)))
     with pytest.raises(AuroraError, match="no list of answers to rank"):
         VQA.check(settings, QuestionDataset("x", colours.items, colours.files))
