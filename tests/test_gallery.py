@@ -24,7 +24,14 @@ def features(split):
     texts = [(item.id, caption) for item in split for caption in item.captions]
     nothing = torch.zeros(0)
     return Features(
-        *[nothing] * 4, images, [own for own, _ in texts], [text for _, text in texts], lambda first, last: nothing
+        *[nothing] * 4,
+        images,
+        [own for own, _ in texts],
+        [text for _, text in texts],
+        nothing,
+        lambda first, last: nothing,
+        lambda first, last: nothing,
+        range(len(images)),
     )
 
 

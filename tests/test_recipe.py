@@ -148,7 +148,7 @@ def test_a_wrong_override_says_what_is_wrong(override, message):
 def test_an_unknown_field_with_nothing_near_lists_the_fields():
     message = refusal("emoji", ["zzzz=1"])
     assert message.startswith(
-        "recipe emoji: there is no field zzzz; fields are model, image_size, data, root, files, broken, method"
+        "recipe emoji: there is no field zzzz; fields are model, image_size, data, method, method_options"
     )
 
 

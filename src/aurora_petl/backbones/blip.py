@@ -333,7 +333,7 @@ def load(path: str, config: Any, name: str, task: str = "retrieval", image_size:
     if missing:
         if parts := [part for part, module in loaded.named_children() if _all_of(part, module) <= missing]:
             raise AuroraError(f"model {name} has no {', '.join(parts)}, which {task} needs; {FITTING[task]}")
-        raise OSError(f"{len(missing)} weights are missing, {min(missing)} among them")
+        raise OSError(f"{len(missing)} weights are missing, {min(missing)} among them; {FITTING[task]}")
     model = loaded.float()
     if image_size is not None:
         set_image_size(model, image_size)
