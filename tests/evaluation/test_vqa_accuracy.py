@@ -121,3 +121,9 @@ def test_upload_has_whole_numbers_for_ids():
     assert rows == [{"question_id": 262148000, "answer": "red"}, {"question_id": 42, "answer": "2"}]
     with pytest.raises(AuroraError, match=r"q\.json, line 3: question id 'x7' is no number"):
         upload_rows(["red"], [question(id="x7", source="q.json", line=3)])
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 10])
+def test_a_right_answer_counts_in_full_however_many_annotators_there_are(count):
+    asked = Question("a.png", "what?", ("cat",), (1.0,), "1", "test", 1, references=("cat",) * count)
+    assert (question_score("cat", asked), question_score("dog", asked)) == (1.0, 0.0)

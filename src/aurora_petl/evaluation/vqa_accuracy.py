@@ -103,8 +103,9 @@ def _plain(answer: str) -> str:
 
 
 def question_score(answer: str, question: Question) -> float | None:
-    """VQAv2's accuracy where annotators' answers are given, else exact match; None without any right answer."""
-    if question.references:
+    """VQAv2's accuracy where the answers of at least four annotators are given, else exact match (of fewer, no three
+    others can agree with one left out); None without any right answer."""
+    if len(question.references) > 3:
         return vqa_accuracy(answer, question.references)
     return exact_match(answer, question.answers) if question.answers else None
 
