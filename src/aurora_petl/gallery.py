@@ -12,7 +12,6 @@ from .data.rows import ImageTextDataset, QuestionDataset
 from .evaluation.features import Features
 from .evaluation.rerank import Scores
 from .report import AnsweredQuestion, GalleryQuery, Hit, answer_gallery, gallery
-from .tasks.clips import still
 from .tasks.vqa import Answers
 
 TOP = 5
@@ -75,7 +74,7 @@ def answers_before_and_after(
             (found[0].answers[row], bool(score[row] >= RIGHT))
             for found, score in zip((before, after), scores, strict=True)
         )
-        answered.append(AnsweredQuestion(still(dataset, row), item.question, right, was, now))
+        answered.append(AnsweredQuestion(dataset.image(row), item.question, right, was, now))
     answer_gallery(path, answered)
 
 

@@ -192,13 +192,12 @@ def test_training_views_follow_their_seed():
 def test_the_order_of_draws_is_fixed():
     """A checkpoint resumes with the views that it would have seen."""
     rng, again = random.Random(5), random.Random(5)
-    view = TrainTransform(32).draw((90, 60), rng)
-    assert view.box == media._crop(90, 60, 0.5, again)
-    assert view.mirrored == (again.random() < 0.5)
-    for operation in view.operations:
-        assert operation.func is again.choice(media._OPERATIONS)
-        assert operation.keywords == {"strength": 0.5, "sign": again.choice((-1, 1)), "fill": (128,) * 3}
-    assert len(view.operations) == 2 and rng.getstate() == again.getstate()
+    TrainTransform(32)(Image.new("RGB", (90, 60)), rng)
+    media._crop(90, 60, 0.5, again)
+    again.random()  # mirrored or not
+    for _ in range(2):
+        again.choice(media._OPERATIONS), again.choice((-1, 1))
+    assert rng.getstate() == again.getstate()
 
 
 def test_training_leaves_the_global_generator_alone():

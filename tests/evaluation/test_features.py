@@ -8,6 +8,7 @@ import torch
 from aurora_petl.baselines import apply_method
 from aurora_petl.data import load_dataset
 from aurora_petl.evaluation.features import extract
+from tests.helpers import benchmarks
 
 
 @pytest.fixture
@@ -81,3 +82,14 @@ def test_states_formed_again_equal_those_kept(backbone, pictures, tmp_path, monk
     for formed in (extract(backbone, few, cache=tmp_path), extract(backbone, few, cache=tmp_path)):
         assert torch.allclose(kept.states(1, 3), formed.states(1, 3), atol=1e-5)
         assert torch.equal(kept.image, formed.image)
+
+
+def test_clips_that_are_folders_of_frames_are_kept_too(counted, tmp_path):
+    root = benchmarks.msrvtt(tmp_path / "data", frames=True)
+    few = load_dataset("msrvtt", root).split("test")
+    cache = tmp_path / "cache"
+    assert [encoded(counted, few, cache, frames=2)[0] for _ in range(2)] == [2 * len(few), 0]
+    frames = few.files.frames(few[0].image)
+    assert len(frames) > 1
+    shutil.copy(root / frames[0], root / frames[-1])
+    assert encoded(counted, few, cache, frames=2)[0] == 2 * len(few)

@@ -186,3 +186,25 @@ def test_settings_say_what_is_wrong():
 def test_queue_fits_the_data(size, batch, rows, fitted):
     assert fit_queue(size, batch, rows) == fitted
     assert fit_queue(100, 96, 100) == 0
+
+
+def test_without_momentum_the_averaged_model_is_the_model(backbone):
+    """No second pass, and the losses and gradients of one that averages nothing away."""
+    words = tokenize(backbone, ["a circle", "a square", "a star"], 35)
+    batch = torch.randn(3, 3, 96, 96), words["input_ids"], words["attention_mask"], torch.arange(3)
+    found = []
+    for momentum in (0.0, 1e-12):
+        task = Retrieval(backbone, RetrievalSettings(queue_size=3, momentum=momentum)).train()
+        encoded = []
+        handle = backbone.model.vision_model.register_forward_hook(lambda *_, seen=encoded: seen.append(1))
+        torch.manual_seed(0)
+        backbone.model.zero_grad()
+        task(*batch)
+        task(*batch)["loss"].backward()
+        handle.remove()
+        weight = backbone.model.vision_proj.weight.grad.clone()
+        found.append((len(encoded), weight, task.queue_image.clone()))
+    (once, gradient, queue), (twice, expected, expected_queue) = found
+    assert (once, twice) == (2, 4)
+    assert torch.allclose(gradient, expected, rtol=1e-4, atol=1e-6) and expected.abs().max() > 1e-3
+    assert torch.allclose(queue, expected_queue, atol=1e-6) and queue.any()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -51,6 +49,7 @@ def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None) -
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: 16-bit and float pictures scaled, transparent ones laid on white."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float32)
         if image.mode.startswith("I"):
@@ -85,32 +84,6 @@ class EvalTransform:
         """RGB picture -> (3, size, size)"""
         return to_tensor(image.resize((self.size, self.size), Image.Resampling.BICUBIC))
 
-    def frames(self, images: Sequence[Image.Image]) -> Tensor:
-        """RGB frames of a clip -> (frames, 3, size, size)"""
-        return torch.stack([self(image) for image in images])
-
-
-@dataclass(frozen=True)
-class View:
-    """One drawn training view: what is cropped, whether it is mirrored, and which operations follow."""
-
-    size: int
-    source: tuple[int, int]  # width and height of the picture that it was drawn for
-    box: tuple[float, float, float, float]
-    mirrored: bool
-    operations: tuple[Callable[[Image.Image], Image.Image], ...]
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """RGB picture -> (3, size, size)"""
-        if image.size != self.source:
-            image = image.resize(self.source, Image.Resampling.BICUBIC)
-        image = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=self.box)
-        if self.mirrored:
-            image = ImageOps.mirror(image)
-        for operation in self.operations:
-            image = operation(image)
-        return to_tensor(image)
-
 
 class TrainTransform:
     """BLIP's training view: random resized crop, flip, and two operations of RandAugment (arXiv 1909.13719) at
@@ -140,23 +113,14 @@ class TrainTransform:
 
     def __call__(self, image: Image.Image, rng: random.Random) -> Tensor:
         """RGB picture -> (3, size, size); all chance is drawn from ``rng``."""
-        return self.draw(image.size, rng)(image)
-
-    def frames(self, images: Sequence[Image.Image], rng: random.Random) -> Tensor:
-        """RGB frames of a clip -> (frames, 3, size, size), all through one view: a crop that jumped from frame to
-        frame would be motion that the clip does not have."""
-        view = self.draw(images[0].size, rng)
-        return torch.stack([view(image) for image in images])
-
-    def draw(self, source: tuple[int, int], rng: random.Random) -> View:
-        """The view of a picture of this width and height. Resumed runs rely on the order of the draws."""
-        box = _crop(*source, self.scale, rng)
-        mirrored = self.flip and rng.random() < 0.5
-        operations = tuple(
-            partial(rng.choice(_OPERATIONS), strength=self.strength, sign=rng.choice((-1, 1)), fill=self.fill)
-            for _ in range(self.operations)
+        image = image.resize(
+            (self.size, self.size), Image.Resampling.BICUBIC, box=_crop(image.width, image.height, self.scale, rng)
         )
-        return View(self.size, source, box, mirrored, operations)
+        if self.flip and rng.random() < 0.5:
+            image = ImageOps.mirror(image)
+        for _ in range(self.operations):
+            image = rng.choice(_OPERATIONS)(image, self.strength, rng.choice((-1, 1)), self.fill)
+        return to_tensor(image)
 
 
 def _crop(width: int, height: int, scale: float, rng: random.Random) -> tuple[float, float, float, float]:

@@ -164,6 +164,18 @@ class Dataset(Sequence[Row], Generic[Row]):
             what = "clip" if self.clips else "picture"
             raise AuroraError(f"{self.where(index)}: no such {what} in {self.files.name}") from error
 
+    def content(self, index: int) -> Iterator[bytes]:
+        """All that the picture or clip of a row is made of, encoded: one file, or the frames of a folder.
+
+        Raises:
+            AuroraError: naming file and line, if it is missing.
+        """
+        names = self.files.frames(self.items[index].image) if self.clips else []
+        if names:
+            yield from (self.files.read(name) for name in names)
+        else:
+            yield self.read(index)
+
     def image(self, index: int) -> Image.Image:
         """Picture ``index``, or the frame in the middle of clip ``index``, as upright RGB.
 

@@ -161,7 +161,7 @@ def _parts(backbone: Backbone, dataset: ImageTextDataset, tokens: dict[str, Tens
         yield _bytes(value)
     for row in range(len(dataset)):
         yield dataset.items[row].id.encode()
-        yield dataset.read(row)
+        yield from dataset.content(row)
 
 
 def _bytes(value: Tensor) -> bytes:

@@ -35,12 +35,6 @@ def load_media(
     return torch.stack([transform(frame) for frame in dataset.frames(row, frames, rng)])
 
 
-def still(dataset: Any, row: int) -> Image.Image:
-    """The picture of a row, or one frame of its clip."""
-    picture: Image.Image = dataset.frames(row, 1)[0] if dataset.clips else dataset.image(row)
-    return picture
-
-
 def need_frames(dataset: Any, frames: int) -> None:
     """Refuse clips of no frames.
 

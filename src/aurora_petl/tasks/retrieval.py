@@ -127,15 +127,17 @@ class Retrieval(Task):
         backbone, settings = self.backbone, self.settings
         if self.training:
             self._advance_averages()
-        with torch.no_grad(), self.momentum_weights():
-            teacher_image = pool(project_frames(backbone, encode_media(backbone, pixel_values)))
-            teacher_text = backbone.project_text(backbone.encode_text(input_ids, attention_mask))
-            teacher = gather(teacher_image), gather(teacher_text), gather(ids)
         states = encode_media(backbone, pixel_values)
         frames = project_frames(backbone, states)
         image = pool(frames)
         text_states = backbone.encode_text(input_ids, attention_mask)
         text = backbone.project_text(text_states)
+        teacher_image, teacher_text = image.detach(), text.detach()
+        if settings.momentum:  # without, the averaged model is the model
+            with torch.no_grad(), self.momentum_weights():
+                teacher_image = pool(project_frames(backbone, encode_media(backbone, pixel_values)))
+                teacher_text = backbone.project_text(backbone.encode_text(input_ids, attention_mask))
+        teacher = gather(teacher_image), gather(teacher_text), gather(ids)
         context = gather(text_states[:, 0]) if self.training else None
         itc = self._contrast(image, text, ids, *teacher)
         itm = self._matching(states.flatten(1, 2), image, text, frames, input_ids, attention_mask, ids, context)
