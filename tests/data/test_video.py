@@ -8,16 +8,13 @@ import tarfile
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from aurora_petl.data import video
-from aurora_petl.data.media import EvalTransform, TrainTransform
 from aurora_petl.data.rows import Folder, ImageTextDataset, Item, Tar
 from aurora_petl.data.video import frame_names, load_frames, sample
 from aurora_petl.errors import AuroraError
 from tests.helpers.clips import encode, number, numbered
-from tests.helpers.pictures import draw
 
 pytest.importorskip("av")
 
@@ -293,28 +290,3 @@ def test_no_third_policy(tmp_path):
 
 
 # Views of a clip
-
-
-def test_frames_that_are_equal_stay_equal_in_training():
-    frames = [draw("triangle", "blue")] * 4
-    for seed in range(20):
-        views = TrainTransform(32).frames(frames, random.Random(seed))
-        assert views.shape == (4, 3, 32, 32)
-        assert all(torch.equal(view, views[0]) for view in views)
-        # and they are the view that a picture has
-        assert torch.equal(views[0], TrainTransform(32)(frames[0], random.Random(seed)))
-
-
-def test_a_clip_draws_one_view_however_many_frames_it_has():
-    after = []
-    for count in (1, 5):
-        rng = random.Random(4)
-        TrainTransform(16).frames([draw("cross", "red")] * count, rng)
-        after.append(rng.random())
-    assert after[0] == after[1]
-
-
-def test_evaluation_stacks_frames():
-    frames = [draw("circle", "red"), draw("square", "green")]
-    found = EvalTransform(24).frames(frames)
-    assert torch.equal(found, torch.stack([EvalTransform(24)(frame) for frame in frames]))
