@@ -287,6 +287,3 @@ def test_nothing_but_broken_clips_stops_in_any_case(tmp_path):
 def test_no_third_policy(tmp_path):
     with pytest.raises(AuroraError, match="broken is 'ignore'; choose stop or skip"):
         dataset(tmp_path, broken="ignore")
-
-
-# Views of a clip
