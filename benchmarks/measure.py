@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -60,6 +63,9 @@ class Peak:
             torch.cuda.reset_peak_memory_stats()
             self.start = torch.cuda.memory_allocated()
         else:
+            gc.collect()
+            if sys.platform == "linux":
+                ctypes.CDLL(None).malloc_trim(0)  # freed memory that the process still holds would hide what is added
             self.start, self.stop = _resident(), threading.Event()
             self.thread = threading.Thread(target=self._watch)
             self.thread.start()

@@ -158,7 +158,7 @@ def draw(result: dict[str, dict[str, dict]], path: Path) -> None:
     for column, (part, rows) in enumerate(result.items()):
         names = list(rows)[::-1]
         colours = ["tab:orange" if n.startswith("Aurora") else "0.4" if n == FLOOR else "tab:blue" for n in names]
-        for row, (key, label) in enumerate((("ratio", "time"), ("saved_ratio", "bytes saved for the backward pass"))):
+        for row, (key, label) in enumerate((("ratio", "time"), ("saved_ratio", "bytes kept"))):
             place = axes[row][column]
             drawn = place.barh(names, [rows[name][key] for name in names], color=colours)
             place.bar_label(drawn, fmt="%.2f", padding=2, fontsize=8)
