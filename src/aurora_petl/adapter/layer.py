@@ -20,6 +20,10 @@ where there are too few tokens for the sum to pay.
 Of the size of x, the backward pass needs x alone. Where x is the output of a frozen layer norm (`norm.py`), not even
 that is kept: the norm's own backward pass keeps its input, from which x is formed again. E and D are formed again too.
 
+Slices by rows of one input width share D = U. Where several layers read the same x (query, key and value of a text
+layer; key and value of every layer that meets a picture), `project_once` forms x U for all of them. They keep that in
+place of x, and the rest of the backward pass happens once, after their sum: dU = x^T d(x U), and dx gets d(x U) U^T.
+
 Adding an update to bfloat16 weights would lose whatever is below half a unit in W's last place, so the merged
 forward is for base weights of float32 and up; under autocast the sum is formed in float32 and then rounded.
 """
@@ -109,10 +113,10 @@ class AuroraLinear(nn.Module, AuroraLayer):
         if len(adapters) == 1 and not args and not kwargs and _is_frozen_linear(self.base_layer):
             linear = base_linear(self)
             weight, bias = linear.weight, linear.bias
-            from_norm, columns = norm_inputs(x), self._columns(adapters[0])
+            h, from_norm, columns = self._projected(x, adapters[0]), norm_inputs(x), self._columns(adapters[0])
             x, merge = _autocast(x), _merge_pays(x, weight)
             return _FrozenLinear.apply(  # type: ignore[return-value]
-                x, weight, bias, *self._of_layer(adapters[0], self.training), columns, merge, from_norm
+                x, weight, bias, *self._of_layer(adapters[0], self.training), h, columns, merge, from_norm
             )
         y = self.base_layer(x, *args, **kwargs)
         for adapter in adapters:
@@ -177,6 +181,24 @@ class AuroraLinear(nn.Module, AuroraLayer):
         """E (out_features, R) and D (in_features, R) of dW = E D^T."""
         return thin(*self._of_layer(adapter, training), self._columns(adapter))
 
+    def _project(self, x: torch.Tensor) -> None:
+        """Leave x U of the active adapter as a note on x, see `project_once`."""
+        adapters = [name for name in self.active_adapters if name in self.aurora_P]
+        if len(adapters) != 1 or self.disable_adapters or self.merged or self._columns(adapters[0]):
+            return
+        U = self._factors(adapters[0]).get_parameter(f"U_{x.shape[-1]}")
+        if torch.is_grad_enabled() and U.requires_grad:
+            h = _Projection.apply(_autocast(x), U.to(x.device), norm_inputs(x))
+            x._aurora_projection = (h, U, x._version)  # type: ignore[attr-defined]
+
+    def _projected(self, x: torch.Tensor, adapter: str) -> torch.Tensor | None:
+        """What `_project` of any layer left on the untouched x, if this layer has the same U."""
+        if torch.compiler.is_compiling() or self._columns(adapter):
+            return None
+        h, U, version = getattr(x, "_aurora_projection", (None, None, None))
+        same = U is self._factors(adapter).get_parameter(f"U_{x.shape[-1]}") and version == x._version
+        return h if same and torch.is_grad_enabled() else None
+
     def _low_rank(self, x: torch.Tensor, adapter: str) -> torch.Tensor:
         E, D = self._thin(adapter, self.training)
         return F.linear(x @ D.to(x.dtype), E.to(x.dtype))
@@ -197,61 +219,114 @@ class AuroraLinear(nn.Module, AuroraLayer):
         return "aurora." + super().__repr__()
 
 
-class _FrozenLinear(torch.autograd.Function):
-    """y = x (W + E D^T)^T + b with W and b frozen. Of the size of x it keeps x, or what x was formed from."""
+def project_once(layer: nn.Module, x: torch.Tensor) -> None:
+    """Form x U for all adapted layers that read this very x, by a note on it that no operation carries over.
+
+    Nothing happens where it would not help: without gradients, under torch.compile, with other than one adapter active.
+
+    Args:
+        layer: one of those that read x; it need not be adapted.
+        x: (..., in_features)
+    """
+    if isinstance(layer, AuroraLinear) and not torch.compiler.is_compiling():
+        layer._project(x)
+
+
+class _Projection(torch.autograd.Function):
+    """x U, for layers that share x and U. Keeps x, or what x was formed from."""
 
     @staticmethod
-    def forward(x, weight, bias, U, V, mode, columns, merge, from_norm):  # type: ignore[override]
+    def forward(x, U, from_norm):  # type: ignore[override]
+        with no_autocast(x.device):
+            return x @ U.to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[override]
+        x, U, from_norm = inputs
+        # x carries the output, by `project_once`: kept itself, it would keep itself alive
+        _keep(ctx, x.detach(), from_norm, U)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dh):  # type: ignore[override]
+        x, (U,) = _kept(ctx, dh.dtype)
+        dx = dU = None
+        with no_autocast(dh.device):
+            if ctx.needs_input_grad[0]:
+                dx = dh @ U.t().to(dh.dtype)
+            if ctx.needs_input_grad[1]:
+                dU = (x.reshape(-1, x.shape[-1]).t() @ dh.reshape(-1, dh.shape[-1])).to(U.dtype)
+        return dx, dU, None
+
+
+class _FrozenLinear(torch.autograd.Function):
+    """y = x (W + E D^T)^T + b with W and b frozen. Of the size of x it keeps x, or what x was formed from; given
+    h = x D (`project_once`), h alone."""
+
+    @staticmethod
+    def forward(x, weight, bias, U, V, mode, h, columns, merge, from_norm):  # type: ignore[override]
         E, D = thin(U, V, mode, columns)
         with no_autocast(x.device):
             bias = None if bias is None else bias.to(x.dtype)
             if merge:
                 return F.linear(x, _merged(weight, E, D).to(x.dtype), bias)
-            return F.linear(x, weight.to(x.dtype), bias) + F.linear(x @ D.to(x.dtype), E.to(x.dtype))
+            h = x @ D.to(x.dtype) if h is None else h
+            return F.linear(x, weight.to(x.dtype), bias) + F.linear(h, E.to(x.dtype))
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[override]
-        x, weight, _, U, V, mode, ctx.columns, ctx.merge, from_norm = inputs
-        ctx.eps, kept = None, [x]
-        if not any(ctx.needs_input_grad[3:6]):
-            kept = [None]
-        elif from_norm is not None:
-            *kept, ctx.eps = from_norm
-        ctx.save_for_backward(weight, U, V, mode, *kept)
+        x, weight, _, U, V, mode, h, ctx.columns, ctx.merge, from_norm = inputs
+        learns = any(ctx.needs_input_grad[3:6])
+        _keep(ctx, x if learns and h is None else None, from_norm, weight, U, V, mode, h)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):  # type: ignore[override]
-        weight, U, V, mode, *kept = ctx.saved_tensors
-        need_x, _, _, need_U, need_V, need_mode, *_ = ctx.needs_input_grad
+        x, (weight, U, V, mode, h) = _kept(ctx, dy.dtype)
+        need_x, _, _, need_U, need_V, need_mode, need_h, *_ = ctx.needs_input_grad
+        given = h is not None
         need_E = need_V or (need_mode and not ctx.columns)
-        need_D = need_U or (need_mode and ctx.columns)
+        need_D = not given and (need_U or (need_mode and ctx.columns))
         dx = dE = dD = None
         dh: Any = None
         with no_autocast(dy.device):
             E, D = thin(U, V, mode, ctx.columns)
             dy_rows = dy.reshape(-1, dy.shape[-1])  # (tokens, out)
-            merge = ctx.merge and not (need_D and len(dy_rows) < len(weight))
-            if need_D or not merge:
+            merge = ctx.merge and not given and not (need_D and len(dy_rows) < len(weight))
+            if need_D or need_h or not (merge or given):
                 dh = dy_rows @ E.to(dy.dtype)  # (tokens, R)
             if need_x:
                 if merge:
                     dx = dy_rows @ _merged(weight, E, D).to(dy.dtype)
                 else:
-                    dx = (dy_rows @ weight.to(dy.dtype)).addmm_(dh, D.t().to(dy.dtype))
+                    dx = dy_rows @ weight.to(dy.dtype)
+                    if not given:  # else it comes by way of h
+                        dx.addmm_(dh, D.t().to(dy.dtype))
                 dx = dx.view(*dy.shape[:-1], D.shape[0])
-            if need_D or need_E:
-                x = kept[0]
-                if ctx.eps is not None:
-                    x = NormInputs(x, kept[1], kept[2], ctx.eps).output().to(dy.dtype)
-                x_rows = x.reshape(-1, D.shape[0])
-                if need_D:
-                    dD = (x_rows.t() @ dh).to(D.dtype)
-                if need_E:
-                    h = x_rows @ D.to(x.dtype)  # (tokens, R)
-                    dE = (dy_rows.t() @ h).to(E.dtype)
+            if need_D:
+                dD = (x.reshape(-1, D.shape[0]).t() @ dh).to(D.dtype)
+            if need_E:
+                h_rows = (h if given else x @ D.to(x.dtype)).reshape(-1, D.shape[1])
+                dE = (dy_rows.t() @ h_rows).to(E.dtype)
             dU, dV, dmode = thin_backward(U, V, mode, ctx.columns, dE, dD)
-        return dx, None, None, dU, dV, dmode, None, None, None
+        dh = dh.view(*dy.shape[:-1], D.shape[1]) if need_h else None
+        return dx, None, None, dU, dV, dmode, dh, None, None, None
+
+
+def _keep(ctx: Any, x: torch.Tensor | None, from_norm: NormInputs | None, *others: torch.Tensor | None) -> None:
+    """Save ``x`` for the backward pass, or what it can be formed from again, and the others; `_kept` returns them."""
+    ctx.eps, kept = None, [x]
+    if x is not None and from_norm is not None:
+        *kept, ctx.eps = from_norm
+    ctx.save_for_backward(*kept, *others)
+
+
+def _kept(ctx: Any, dtype: torch.dtype) -> tuple[Any, list[Any]]:
+    x, *others = ctx.saved_tensors
+    if ctx.eps is None:
+        return x, others
+    norm_weight, norm_bias, *others = others
+    return NormInputs(x, norm_weight, norm_bias, ctx.eps).output().to(dtype), others
 
 
 def _merged(weight: torch.Tensor, E: torch.Tensor, D: torch.Tensor) -> torch.Tensor:

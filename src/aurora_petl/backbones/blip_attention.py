@@ -30,6 +30,7 @@ from transformers.models.blip.modeling_blip import BlipAttention, BlipEncoderLay
 from transformers.models.blip.modeling_blip_text import BlipTextAttention, BlipTextEmbeddings, BlipTextLayer
 from transformers.pytorch_utils import apply_chunking_to_forward
 
+from ..adapter.layer import project_once
 from ..adapter.norm import RecomputableLayerNorm
 
 
@@ -170,10 +171,13 @@ class TextAttention(BlipTextAttention):
             )
             return self.output(context, hidden_states), probabilities
         if states is None:
+            project_once(inner.key, hidden_states)
             key, value = inner.key(hidden_states), inner.value(hidden_states)
             if meeting.first_only and inner.layer_idx == inner.config.num_hidden_layers - 1:
                 hidden_states = hidden_states[:, :1]
         elif meeting.kept is None:
+            if inner.layer_idx == 0:  # all layers read them
+                project_once(inner.key, states)
             key, value = inner.key(states), inner.value(states)
         else:
             if inner.layer_idx not in meeting.kept:
