@@ -156,6 +156,24 @@ def test_every_method_trains_saves_and_loads(method, folder, tmp_path):
     )
 
 
+def test_zero_shot_needs_the_test_split_alone_and_scores_it_once(folder, tmp_path, monkeypatch, capsys):
+    source = tmp_path / "only_test"
+    source.mkdir()
+    rows = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
+    kept = [row | {"split": "test"} for row in rows[:4]]
+    (source / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    for row in kept:
+        (source / row["image"]).parent.mkdir(parents=True, exist_ok=True)
+        (source / row["image"]).write_bytes((folder / row["image"]).read_bytes())
+    scored, evaluate = [], Retrieval.evaluate
+    monkeypatch.setattr(Retrieval, "evaluate", lambda self, *a, **k: scored.append(1) or evaluate(self, *a, **k))
+    words = ["--data", str(source), "--method", "zero-shot", "--out", str(tmp_path / "run"), "--quiet"]
+    assert main(["train", *words]) == 0
+    assert "tuned" not in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["test"] == metrics["zero_shot_test"] and metrics["steps"] == 0 and scored == [1]
+
+
 def test_overfits_its_training_pictures(folder, tmp_path):
     """Labels, pictures and losses line up: the training split becomes retrievable."""
     rates = ["train.learning_rate=1e-2", "train.head_learning_rate=1e-3"]

@@ -33,6 +33,11 @@ class Method:
     config: Callable[..., PeftConfig] | None = None
     trains: str = "nothing"  # nothing | heads | everything
 
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything to train."""
+        return self.config is not None or self.trains != "nothing"
+
 
 METHODS: dict[str, Method] = {
     "aurora": Method("mode approximation: factors shared by all attention matrices", AuroraConfig),

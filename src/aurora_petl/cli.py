@@ -243,7 +243,8 @@ def _train(options: argparse.Namespace) -> None:
     if rank():
         return
     print(run_summary(run.metrics))
-    print(f"\nadapter   {folder / 'adapter'}\ncurve     {folder / 'curve.png'}\ngallery   {folder / 'gallery.png'}")
+    made = {name: path for name in ("adapter", "curve.png", "gallery.png") if (path := folder / name).exists()}
+    print("\n" + "\n".join(f"{name.partition('.')[0]:<10}{path}" for name, path in made.items()))
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -92,12 +92,15 @@ def comparison_table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def run_summary(metrics: dict[str, Any]) -> str:
-    """A finished run beside the untuned model."""
+    """A finished run beside the untuned model, if it is not that itself."""
     weights = metrics["weights"]
+    tuned = {"tuned": metrics["test"]} if metrics["steps"] else {}
     if metrics["test"]:
-        scores = metrics_table({"zero-shot": metrics["zero_shot_test"], "tuned": metrics["test"]})
+        scores = metrics_table({"zero-shot": metrics["zero_shot_test"], **tuned})
     else:
         scores = "no scores: split test comes without right answers"
+    if not tuned:
+        return scores
     return (
         f"{scores}\n{weights['trainable']:,} weights trained "
         f"({100 * weights['trainable'] / weights['model']:.2f}% of {weights['model']:,}) "

@@ -12,7 +12,7 @@ import json
 import random
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,10 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .adapter.fusion import additions
 from .backbones import Tunable, load_backbone
-from .baselines import METHODS, apply_method, load_adapter, save_adapter
+from .baselines import apply_method, find_method, load_adapter, save_adapter
 from .data import load_dataset
 from .data.media import EvalTransform, TrainTransform
+from .data.rows import SPLITS
 from .data.rows import Dataset as Rows
 from .errors import AuroraError
 from .gallery import GALLERIES
@@ -166,31 +167,32 @@ class Run:
 
 
 def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False) -> tuple[Rows, Tunable, Task]:
-    """All of a run before its first step: data read and checked, then model, method and task.
+    """All of a run before its first step: data read and checked, then model, method and task. Of a method that has
+    nothing to learn, the test split is all that is needed, checked and returned.
 
     Raises:
         AuroraError: at the first thing that would stop the run.
     """
-    if recipe.method not in METHODS:
-        raise AuroraError(f"no method {recipe.method!r}; choose one of {', '.join(METHODS)}")
-    kind, settings = task_class(recipe.task.name), recipe.task
+    method, kind, settings = find_method(recipe.method), task_class(recipe.task.name), recipe.task
     dataset = load_dataset(recipe.data, recipe.root, recipe.files, recipe.broken)
-    for needed in ("train", "validation", "test"):
-        dataset.split(needed)
+    splits = {needed: dataset.split(needed) for needed in (SPLITS if method.learns else ("test",))}
+    if not method.learns:
+        dataset = replace(dataset, items=splits["test"].items)
     kind.check(settings, dataset)
     if check:
         dataset.check(progress=progress)
-    training = dataset.split("train")  # after the check, which may leave out rows
     backbone = _backbone(recipe)
     torch.manual_seed(recipe.train.seed)
     apply_method(backbone, recipe.method, recipe.method_options, recipe.train_heads)
-    examples = len(kind.examples(training))
-    batch = recipe.train.batch_size * ranks()
-    if examples < batch:
-        raise AuroraError(
-            f"{recipe.data}: {examples} training {kind.example}s do not fill a batch of {batch}; lower train.batch_size"
-        )
-    kind.fit_settings(settings, batch, examples)
+    if method.learns:
+        examples = len(kind.examples(dataset.split("train")))  # after the check, which may leave out rows
+        batch = recipe.train.batch_size * ranks()
+        if examples < batch:
+            raise AuroraError(
+                f"{recipe.data}: {examples} training {kind.example}s do not fill a batch of {batch}; "
+                "lower train.batch_size"
+            )
+        kind.fit_settings(settings, batch, examples)
     return dataset, backbone, kind(backbone, settings)
 
 
@@ -246,8 +248,13 @@ def train(
     test = prepared[0].split("test")
     if before is None:
         before = untuned(recipe, test, progress=progress)
-    run = fit(recipe, folder, prepared, resume=resume, progress=progress, start=start, callbacks=callbacks)
-    metrics, *found = run.task.evaluate(test, progress=progress)
+    if find_method(recipe.method).learns:
+        run = fit(recipe, folder, prepared, resume=resume, progress=progress, start=start, callbacks=callbacks)
+        metrics, *found = run.task.evaluate(test, progress=progress)
+    else:
+        nothing = {"validation_best": None, "weights": weight_counts(prepared[1]), "train_seconds": 0.0, "steps": 0}
+        run = Run(folder, recipe, *prepared[1:], nothing, [])
+        metrics, *found = before
     if not first:
         return run
     if (folder / ADAPTER).exists():
@@ -258,7 +265,8 @@ def train(
         run.metrics[f"test_{name.lower().replace(' ', '_')}"] = others
     run.metrics["zero_shot_test"] = before[0]
     write_json(folder / "history.json", run.history)
-    plot_curve(run.history, folder / "curve.png", run.task.main_metric, run.task.objective)
+    if run.history:
+        plot_curve(run.history, folder / "curve.png", run.task.main_metric, run.task.objective)
     if draw := GALLERIES.get(recipe.task.name):
         draw(folder / "gallery.png", test, before[1:], tuple(found))
     if not metrics:
@@ -304,9 +312,8 @@ def fit(
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(_Bar(task.main_metric))
     started = time.perf_counter()
-    if any(True for _ in task.trained()):
-        checkpoint = _last_checkpoint(folder / "checkpoints") if resume else None
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    checkpoint = _last_checkpoint(folder / "checkpoints") if resume else None
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
     history = list(trainer.state.log_history)
     if start is not None:
