@@ -14,25 +14,25 @@ from .report import comparison_table, plot_methods, write_json
 from .training import Run, train, untuned, weight_counts
 
 RECIPE = "emoji"
-AURORA = "Aurora"
+AURORA, LORA = "Aurora", "LoRA r=12"
+RATES = {"heads only": 3e-3, AURORA: 1e-2, LORA: 3e-3, "full": 1e-3}
 
 
 def methods() -> dict[str, Recipe]:
     """The demo's recipes by the names that its table prints.
 
-    LoRA's rank makes its adapter about ten times Aurora's. The learning rate of each was searched alike on the
-    validation split (``benchmarks/methods.py --search``), which also picks the step whose weights are kept.
+    LoRA adapts the same layers, of a rank that makes it about ten times Aurora's size. The learning rate of each was
+    searched alike on the validation split (``benchmarks/methods.py --search``), which also picks the step whose
+    weights are kept.
     """
-    return {name: load_recipe(RECIPE, [*OPTIONS[name], f"train.learning_rate={RATES[name]}"]) for name in OPTIONS}
-
-
-OPTIONS: dict[str, list[str]] = {
-    "heads only": ["method=heads", "train.head_learning_rate=0"],
-    AURORA: [],
-    "LoRA r=20": ["method=lora", "method_options={r: 20, lora_alpha: 20}"],
-    "full": ["method=full"],
-}
-RATES = {"heads only": 3e-3, AURORA: 1e-2, "LoRA r=20": 3e-3, "full": 1e-3}
+    targets = ",".join(load_recipe(RECIPE).method_options["target_modules"])
+    options: dict[str, list[str]] = {
+        "heads only": ["method=heads", "train.head_learning_rate=0"],
+        AURORA: [],
+        LORA: ["method=lora", f"method_options={{r: 12, lora_alpha: 12, target_modules: [{targets}]}}"],
+        "full": ["method=full"],
+    }
+    return {name: load_recipe(RECIPE, [*options[name], f"train.learning_rate={RATES[name]}"]) for name in options}
 
 
 def demo(folder: Path, *, seed: int = 0) -> None:
