@@ -334,9 +334,7 @@ def _search(options: argparse.Namespace) -> None:
     query = options.text if options.image is None else load_image(options.image)
     searcher = Searcher(library)
     found = searcher.search(query, options.k, texts=options.texts, rerank=options.rerank)
-    score = "ITC similarity"
-    if options.rerank:
-        score = f"ITM match logit of the {max(options.rerank, options.k)} best by ITC"
+    score = searcher.scored_by(options.k, options.rerank)
     about = f"{library.out}, {'captions' if options.texts else 'pictures'}, {searcher.view} model, score: {score}"
     print(f"{options.text or options.image}\n{about}")
     for rank, hit in enumerate(found, 1):

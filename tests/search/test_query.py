@@ -67,6 +67,18 @@ def test_reranked_by_words(searcher, library, folder, model):
     assert [hit.score for hit in found] == pytest.approx([logits[row] for row in best], abs=1e-4)
 
 
+def test_reranked_with_the_recipes_weight_of_the_similarity(library):
+    searcher = Searcher(library)
+    searcher.encoder.beta = 20.0  # of the searcher's own encoder: views are loaded anew
+    similarity = {hit.row: hit.score for hit in searcher.search("a blue square", 6)}
+    logit = {hit.row: hit.score for hit in Searcher(library).search("a blue square", 6, rerank=6)}
+    found = searcher.search("a blue square", 6, rerank=6)
+    assert [hit.score for hit in found] == pytest.approx(
+        sorted((logit[row] + 20 * similarity[row] for row in logit), reverse=True), abs=1e-3
+    )
+    assert searcher.scored_by(4, 6) == "ITM match logit + 20 * ITC similarity of the 6 best by ITC"
+
+
 def test_captions_of_a_picture_reranked_or_not(searcher, library, model):
     picture = draw("triangle", "green")
     plain = searcher.search(picture, 5, texts=True)

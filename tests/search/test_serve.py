@@ -190,25 +190,37 @@ def test_a_port_that_is_taken(client, library):
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
-def test_a_browser_shows_what_was_found(client, tmp_path):
-    """The page runs, asks for the words behind its #, and lists the pictures with their scores."""
-    done = subprocess.run(
+def browse(client, folder, *how):
+    """Let Chromium open a search; what it prints."""
+    return subprocess.run(
         [
             CHROMIUM,
             *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
             *("--disable-component-update", "--disable-sync", "--disable-quic", "--virtual-time-budget=20000"),
-            f"--user-data-dir={tmp_path}",
-            "--dump-dom",
+            f"--user-data-dir={folder}",
+            *how,
             f"http://127.0.0.1:{client.port}/#a%20red%20circle",
         ],
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "HOME": str(tmp_path)},
-    )
+        env={**os.environ, "HOME": str(folder)},
+    ).stdout
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
+def test_a_browser_shows_what_was_found(client, library, tmp_path):
+    """The page runs, asks for the words behind its #, and lists the pictures with their scores, for the eye too."""
+    page = browse(client, tmp_path, "--dump-dom")
     answer = client.found(words("a red circle"), JSON)[1]["found"]
-    shown = re.findall(r'<img src="/thumbnail/(\d+)"', done.stdout)
+    shown = re.findall(r'<img src="/thumbnail/(\d+)"', page)
     assert shown == [str(hit["row"]) for hit in answer]
-    assert f"{answer[0]['score']:.3f}" in done.stdout and "After tuning" in done.stdout
+    assert f"{answer[0]['score']:.3f}" in page and "After tuning" in page
+
+    browse(client, tmp_path, f"--screenshot={tmp_path / 'page.png'}", "--window-size=1240,900")
+    with Image.open(tmp_path / "page.png") as file:
+        colours = {colour for _, colour in file.convert("RGB").getcolors(1 << 20)}
+    for hit in answer[:4]:  # the first row of the page has the colours of its pictures
+        picture = load_image(library.path(hit["row"]))
+        wanted = picture.getpixel((picture.width // 2, picture.height // 2))
+        assert any(max(abs(a - b) for a, b in zip(colour, wanted, strict=True)) < 12 for colour in colours)

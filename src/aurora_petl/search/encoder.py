@@ -21,11 +21,15 @@ TUNED, UNTUNED = "tuned", "untuned"
 
 
 class Encoder:
-    """A backbone in evaluation mode, on the GPU if there is one."""
+    """A backbone in evaluation mode, on the GPU if there is one.
 
-    def __init__(self, backbone: Backbone, max_tokens: int) -> None:
+    Args:
+        beta: weight of the ITC similarity beside the match logit in a reranked score, as the model's recipe has it.
+    """
+
+    def __init__(self, backbone: Backbone, max_tokens: int, beta: float = 0.0) -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.backbone, self.max_tokens = backbone, max_tokens
+        self.backbone, self.max_tokens, self.beta = backbone, max_tokens, beta
         self.backbone.module.to(self.device).eval()
         self.transform = EvalTransform(backbone.image_size)
 
@@ -90,4 +94,4 @@ def load_encoder(model: str, view: str) -> Encoder:
         _, backbone = load_run(Path(model))
     else:
         backbone = load_backbone(recipe.model, image_size=recipe.image_size or None)
-    return Encoder(backbone, recipe.task.max_tokens)
+    return Encoder(backbone, recipe.task.max_tokens, recipe.task.beta)

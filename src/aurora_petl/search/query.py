@@ -23,7 +23,7 @@ class Found:
     """A picture (``row`` of the index, and its path) or a caption (``row`` among the captions, and its words)."""
 
     row: int
-    score: float  # ITC similarity, a cosine, or the ITM match logit where a query was reranked
+    score: float  # what `Searcher.scored_by` says
     what: str
 
 
@@ -43,11 +43,19 @@ class Searcher:
         self._pictures = Nearest(library.picture_features(self.view).float(), kind)
         self._lock = threading.Lock()  # a tokenizer changes while it is used
 
+    def scored_by(self, k: int, rerank: int) -> str:
+        """What the scores of a search are, in words."""
+        if not rerank:
+            return "ITC similarity"  # a cosine
+        more = f" + {self.encoder.beta:g} * ITC similarity" if self.encoder.beta else ""
+        return f"ITM match logit{more} of the {max(rerank, k)} best by ITC"
+
     def search(self, query: str | Image.Image, k: int = 10, *, texts: bool = False, rerank: int = 0) -> list[Found]:
         """The ``k`` best pictures, or captions if ``texts``, for words or a picture, best first.
 
         Args:
-            rerank: this many candidates, at least ``k``, are ordered by ITM match logit; 0 leaves them to ITC.
+            rerank: this many candidates, at least ``k``, are ordered as evaluation orders them: by ITM match logit +
+                beta * similarity, beta of the model's recipe; 0 leaves them to ITC.
 
         Raises:
             AuroraError: if the query is empty, ``k`` or ``rerank`` wrong, or two pictures or two texts would have to be
@@ -72,7 +80,7 @@ class Searcher:
             scores, rows = nearest.search(feature, max(k, rerank) if rerank else k)
             pairs = [(int(row), float(score)) for row, score in zip(rows[0], scores[0], strict=True) if row >= 0]
             if rerank:
-                pairs = self._rerank(query, [row for row, _ in pairs])
+                pairs = self._rerank(query, pairs)
         held = self.library.texts if texts else [picture.path for picture in self.library.pictures]
         return [Found(row, score, held[row]) for row, score in pairs[:k]]
 
@@ -80,17 +88,21 @@ class Searcher:
     def _texts(self) -> Nearest:
         return Nearest(self.library.text_features(self.view).float(), self.kind)
 
-    def _rerank(self, query: str | Image.Image, rows: list[int]) -> list[tuple[int, float]]:
+    def _rerank(self, query: str | Image.Image, pairs: list[tuple[int, float]]) -> list[tuple[int, float]]:
         logits: list[float] = []
-        for first in range(0, len(rows), MATCH_BATCH):
-            part = rows[first : first + MATCH_BATCH]
+        for first in range(0, len(pairs), MATCH_BATCH):
+            part = [row for row, _ in pairs[first : first + MATCH_BATCH]]
             if isinstance(query, str):
                 pixels = torch.stack([self.encoder.transform(self.picture(row)) for row in part])
                 logits += self.encoder.match(pixels, [query]).tolist()
             else:
                 pixels = self.encoder.transform(query)[None]
                 logits += self.encoder.match(pixels, [self.library.texts[row] for row in part]).tolist()
-        return sorted(zip(rows, logits, strict=True), key=lambda pair: -pair[1])
+        scored = [
+            (row, logit + self.encoder.beta * similarity)
+            for (row, similarity), logit in zip(pairs, logits, strict=True)
+        ]
+        return sorted(scored, key=lambda pair: -pair[1])
 
     def picture(self, row: int) -> Image.Image:
         """An indexed picture, decoded.

@@ -113,7 +113,9 @@ def make_app(library: Library) -> Starlette:
         else:  # a form of another site can send neither type without this server's leave
             return _refusal(415, "send application/json or a picture")
         hits = [{"row": hit.row, "score": hit.score, "path": hit.what} for hit in found]
-        return JSONResponse({"view": view, "score": "ITC similarity", "found": hits}, headers=HEADERS)
+        return JSONResponse(
+            {"view": view, "score": searchers[view].scored_by(int(count), 0), "found": hits}, headers=HEADERS
+        )
 
     return Starlette(
         routes=[
