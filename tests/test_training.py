@@ -1,5 +1,6 @@
 """Whole runs through the command line: overfitting, killing, resuming, reloading, merging."""
 
+import functools
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from aurora_petl.backbones.blip_attention import VisionAttention
 from aurora_petl.baselines import METHODS
 from aurora_petl.cli import main
 from aurora_petl.data import load_dataset
@@ -79,6 +81,21 @@ class Break(TrainerCallback):
 
     def on_save(self, *_, **__):
         raise KeyboardInterrupt
+
+
+def test_gradient_checkpointing_computes_layers_again_to_the_same_weights(folder, tmp_path, monkeypatch):
+    calls, forward = [], VisionAttention.forward
+    counted = functools.wraps(forward)(lambda *a, **k: calls.append(1) or forward(*a, **k))
+    monkeypatch.setattr(VisionAttention, "forward", counted)
+    counts, weights = [], []
+    for on in ("false", "true"):
+        calls.clear()
+        recipe = load_recipe(None, settings(folder, f"train.gradient_checkpointing={on}"))
+        train(recipe, tmp_path / on, progress=False)
+        counts.append(len(calls))
+        weights.append(load_file(tmp_path / on / "adapter/adapter_model.safetensors"))
+    assert counts[1] == counts[0] + 6 * 6  # steps, layers of the vision tower
+    assert all(torch.allclose(weights[1][name], plain, atol=1e-4) for name, plain in weights[0].items())
 
 
 def test_context_and_gates_resume_with_the_bank(folder, tmp_path):

@@ -26,6 +26,7 @@ class TrainSettings:
     head_learning_rate: float = 0.0  # of projections, ITM head and temperature; 0: the same
     batch_size: int = 16  # pairs a device
     gradient_accumulation: int = 1
+    gradient_checkpointing: bool = False  # keep each layer's input alone, compute the layer again going back
     epochs: float = 4.0
     max_steps: int = 0
     warmup: float = 0.0  # share of the steps

@@ -193,6 +193,10 @@ def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False) -> tu
                 "lower train.batch_size"
             )
         kind.fit_settings(settings, batch, examples)
+        if recipe.train.gradient_checkpointing:
+            model = backbone.model  # newer transformers have another name for it
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
     return dataset, backbone, kind(backbone, settings)
 
 
