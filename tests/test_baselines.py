@@ -133,6 +133,7 @@ def test_saved_and_loaded_computes_the_same(method, tmp_path, backbone):
     assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
     load_adapter(backbone, tmp_path / "adapter", method)
     assert torch.allclose(outputs(backbone), expected, atol=1e-6)
+    assert not trainable(backbone)
     assert (method == "zero-shot") == torch.allclose(expected, pretrained, atol=1e-3)
 
 

@@ -120,7 +120,7 @@ def _trained(backbone: Tunable) -> dict[str, Tensor]:
 
 
 def load_adapter(backbone: Tunable, folder: Path, method: str) -> None:
-    """Put what `save_adapter` wrote back into a freshly loaded backbone.
+    """Put what `save_adapter` wrote back into a freshly loaded backbone, frozen.
 
     Raises:
         AuroraError: if files are missing, broken or of another model.
@@ -133,6 +133,7 @@ def load_adapter(backbone: Tunable, folder: Path, method: str) -> None:
         if config is not None:
             backbone.adapter = PeftModel.from_pretrained(backbone.model, str(folder))
             return
+        backbone.model.requires_grad_(False)
         unexpected = backbone.model.load_state_dict(load_file(wanted), strict=False).unexpected_keys
     except (RuntimeError, SafetensorError) as error:
         last = str(error).strip().splitlines()[-1].strip()
