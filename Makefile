@@ -14,7 +14,7 @@ demo: setup  ## tune the embedded model on embedded pictures, beside LoRA and fu
 	$(BIN)/aurora demo
 
 test: lint  ## lint, then the default tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check .
