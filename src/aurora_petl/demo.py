@@ -15,7 +15,7 @@ from .training import Run, train, untuned, weight_counts
 
 RECIPE = "emoji"
 AURORA, LORA = "Aurora", "LoRA r=12"
-RATES = {"heads only": 3e-3, AURORA: 1e-2, LORA: 3e-3, "full": 1e-3}
+RATES = {"heads only": 3e-3, AURORA: 1e-2, LORA: 1e-2, "full": 3e-4}
 
 
 def methods() -> dict[str, Recipe]:
