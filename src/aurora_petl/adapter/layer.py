@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -232,6 +232,31 @@ def project_once(layer: nn.Module, x: torch.Tensor) -> None:
         layer._project(x)
 
 
+class FrozenUpdate(NamedTuple):
+    """A frozen linear layer with its update, y = x (weight + E U^T)^T + bias, and x U."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    E: torch.Tensor  # (out_features, R), with gradient
+    U: torch.Tensor  # (in_features, R), without: it gets its own through x U
+    projected: torch.Tensor  # (..., R)
+
+
+def frozen_update(layer: nn.Module, x: torch.Tensor) -> FrozenUpdate | None:
+    """The parts of a layer for code that computes it itself, if nothing else happens in it: one active adapter, no
+    hooks, x U there by `project_once`, float32 and no autocast, and tokens enough for the merged forward to pay."""
+    if not isinstance(layer, AuroraLinear) or torch.compiler.is_compiling() or _has_hooks(layer):
+        return None
+    adapters = [name for name in layer.active_adapters if name in layer.aurora_P]
+    if len(adapters) != 1 or layer.disable_adapters or layer.merged or not _is_frozen_linear(layer.base_layer):
+        return None
+    linear, h = base_linear(layer), layer._projected(x, adapters[0])
+    if h is None or h.dtype != torch.float32 or linear.weight.dtype != h.dtype or not _merge_pays(x, linear.weight):
+        return None
+    E, U = layer._thin(adapters[0], layer.training)
+    return FrozenUpdate(linear.weight, linear.bias, E, U.detach(), h)
+
+
 class _Projection(torch.autograd.Function):
     """x U, for layers that share x and U. Keeps x, or what x was formed from."""
 
@@ -350,10 +375,14 @@ def _is_frozen_linear(layer: nn.Module) -> bool:
     return (
         type(layer) is nn.Linear
         and not any(parameter.requires_grad for parameter in layer.parameters())
-        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
-        and not layer._backward_pre_hooks
+        and not _has_hooks(layer)
         and "forward" not in vars(layer)
     )
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
+    return any(hooks)
 
 
 def _autocast(x: torch.Tensor) -> torch.Tensor:

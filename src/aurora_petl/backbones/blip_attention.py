@@ -32,6 +32,7 @@ from transformers.pytorch_utils import apply_chunking_to_forward
 
 from ..adapter.layer import project_once
 from ..adapter.norm import RecomputableLayerNorm
+from .blip_crossing import cross, cross_layers
 
 
 class Sharing(NamedTuple):
@@ -107,8 +108,7 @@ def attend(
     """
     texts, tokens, width = query.shape
     if sharing is not None:
-        rows = len(key) if sharing.rows is None else len(sharing.rows)
-        query = query.new_zeros(rows * sharing.size, tokens, width).index_copy(0, sharing.seats, query)
+        query = _seat(query, sharing, len(key))
         if sharing.rows is not None:
             key, value = key.index_select(0, sharing.rows), value.index_select(0, sharing.rows)
             mask = None if mask is None else mask.index_select(0, sharing.rows)
@@ -117,7 +117,7 @@ def attend(
     if mask is not None:
         if len(query) != len(key) or tokens != mask.shape[2]:
             mask = mask[:, :, :1]  # the padding of the keys, the same for all queries of a row
-        mask = mask.clamp(min=torch.finfo(query.dtype).min).to(query.dtype)  # -inf would make NaN of a row of padding
+        mask = _finite(mask, query.dtype)
     kind = query.dtype
     if query.device.type == "cpu" and kind == torch.bfloat16:  # whose backward pass is several times slower there
         query, key, value = query.float(), key.float(), value.float()
@@ -140,6 +140,17 @@ def attend(
         context = F.dropout(probabilities, dropout) @ split(value)
     context = context.transpose(1, 2).reshape(-1, tokens, width).to(kind)
     return context if sharing is None else context.index_select(0, sharing.seats)
+
+
+def _seat(query: Tensor, sharing: Sharing, pictures: int) -> Tensor:
+    """Texts (B, T, D) to seats (R * size, T, D), empty ones zero."""
+    rows = pictures if sharing.rows is None else len(sharing.rows)
+    return query.new_zeros(rows * sharing.size, *query.shape[1:]).index_copy(0, sharing.seats, query)
+
+
+def _finite(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """-inf would make NaN of a row of padding."""
+    return mask.clamp(min=torch.finfo(dtype).min).to(dtype)
 
 
 class VisionAttention(BlipAttention):
@@ -178,6 +189,8 @@ class TextAttention(BlipTextAttention):
         elif meeting.kept is None:
             if inner.layer_idx == 0:  # all layers read them
                 project_once(inner.key, states)
+            if (context := self._cross(hidden_states, states, attention_mask, meeting)) is not None:
+                return self.output(context, hidden_states), None
             key, value = inner.key(states), inner.value(states)
         else:
             if inner.layer_idx not in meeting.kept:
@@ -194,6 +207,23 @@ class TextAttention(BlipTextAttention):
             None if states is None else meeting.frames,
         )
         return self.output(context, hidden_states), None
+
+    def _cross(self, hidden_states, states, mask, meeting):
+        """What cross-attention to pictures that are read once gives, by `blip_crossing`; None if that does not fit."""
+        inner, sharing, (texts, tokens, width) = self.self, meeting.sharing, hidden_states.shape
+        one_row_each = len(states) == texts if sharing is None else sharing.rows is None
+        if not one_row_each or meeting.frames is not None or _rate(inner.dropout):
+            return None
+        heads, size = inner.num_attention_heads, 1 if sharing is None else sharing.size
+        layers = cross_layers(inner.key, inner.value, states, size * tokens, heads)
+        if layers is None:
+            return None
+        query = inner.query(hidden_states)
+        if sharing is not None:
+            query = _seat(query, sharing, len(states)).view(len(states), -1, width)
+        mask = None if mask is None else _finite(mask[:, :, :1], query.dtype)
+        context = cross(query, states, layers, heads, mask).view(-1, tokens, width)
+        return context if sharing is None else context.index_select(0, sharing.seats)
 
 
 class TextLayer(BlipTextLayer):
