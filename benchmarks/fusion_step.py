@@ -4,8 +4,9 @@ picture for every text against ours with shared pictures. Random weights; Aurora
     OMP_NUM_THREADS=1 python benchmarks/fusion_step.py --json fusion.json
 
 A step is the ITM part of `tasks.retrieval.Retrieval`: every picture with its text, with a hard negative text, and as
-the hard negative of another, forward and backward, down to the picture states. The two take turns, and it stops if
-their losses or gradients differ.
+the hard negative of one other text, forward and backward, down to the picture states; with ``--uneven`` the negative
+pictures are drawn at random, so that some have more texts than others. The two take turns, and it stops if their losses
+or gradients differ.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in dict(width=768, layers=12, rank=64, batch=4, tokens=16, picture=577, repeats=5).items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{value} if not given")
+    parser.add_argument("--uneven", action="store_true", help="draw the negative pictures at random")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     options = parser.parse_args()
 
@@ -48,6 +50,8 @@ def main() -> None:
     ours = BlipBackbone(model, None, "random")
     own = torch.arange(options.batch)
     negative_text, negative_image = ((own + torch.randint(1, options.batch, own.shape)) % len(own) for _ in range(2))
+    if not options.uneven:
+        negative_image = own.roll(1)
     which = torch.cat([own, own, negative_image])
     ids = torch.randint(1000, ENC, (options.batch, options.tokens))[torch.cat([own, negative_text, own])]
     ids[:, 0] = ENC

@@ -5,7 +5,7 @@ import torch
 from peft import get_peft_model
 from transformers import BlipForImageTextRetrieval
 
-from aurora_petl.backbones import blip_attention
+from aurora_petl.backbones import blip_attention, blip_crossing
 from aurora_petl.backbones.blip import BlipBackbone
 from aurora_petl.backbones.blip_attention import Meeting, share
 
@@ -51,8 +51,13 @@ def gradients(backbone, which, mask=None, frames=None, tokens=TOKENS):
 
 @pytest.mark.parametrize("which", [WHICH["equal"], [0, 1, 2, 2], [1, 1, 0, 1, 1]])  # full rows, and empty seats
 @pytest.mark.parametrize("masked", [False, True])
-def test_equals_autograd_through_keys_and_values(crossings, monkeypatch, which, masked):
+@pytest.mark.parametrize("absorbed", [False, True])
+def test_equals_autograd_through_keys_and_values(crossings, monkeypatch, which, masked, absorbed):
     backbone = adapted()
+    if not absorbed:
+        monkeypatch.setattr(blip_crossing, "_Absorbed", blip_crossing._Crossing)
+    else:
+        monkeypatch.setattr(blip_crossing, "_Crossing", blip_crossing._Absorbed)
     mask = torch.ones(3, 17, dtype=torch.long) if masked else None
     if masked:
         mask[1, -5:] = 0

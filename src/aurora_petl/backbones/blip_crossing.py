@@ -7,13 +7,15 @@
 
 L text tokens in H heads give the gradients of k and v a rank of at most L in each head. So they are never formed: where
 L * H < D, to go from the scores straight to x costs less than to go there by way of k and v (BLIP-base, three texts of
-16 tokens a picture: 576 < 768). A bias of the keys moves all scores of a query alike, which the softmax does not see;
-that of the values passes to the output unchanged.
+16 tokens a picture: 576 < 768). Where 2 L * H < D, neither are k and v (one text of 16 tokens: 192; the last layer, of
+which only [CLS] is wanted: 36): scores are (q W_k) x^T, and the output is (S x) W_v^T. Products with x then have 6 L H
+columns, not 2 L H + 2 D, and of the pictures nothing but x and x U is kept. A bias of the keys moves all scores of a
+query alike, which the softmax does not see; that of the values passes to the output unchanged.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -57,10 +59,52 @@ def cross(query: Tensor, states: Tensor, layers: CrossLayers, heads: int, mask: 
         (M, L, D)
     """
     key, value, bias = layers
-    context = _Crossing.apply(
-        query, states, key.projected, key.weight, key.E, value.weight, value.E, key.U, mask, heads
-    )
+    way = _Absorbed if 2 * heads * query.shape[1] < states.shape[-1] else _Crossing
+    context = way.apply(query, states, key.projected, key.weight, key.E, value.weight, value.E, key.U, mask, heads)
     return context if bias is None else context + bias
+
+
+class _Heads:
+    """Products of what each head has, for M rows, L tokens and H heads of width d = D / H."""
+
+    def __init__(self, query: Tensor, heads: int) -> None:
+        (self.rows, self.tokens, self.width), self.heads = query.shape, heads
+        self.scale = (self.width // heads) ** -0.5
+
+    def split(self, part: Tensor) -> Tensor:
+        """(M, any, D) -> (M, H, any, d)"""
+        return part.view(self.rows, -1, self.heads, self.width // self.heads).transpose(1, 2)
+
+    def join(self, part: Tensor) -> Tensor:
+        """(M, H, L, d) -> (M, L, D)"""
+        return part.transpose(1, 2).reshape(self.rows, self.tokens, self.width)
+
+    def through(self, part: Tensor, weight: Tensor) -> Tensor:
+        """(M, H, L, d) by each head's rows of a weight (D, any) -> (M, H L, any)"""
+        return (part @ weight.view(self.heads, self.width // self.heads, -1)).flatten(1, 2)
+
+    def out(self, part: Tensor, weight: Tensor) -> Tensor:
+        """The same with the weight turned: (M, H L, any) -> (M, H, L, d)"""
+        split = weight.view(self.heads, self.width // self.heads, -1)
+        return part.view(self.rows, self.heads, self.tokens, -1) @ split.mT
+
+    def of_weight(self, part: Tensor, seen: Tensor) -> Tensor:
+        """Gradient of `through`'s weight: (M, H, L, d) and (M, H L, any) -> (D, any)"""
+        return (part.mT @ seen.view(self.rows, self.heads, self.tokens, -1)).sum(0).view(self.width, -1)
+
+    def probabilities(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        """(M, H L, N), the mask (M, 1, 1, N) added"""
+        return F.softmax(scores if mask is None else scores + mask[:, 0], -1)
+
+
+def _softmax_backward(S: Tensor, dS: Tensor) -> Tensor:
+    """Gradient of the scores."""
+    return S * (dS - (dS * S).sum(-1, keepdim=True))
+
+
+def _back(dS: Tensor, first: Tensor, S: Tensor, second: Tensor) -> Tensor:
+    """dS^T first + S^T second, (M, N, any)"""
+    return torch.baddbmm(torch.bmm(dS.mT, first), S.mT, second)
 
 
 class _Crossing(torch.autograd.Function):
@@ -68,43 +112,50 @@ class _Crossing(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, x, h, Wk, Ek, Wv, Ev, U, mask, heads):  # type: ignore[override]
+        by = _Heads(query, heads)
         key, value = (x @ torch.addmm(W, E, U.t()).t() for W, E in ((Wk, Ek), (Wv, Ev)))
-        q, k, v = (_split(part, heads) for part in (query, key, value))
-        context = F.scaled_dot_product_attention(q, k, v, mask)
+        context = F.scaled_dot_product_attention(by.split(query), by.split(key), by.split(value), mask)
         ctx.save_for_backward(query, x, h, Wk, Ek, Wv, Ev, key, value, mask)
-        ctx.heads = heads
-        return context.transpose(1, 2).reshape(query.shape)
+        ctx.by = by
+        return by.join(context)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dcontext):  # type: ignore[override]
         query, x, h, Wk, Ek, Wv, Ev, key, value, mask = ctx.saved_tensors
-        heads, (rows, tokens, width) = ctx.heads, query.shape
-        scale = (width // heads) ** -0.5
-        q, do = _split(query, heads) * scale, _split(dcontext, heads)  # (M, H, L, d)
-        key, value = _split(key, heads), _split(value, heads)
-        scores = q @ key.mT
-        S = F.softmax(scores if mask is None else scores + mask, -1)  # (M, H, L, N)
-        dS = do @ value.mT
-        dS = S * (dS - (dS * S).sum(-1, keepdim=True))
-        dquery = ((dS @ key) * scale).transpose(1, 2).reshape(query.shape)
-
-        def through(part: Tensor, weight: Tensor) -> Tensor:
-            """(M, H, L, d) by each head's rows of a weight (D, any) -> (M, H L, any)"""
-            return (part @ weight.view(heads, width // heads, -1)).reshape(rows, heads * tokens, -1)
-
-        def back(first: Tensor, second: Tensor) -> Tensor:
-            """dS^T first + S^T second, (M, N, any)"""
-            return torch.baddbmm(torch.bmm(flat_dS.mT, first), flat_S.mT, second)
-
-        flat_S, flat_dS = S.view(rows, heads * tokens, -1), dS.view(rows, heads * tokens, -1)
-        dx = back(through(q, Wk), through(do, Wv)) if ctx.needs_input_grad[1] else None
-        dh = back(through(q, Ek), through(do, Ev))
-        read = (torch.bmm(part, h).view(rows, heads, tokens, -1) for part in (flat_dS, flat_S))
-        dEk, dEv = ((part.mT @ seen).sum(0).view(width, -1) for part, seen in zip((q, do), read, strict=True))
+        by = ctx.by
+        q, do, key, value = by.split(query) * by.scale, by.split(dcontext), by.split(key), by.split(value)
+        S = by.probabilities((q @ key.mT).flatten(1, 2), mask)
+        dS = _softmax_backward(S, (do @ value.mT).flatten(1, 2))
+        dquery = by.join(dS.view(by.rows, by.heads, by.tokens, -1) @ key) * by.scale
+        dx = _back(dS, by.through(q, Wk), S, by.through(do, Wv)) if ctx.needs_input_grad[1] else None
+        dh = _back(dS, by.through(q, Ek), S, by.through(do, Ev))
+        dEk, dEv = by.of_weight(q, dS @ h), by.of_weight(do, S @ h)
         return dquery, dx, dh, None, dEk, None, dEv, None, None, None
 
 
-def _split(part: Any, heads: int) -> Any:
-    """(M, any, D) -> (M, H, any, D / H)"""
-    return part.view(*part.shape[:2], heads, -1).transpose(1, 2)
+class _Absorbed(torch.autograd.Function):
+    """The same without forming k and v."""
+
+    @staticmethod
+    def forward(ctx, query, x, h, Wk, Ek, Wv, Ev, U, mask, heads):  # type: ignore[override]
+        by = _Heads(query, heads)
+        q = by.split(query) * by.scale
+        S = by.probabilities(torch.baddbmm(by.through(q, Wk) @ x.mT, by.through(q, Ek), h.mT), mask)
+        ctx.save_for_backward(query, x, h, Wk, Ek, Wv, Ev, S)
+        ctx.by = by
+        return by.join(by.out(S @ x, Wv) + by.out(S @ h, Ev))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dcontext):  # type: ignore[override]
+        query, x, h, Wk, Ek, Wv, Ev, S = ctx.saved_tensors
+        by = ctx.by
+        q, do = by.split(query) * by.scale, by.split(dcontext)
+        through, thin = by.through(do, Wv), by.through(do, Ev)
+        dS = _softmax_backward(S, torch.baddbmm(through @ x.mT, thin, h.mT))
+        read = dS @ h
+        dquery = by.join(by.out(dS @ x, Wk) + by.out(read, Ek)) * by.scale
+        dx = _back(dS, by.through(q, Wk), S, through) if ctx.needs_input_grad[1] else None
+        dh = _back(dS, by.through(q, Ek), S, thin)
+        return dquery, dx, dh, None, by.of_weight(q, read), None, by.of_weight(do, S @ h), None, None, None
