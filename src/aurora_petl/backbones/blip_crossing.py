@@ -81,12 +81,17 @@ class _Heads:
 
     def through(self, part: Tensor, weight: Tensor) -> Tensor:
         """(M, H, L, d) by each head's rows of a weight (D, any) -> (M, H L, any)"""
-        return (part @ weight.view(self.heads, self.width // self.heads, -1)).flatten(1, 2)
+        return self._by_heads(part, weight.view(self.heads, self.width // self.heads, -1)).flatten(1, 2)
 
     def out(self, part: Tensor, weight: Tensor) -> Tensor:
         """The same with the weight turned: (M, H L, any) -> (M, H, L, d)"""
         split = weight.view(self.heads, self.width // self.heads, -1)
-        return part.view(self.rows, self.heads, self.tokens, -1) @ split.mT
+        return self._by_heads(part.view(self.rows, self.heads, self.tokens, -1), split.mT)
+
+    def _by_heads(self, part: Tensor, weight: Tensor) -> Tensor:
+        """(M, H, L, a) by (H, a, b) -> (M, H, L, b); the product that broadcasts would copy the weight M times."""
+        made = torch.bmm(part.transpose(0, 1).reshape(self.heads, self.rows * self.tokens, -1), weight)
+        return made.view(self.heads, self.rows, self.tokens, -1).transpose(0, 1)
 
     def of_weight(self, part: Tensor, seen: Tensor) -> Tensor:
         """Gradient of `through`'s weight: (M, H, L, d) and (M, H L, any) -> (D, any)"""
