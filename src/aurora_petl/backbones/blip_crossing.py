@@ -109,7 +109,7 @@ def _softmax_backward(S: Tensor, dS: Tensor) -> Tensor:
 
 def _back(dS: Tensor, first: Tensor, S: Tensor, second: Tensor) -> Tensor:
     """dS^T first + S^T second, (M, N, any)"""
-    return torch.baddbmm(torch.bmm(dS.mT, first), S.mT, second)
+    return torch.bmm(dS.mT, first).baddbmm_(S.mT, second)
 
 
 class _Crossing(torch.autograd.Function):
@@ -129,7 +129,8 @@ class _Crossing(torch.autograd.Function):
     def backward(ctx, dcontext):  # type: ignore[override]
         query, x, h, Wk, Ek, Wv, Ev, key, value, mask = ctx.saved_tensors
         by = ctx.by
-        q, do, key, value = by.split(query) * by.scale, by.split(dcontext), by.split(key), by.split(value)
+        q, do = by.split(query) * by.scale, by.split(dcontext)
+        key, value = by.split(key).contiguous(), by.split(value).contiguous()  # or each product copies them
         S = by.probabilities((q @ key.mT).flatten(1, 2), mask)
         dS = _softmax_backward(S, (do @ value.mT).flatten(1, 2))
         dquery = by.join(dS.view(by.rows, by.heads, by.tokens, -1) @ key) * by.scale
@@ -146,7 +147,7 @@ class _Absorbed(torch.autograd.Function):
     def forward(ctx, query, x, h, Wk, Ek, Wv, Ev, U, mask, heads):  # type: ignore[override]
         by = _Heads(query, heads)
         q = by.split(query) * by.scale
-        S = by.probabilities(torch.baddbmm(by.through(q, Wk) @ x.mT, by.through(q, Ek), h.mT), mask)
+        S = by.probabilities(torch.bmm(by.through(q, Wk), x.mT).baddbmm_(by.through(q, Ek), h.mT), mask)
         ctx.save_for_backward(query, x, h, Wk, Ek, Wv, Ev, S)
         ctx.by = by
         return by.join(by.out(S @ x, Wv) + by.out(S @ h, Ev))
@@ -158,7 +159,7 @@ class _Absorbed(torch.autograd.Function):
         by = ctx.by
         q, do = by.split(query) * by.scale, by.split(dcontext)
         through, thin = by.through(do, Wv), by.through(do, Ev)
-        dS = _softmax_backward(S, torch.baddbmm(through @ x.mT, thin, h.mT))
+        dS = _softmax_backward(S, torch.bmm(through, x.mT).baddbmm_(thin, h.mT))
         read = dS @ h
         dquery = by.join(by.out(dS @ x, Wk) + by.out(read, Ek)) * by.scale
         dx = _back(dS, by.through(q, Wk), S, through) if ctx.needs_input_grad[1] else None
