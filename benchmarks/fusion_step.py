@@ -49,10 +49,8 @@ def main() -> None:
     stock, model = (made(options.width, options.layers, options.rank) for _ in range(2))
     ours = BlipBackbone(model, None, "random")
     own = torch.arange(options.batch)
-    negative_text, negative_image = ((own + torch.randint(1, options.batch, own.shape)) % len(own) for _ in range(2))
-    if not options.uneven:
-        negative_image = own.roll(1)
-    which = torch.cat([own, own, negative_image])
+    negative_text, drawn = ((own + torch.randint(1, options.batch, own.shape)) % len(own) for _ in range(2))
+    which = torch.cat([own, own, drawn if options.uneven else own.roll(1)])
     ids = torch.randint(1000, ENC, (options.batch, options.tokens))[torch.cat([own, negative_text, own])]
     ids[:, 0] = ENC
     mask = torch.ones_like(ids)

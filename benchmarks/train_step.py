@@ -5,8 +5,8 @@
 
 A step is a forward and a backward pass of the layers of one part of the model: the vision tower at 224 and at 384 px,
 and the text encoder that reads a picture's states (``fusion``). The floor is the frozen model with our attention
-(SDPA), the gradient flowing to the input. The variants take turns, and the
-median is taken. Random weights. On a CPU few layers are enough: all layers cost the same.
+(SDPA), the gradient flowing to the input. The variants take turns, and the median is taken. Random weights. On a CPU
+few layers are enough: all layers cost the same.
 """
 
 from __future__ import annotations

@@ -30,7 +30,14 @@ def test_every_recipe_of_the_package_loads_and_says_what_it_is(name):
 def test_recipe_by_name():
     recipe = load_recipe("emoji")
     assert (recipe.model, recipe.data) == ("blip-mini", "fluent-contrast")
-    assert recipe.method_options["fused_columns"] == {"fc2": 4} and recipe.method_options["r"] == 64
+    assert recipe.method_options == {
+        "r": 64,
+        "target_modules": ["qkv", "query", "key", "value", "projection", "fc1", "fc2"],
+        "fused_slices": {"fc1": 4},
+        "fused_columns": {"fc2": 4},
+        "context": "batch",
+        "gate": "scale_shift",
+    }
     assert (recipe.task.beta, recipe.train.head_learning_rate, recipe.train.augment) == (20.0, 3e-3, False)
     assert recipe.task.alpha == 0.4  # what the file leaves out keeps its default
 

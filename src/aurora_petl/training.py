@@ -175,9 +175,11 @@ def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False) -> tu
     """
     method, kind, settings = find_method(recipe.method), task_class(recipe.task.name), recipe.task
     dataset = load_dataset(recipe.data, recipe.root, recipe.files, recipe.broken)
-    splits = {needed: dataset.split(needed) for needed in (SPLITS if method.learns else ("test",))}
-    if not method.learns:
-        dataset = replace(dataset, items=splits["test"].items)
+    if method.learns:
+        for needed in SPLITS:
+            dataset.split(needed)
+    else:
+        dataset = replace(dataset, items=dataset.split("test").items)
     kind.check(settings, dataset)
     if check:
         dataset.check(progress=progress)
@@ -250,15 +252,14 @@ def train(
     if first:
         recipe.save(folder / "recipe.yaml")
     test = prepared[0].split("test")
-    if before is None:
-        before = untuned(recipe, test, progress=progress)
     if find_method(recipe.method).learns:
+        before = before or untuned(recipe, test, progress=progress)
         run = fit(recipe, folder, prepared, resume=resume, progress=progress, start=start, callbacks=callbacks)
         metrics, *found = run.task.evaluate(test, progress=progress)
     else:
         nothing = {"validation_best": None, "weights": weight_counts(prepared[1]), "train_seconds": 0.0, "steps": 0}
         run = Run(folder, recipe, *prepared[1:], nothing, [])
-        metrics, *found = before
+        metrics, *found = before = before or run.task.evaluate(test, progress=progress)
     if not first:
         return run
     if (folder / ADAPTER).exists():

@@ -21,11 +21,10 @@ FEW, MANY = (1, 2), (4, 20)  # batch and tokens below and above the point where 
 class Readers(nn.Module):
     """(..., 8) -> (..., 40): a norm, whose output three layers read, one of them fused."""
 
-    def __init__(self, dtype=torch.float32):
+    def __init__(self):
         super().__init__()
-        self.norm = RecomputableLayerNorm(8, dtype=dtype)
-        self.query, self.key = nn.Linear(8, 8, dtype=dtype), nn.Linear(8, 8, dtype=dtype)
-        self.qkv = nn.Linear(8, 24, dtype=dtype)
+        self.norm = RecomputableLayerNorm(8)
+        self.query, self.key, self.qkv = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 24)
         self.once, self.between = True, lambda x: None
 
     def forward(self, h):
@@ -124,6 +123,17 @@ def test_gradient_checkpointing_equals_none(reentrant):
     again = gradients(model, h, lambda h: checkpoint(model, h, use_reentrant=reentrant))
     for mine, theirs in zip(again, plain, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_a_note_of_factors_that_have_changed_since_is_not_used(projections):
+    model, block = adapted()
+    x = torch.randn(*MANY, 8, requires_grad=True)
+    project_once(block.key, x)
+    block.query(x)
+    with torch.no_grad():  # a step of an optimizer
+        block.key.aurora_factors["default"].U_8.mul_(2)
+    block.query(x)
+    assert projections == {"formed": 1, "given": 1}
 
 
 def test_what_is_not_used_is_freed():

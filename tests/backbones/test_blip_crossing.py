@@ -70,6 +70,16 @@ def test_equals_autograd_through_keys_and_values(crossings, monkeypatch, which, 
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_keys_and_values_are_formed_where_texts_are_many_enough(monkeypatch):
+    taken = []
+    for way in ("_Crossing", "_Absorbed"):
+        kind = getattr(blip_crossing, way)
+        monkeypatch.setattr(kind, "apply", lambda *a, n=way, apply=kind.apply: taken.append(n) or apply(*a))
+    gradients(adapted(), WHICH["equal"], tokens=3)  # 2 * 2 * 3 * 4 < 64, the width
+    gradients(adapted(), WHICH["equal"], tokens=5)
+    assert taken == ["_Absorbed"] * 2 + ["_Crossing"] * 2
+
+
 def test_rank_dropout_is_drawn_once_for_both_ways(crossings, monkeypatch):
     backbone = adapted()
     for factors in backbone.model.text_encoder.encoder.layer[0].crossattention.self.key.aurora_factors.values():
@@ -96,4 +106,7 @@ def test_what_does_not_fit_goes_the_usual_way(crossings):
     for layer in hooked.model.text_encoder.encoder.layer:
         layer.crossattention.self.key.register_forward_hook(lambda *_: None)
     gradients(hooked, usual)
+    with torch.no_grad():
+        ids, mask = words(6, TOKENS, padded=False)
+        adapted().match(ids, mask, torch.randn(3, 17, 64), torch.tensor(usual))
     assert crossings == []

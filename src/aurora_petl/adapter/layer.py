@@ -183,21 +183,26 @@ class AuroraLinear(nn.Module, AuroraLayer):
 
     def _project(self, x: torch.Tensor) -> None:
         """Leave x U of the active adapter as a note on x, see `project_once`."""
-        adapters = [name for name in self.active_adapters if name in self.aurora_P]
-        if len(adapters) != 1 or self.disable_adapters or self.merged or self._columns(adapters[0]):
+        adapter = self._only_adapter()
+        if adapter is None or self._columns(adapter):
             return
-        U = self._factors(adapters[0]).get_parameter(f"U_{x.shape[-1]}")
+        U = self._factors(adapter).get_parameter(f"U_{x.shape[-1]}")
         if torch.is_grad_enabled() and U.requires_grad:
             h = _Projection.apply(_autocast(x), U.to(x.device), norm_inputs(x))
-            x._aurora_projection = (h, U, x._version)  # type: ignore[attr-defined]
+            x._aurora_projection = (h, U, (U._version, x._version))  # type: ignore[attr-defined]
 
     def _projected(self, x: torch.Tensor, adapter: str) -> torch.Tensor | None:
-        """What `_project` of any layer left on the untouched x, if this layer has the same U."""
-        if torch.compiler.is_compiling() or self._columns(adapter):
+        """What `_project` of any layer left on x, if this layer has the same U and both are untouched since."""
+        if torch.compiler.is_compiling() or self._columns(adapter) or not torch.is_grad_enabled():
             return None
-        h, U, version = getattr(x, "_aurora_projection", (None, None, None))
-        same = U is self._factors(adapter).get_parameter(f"U_{x.shape[-1]}") and version == x._version
-        return h if same and torch.is_grad_enabled() else None
+        h, noted, versions = getattr(x, "_aurora_projection", (None, None, None))
+        U = self._factors(adapter).get_parameter(f"U_{x.shape[-1]}")
+        return h if noted is U and versions == (U._version, x._version) else None
+
+    def _only_adapter(self) -> str | None:
+        """The adapter, if exactly one is at work."""
+        adapters = [name for name in self.active_adapters if name in self.aurora_P]
+        return adapters[0] if len(adapters) == 1 and not (self.disable_adapters or self.merged) else None
 
     def _low_rank(self, x: torch.Tensor, adapter: str) -> torch.Tensor:
         E, D = self._thin(adapter, self.training)
@@ -247,13 +252,13 @@ def frozen_update(layer: nn.Module, x: torch.Tensor) -> FrozenUpdate | None:
     hooks, x U there by `project_once`, float32 and no autocast, and tokens enough for the merged forward to pay."""
     if not isinstance(layer, AuroraLinear) or torch.compiler.is_compiling() or _has_hooks(layer):
         return None
-    adapters = [name for name in layer.active_adapters if name in layer.aurora_P]
-    if len(adapters) != 1 or layer.disable_adapters or layer.merged or not _is_frozen_linear(layer.base_layer):
+    adapter = layer._only_adapter()
+    if adapter is None or not _is_frozen_linear(layer.base_layer):
         return None
-    linear, h = base_linear(layer), layer._projected(x, adapters[0])
+    linear, h = base_linear(layer), layer._projected(x, adapter)
     if h is None or h.dtype != torch.float32 or linear.weight.dtype != h.dtype or not _merge_pays(x, linear.weight):
         return None
-    E, U = layer._thin(adapters[0], layer.training)
+    E, U = layer._thin(adapter, layer.training)
     return FrozenUpdate(linear.weight, linear.bias, E, U.detach(), h)
 
 

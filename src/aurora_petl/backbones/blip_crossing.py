@@ -11,11 +11,12 @@ L * H < D, to go from the scores straight to x costs less than to go there by wa
 which only [CLS] is wanted: 36): scores are (q W_k) x^T, and the output is (S x) W_v^T. Products with x then have 6 L H
 columns, not 2 L H + 2 D, and of the pictures nothing but x and x U is kept. A bias of the keys moves all scores of a
 query alike, which the softmax does not see; that of the values passes to the output unchanged.
+
+In float32 and where gradients are wanted alone: without them, and so in evaluation, keys and values are formed, and an
+adapter at its start computes what the pretrained model does to the bit; here it does up to rounding.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,15 +25,9 @@ from torch import Tensor, nn
 from ..adapter.layer import FrozenUpdate, frozen_update
 
 
-class CrossLayers(NamedTuple):
-    """The key and value layers of a cross-attention, as `_Crossing` takes them."""
-
-    key: FrozenUpdate
-    value: FrozenUpdate
-    bias: Tensor | None  # of the values
-
-
-def cross_layers(key: nn.Module, value: nn.Module, states: Tensor, queries: int, heads: int) -> CrossLayers | None:
+def cross_layers(
+    key: nn.Module, value: nn.Module, states: Tensor, queries: int, heads: int
+) -> tuple[FrozenUpdate, FrozenUpdate] | None:
     """What `cross` needs, if it can stand in for the layers ``key`` and ``value`` and is the cheaper way.
 
     Args:
@@ -42,12 +37,12 @@ def cross_layers(key: nn.Module, value: nn.Module, states: Tensor, queries: int,
     if queries * heads >= states.shape[-1] or not torch.is_grad_enabled():
         return None
     of_key, of_value = frozen_update(key, states), frozen_update(value, states)
-    if of_key is None or of_value is None:
-        return None
-    return CrossLayers(of_key, of_value, of_value.bias)
+    return None if of_key is None or of_value is None else (of_key, of_value)
 
 
-def cross(query: Tensor, states: Tensor, layers: CrossLayers, heads: int, mask: Tensor | None) -> Tensor:
+def cross(
+    query: Tensor, states: Tensor, layers: tuple[FrozenUpdate, FrozenUpdate], heads: int, mask: Tensor | None
+) -> Tensor:
     """Attention of ``query`` to the keys and values that ``layers`` make of ``states``.
 
     Args:
@@ -58,10 +53,10 @@ def cross(query: Tensor, states: Tensor, layers: CrossLayers, heads: int, mask: 
     Returns:
         (M, L, D)
     """
-    key, value, bias = layers
+    key, value = layers
     way = _Absorbed if 2 * heads * query.shape[1] < states.shape[-1] else _Crossing
     context = way.apply(query, states, key.projected, key.weight, key.E, value.weight, value.E, key.U, mask, heads)
-    return context if bias is None else context + bias
+    return context if value.bias is None else context + value.bias
 
 
 class _Heads:

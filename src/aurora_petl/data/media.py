@@ -132,14 +132,11 @@ def _crop(width: int, height: int, scale: float, rng: random.Random) -> tuple[fl
     return left, top, left + w, top + h
 
 
-def _affine(a: Callable[[float], tuple[float, ...]]):
+def _shear(x: float, y: float):
     def apply(image: Image.Image, strength: float, sign: int, fill: tuple[int, ...]) -> Image.Image:
-        matrix = a(strength * sign)
-        # about the centre, so that strength moves the picture and not its corner
-        cx, cy = image.width / 2, image.height / 2
-        shift_x = matrix[2] * image.width + cx - matrix[0] * cx - matrix[1] * cy
-        shift_y = matrix[5] * image.height + cy - matrix[3] * cx - matrix[4] * cy
-        full = (matrix[0], matrix[1], shift_x, matrix[3], matrix[4], shift_y)
+        a, b = x * strength * sign, y * strength * sign
+        # about the centre, so that strength does not move the picture
+        full = (1, a, -a * image.height / 2, b, 1, -b * image.width / 2)
         return image.transform(image.size, Image.Transform.AFFINE, full, Image.Resampling.BILINEAR, fillcolor=fill)
 
     return apply
@@ -165,8 +162,8 @@ _OPERATIONS: list[Callable[..., Image.Image]] = [
     lambda image, strength, sign, fill: ImageOps.equalize(image),
     _enhance(ImageEnhance.Brightness),
     _enhance(ImageEnhance.Sharpness),
-    _affine(lambda s: (1, 0.3 * s, 0, 0, 1, 0)),  # shear x
-    _affine(lambda s: (1, 0, 0, 0.3 * s, 1, 0)),  # shear y
+    _shear(0.3, 0),
+    _shear(0, 0.3),
     _translate(0.3, 0),  # of the width
     _translate(0, 0.3),
     lambda image, strength, sign, fill: image.rotate(30 * strength * sign, Image.Resampling.BILINEAR, fillcolor=fill),
