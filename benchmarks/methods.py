@@ -1,9 +1,10 @@
 """Compare the tuning methods of the demo over several seeds, each after the same search on the validation split.
 
-    python benchmarks/methods.py --search      learning rates over three seeds, by validation mean recall
-    python benchmarks/methods.py               the demo's settings over five seeds, scored on the test split
+    python benchmarks/methods.py --search      learning rates and steps, by validation mean recall
+    python benchmarks/methods.py               what the search chose, over five seeds, scored on the test split
+    python benchmarks/methods.py --steps 60    the best at so many steps, likewise
 
-Both are resumable: finished runs in the output folder are read, not repeated. Differences are paired by seed, with
+All are resumable: finished runs in the output folder are read, not repeated. Differences are paired by seed, with
 their standard errors over seeds.
 """
 
@@ -23,18 +24,35 @@ from typing import Any
 import torch
 
 from aurora_petl.data import load_dataset
-from aurora_petl.demo import AURORA, LORA, methods
+from aurora_petl.demo import AURORA, LORA, RATES, methods
 from aurora_petl.recipe import Recipe
 from aurora_petl.report import table, write_json
 from aurora_petl.training import fit, prepare, train, untuned
 
-RATES = {  # a factor of about three apart, around what is best for each method
-    "heads only": (1e-3, 3e-3, 1e-2),
-    AURORA: (3e-3, 1e-2, 3e-2),
-    LORA: (1e-3, 3e-3, 1e-2),
-    "full": (3e-4, 1e-3, 3e-3),
+# Rates tried, about three times apart; at 240 steps not those that do worst at 60.
+SEARCHED: dict[int, dict[str, tuple[float, ...]]] = {
+    60: {
+        "heads only": (1e-3, 3e-3, 1e-2),
+        AURORA: (3e-3, 1e-2, 3e-2),
+        LORA: (1e-3, 3e-3, 1e-2),
+        "full": (3e-4, 1e-3, 3e-3),
+    },
+    240: {
+        "heads only": (1e-3, 3e-3),
+        AURORA: (3e-3, 1e-2),
+        LORA: (1e-3, 3e-3),
+        "full": (1e-4, 3e-4, 1e-3),
+    },
 }
-SEARCH_SEEDS = (100, 101, 102)  # others than those of the comparison
+SEARCH_SEEDS = {60: (100, 101, 102), 240: (100, 101)}  # others than those of the comparison
+BEST = {60: RATES, 240: {"heads only": 3e-3, AURORA: 1e-2, LORA: 3e-3, "full": 1e-3}}  # what it found, by steps
+CHOSEN = {"heads only": 240, AURORA: 240, LORA: 60, "full": 240}  # and the steps
+
+
+def budgeted(recipe: Recipe, steps: int, rate: float, seed: int) -> Recipe:
+    """``recipe`` for so many steps, at this rate of all but the heads."""
+    changes = {"max_steps": steps, "learning_rate": rate, "seed": seed, "evaluations": max(2, steps // 60)}
+    return replace(recipe, train=replace(recipe.train, **changes))
 
 
 @cache
@@ -80,62 +98,73 @@ def run_all(tried: dict[tuple, Recipe], out: Path, jobs: int, score: bool) -> di
 
 
 def search(out: Path, jobs: int) -> None:
-    """Every method over the same number of learning rates; prints validation mean recall at each evaluation, the mean
-    of the search's seeds."""
+    """Every method over the same numbers of steps and of learning rates; prints validation mean recall, the mean of the
+    search's seeds, at the last step and at the best evaluation, whose weights a run keeps."""
     tried = {
-        (name, rate, seed): replace(recipe, train=replace(recipe.train, learning_rate=rate, seed=seed))
-        for seed in SEARCH_SEEDS
-        for name, recipe in methods().items()
-        for rate in RATES[name]
+        (name, steps, rate, seed): budgeted(methods()[name], steps, rate, seed)
+        for steps, rates in SEARCHED.items()
+        for seed in SEARCH_SEEDS[steps]
+        for name in rates
+        for rate in rates[name]
     }
     found = run_all(tried, out, jobs, score=False)
-    steps = sorted(next(iter(found.values()))["validation"], key=int)
-    result, rows = [], []
-    for name, rates in RATES.items():
-        for rate in rates:
-            runs = [found[name, rate, seed] for seed in SEARCH_SEEDS]
-            scores = {step: mean(run["validation"][step] for run in runs) for step in steps}
-            best = mean(run["validation_best"] for run in runs)
-            result.append({"method": name, "learning_rate": rate, "validation": scores, "validation_best": best})
-            rows.append([name, f"{rate:g}", *(f"{score:.1f}" for score in scores.values()), f"{best:.1f}"])
-    print(table(["validation mean recall", "rate", *(f"step {step}" for step in steps), "better one"], rows))
+    result = []
+    for name, steps, rate in dict.fromkeys(key[:3] for key in tried):
+        runs = [found[name, steps, rate, seed] for seed in SEARCH_SEEDS[steps]]
+        evaluated = sorted(runs[0]["validation"], key=int)
+        scores = {step: mean(run["validation"][step] for run in runs) for step in evaluated}
+        best = mean(run["validation_best"] for run in runs)
+        row = {"method": name, "steps": steps, "learning_rate": rate, "validation": scores, "validation_best": best}
+        result.append(row)
     write_json(out.with_suffix(".json"), result)
-    for name in RATES:
-        chosen = max((row for row in result if row["method"] == name), key=lambda row: row["validation_best"])
-        print(f"{name}: rate {chosen['learning_rate']:g}")
+    result.sort(key=lambda row: (list(CHOSEN).index(row["method"]), row["steps"], row["learning_rate"]))
+    rows = [
+        [r["method"], str(r["steps"]), f"{r['learning_rate']:g}", *(f"{r[k]:.1f}" for k in ("last", "validation_best"))]
+        for r in (row | {"last": row["validation"][str(row["steps"])]} for row in result)
+    ]
+    print(table(["validation mean recall", "steps", "rate", "last step", "best evaluation"], rows))
+    for name in CHOSEN:
+        best = max((row for row in result if row["method"] == name), key=lambda row: row["validation_best"])
+        print(f"{name}: {best['steps']} steps at {best['learning_rate']:g}")
 
 
-def compare(out: Path, seeds: int, jobs: int) -> None:
-    """The demo's settings over seeds on the test split: means, and differences to Aurora paired by seed."""
+def compare(out: Path, seeds: int, jobs: int, steps: int | None) -> None:
+    """What the search chose, of all or of the numbers of steps, over seeds on the test split: means, and differences to
+    Aurora paired by seed."""
+    lengths = dict.fromkeys(CHOSEN, steps) if steps else CHOSEN
     tried = {
-        (name, f"seed{seed}"): replace(recipe, train=replace(recipe.train, seed=seed))
+        (name, length, f"seed{seed}"): budgeted(methods()[name], length, BEST[length][name], seed)
         for seed in range(seeds)
-        for name, recipe in methods().items()
+        for name, length in lengths.items()
     }
     found = run_all(tried, out, jobs, score=True)
     zero_shot = next(iter(found.values()))["zero_shot_test"]["mean_recall"]
-    scores = {name: [found[name, f"seed{seed}"]["test"]["mean_recall"] for seed in range(seeds)] for name in methods()}
-    scores = {"zero-shot": [zero_shot] * seeds, **scores}
+    scores = {"zero-shot": [zero_shot] * seeds}
+    for name, length in lengths.items():
+        scores[name] = [found[name, length, f"seed{seed}"]["test"]["mean_recall"] for seed in range(seeds)]
     result = {}
     for name, values in scores.items():
         differences = [ours - theirs for ours, theirs in zip(scores[AURORA], values, strict=True)]
         result[name] = {
+            "steps": lengths.get(name, 0),
             "mean_recall": values,
             "mean": mean(values),
             "aurora_minus": mean(differences),
             "standard_error": stdev(differences) / seeds**0.5,
         }
     rows = [
-        [name, f"{r['mean']:.2f}", f"{r['aurora_minus']:+.2f}", f"{r['standard_error']:.2f}"]
+        [name, str(r["steps"]), f"{r['mean']:.2f}", f"{r['aurora_minus']:+.2f}", f"{r['standard_error']:.2f}"]
         for name, r in result.items()
     ]
-    print(table([f"test mean recall, {seeds} seeds", "mean", "Aurora minus it", "standard error"], rows))
-    write_json(out / "methods.json", result)
+    print(table([f"test mean recall, {seeds} seeds", "steps", "mean", "Aurora minus it", "standard error"], rows))
+    write_json(out / f"methods{steps or ''}.json", result)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--search", action="store_true", help="search rates and steps on the validation split instead")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--search", action="store_true", help="search rates and steps on the validation split instead")
+    what.add_argument("--steps", type=int, choices=tuple(BEST), help="compare the best at so many steps alone")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
@@ -143,7 +172,7 @@ def main() -> None:
     if options.search:
         search(options.out / "search", options.jobs)
     else:
-        compare(options.out / "compare", options.seeds, options.jobs)
+        compare(options.out / "compare", options.seeds, options.jobs, options.steps)
 
 
 if __name__ == "__main__":
