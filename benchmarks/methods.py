@@ -114,8 +114,8 @@ def search(out: Path, jobs: int) -> None:
         evaluated = sorted(runs[0]["validation"], key=int)
         scores = {step: mean(run["validation"][step] for run in runs) for step in evaluated}
         best = mean(run["validation_best"] for run in runs)
-        row = {"method": name, "steps": steps, "learning_rate": rate, "validation": scores, "validation_best": best}
-        result.append(row)
+        row = {"method": name, "steps": steps, "learning_rate": rate, "seeds": SEARCH_SEEDS[steps]}
+        result.append(row | {"validation": scores, "validation_best": best})
     write_json(out.with_suffix(".json"), result)
     result.sort(key=lambda row: (list(CHOSEN).index(row["method"]), row["steps"], row["learning_rate"]))
     rows = [
