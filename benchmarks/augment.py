@@ -21,7 +21,7 @@ from PIL import Image
 
 from aurora_petl.data.media import EvalTransform, TrainTransform, load_image
 from aurora_petl.data.video import load_frames
-from aurora_petl.report import write_json
+from aurora_petl.files import write_json
 
 WORKERS = 2
 

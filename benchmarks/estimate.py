@@ -23,8 +23,9 @@ from transformers import BlipConfig
 
 from aurora_petl.backbones.blip import ENC, empty
 from aurora_petl.baselines import apply_method
+from aurora_petl.files import write_json
 from aurora_petl.recipe import Recipe, load_recipe
-from aurora_petl.report import markdown_table, write_json
+from aurora_petl.report import markdown_table
 from aurora_petl.tasks.base import Task
 from aurora_petl.tasks.retrieval import Retrieval
 from aurora_petl.tasks.vqa import VQA

@@ -24,7 +24,7 @@ from transformers import BlipConfig, BlipForImageTextRetrieval
 
 from aurora_petl.adapter import AuroraConfig
 from aurora_petl.backbones.blip import ENC, BlipBackbone
-from aurora_petl.report import write_json
+from aurora_petl.files import write_json
 
 
 def made(width: int, layers: int, rank: int) -> BlipForImageTextRetrieval:

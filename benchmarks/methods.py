@@ -25,8 +25,9 @@ import torch
 
 from aurora_petl.data import load_dataset
 from aurora_petl.demo import AURORA, LORA, RATES, methods
+from aurora_petl.files import write_json
 from aurora_petl.recipe import Recipe
-from aurora_petl.report import table, write_json
+from aurora_petl.report import table
 from aurora_petl.training import fit, prepare, train, untuned
 
 # Rates tried by number of steps, about three times apart. The highest of Aurora and of full fine-tuning fall far

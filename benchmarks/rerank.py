@@ -22,7 +22,7 @@ from transformers import BlipConfig, BlipForImageTextRetrieval
 from aurora_petl.backbones.blip import ENC, BlipBackbone
 from aurora_petl.evaluation.features import Features
 from aurora_petl.evaluation.rerank import match_pairs
-from aurora_petl.report import write_json
+from aurora_petl.files import write_json
 
 PADDED = 35
 PICTURE_TOKENS = {"picture": 577, "clip": 8 * 197}

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aurora_petl.evaluation.candidates import Nearest, recall_against_exact
-from aurora_petl.report import table, write_json
+from aurora_petl.files import write_json
+from aurora_petl.report import table
 
 
 def clustered(rows: int, width: int, clusters: int, spread: float, seed: int) -> Tensor:

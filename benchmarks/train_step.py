@@ -27,7 +27,8 @@ from transformers import BlipConfig, BlipForImageTextRetrieval
 from aurora_petl.adapter import AuroraConfig
 from aurora_petl.backbones.blip import ENC
 from aurora_petl.backbones.blip_attention import Meeting, use_sdpa
-from aurora_petl.report import table, write_json
+from aurora_petl.files import write_json
+from aurora_petl.report import table
 
 FLOOR, USUAL = "floor", "LoRA r=64, stock"
 TOKENS = {"vision-224": 197, "vision-384": 577, "fusion": 577}  # of a picture

@@ -1,6 +1,5 @@
 """Tables, JSON and pictures of a report."""
 
-import json
 import math
 
 import numpy as np
@@ -31,22 +30,6 @@ def test_comparison_counts_share_of_the_model():
     assert lines[0].split("  ")[0] == "method"
     assert lines[2].split() == ["Aurora", "12,345", "1.00%", *(f"{v:.1f}" for v in RECALLS.values()), "61"]
     assert lines[-1] == report.LEGEND
-
-
-def test_json_replaces_what_is_not_finite_and_leaves_no_partial_file(tmp_path):
-    path = tmp_path / "metrics.json"
-    path.write_text("old")
-    report.write_json(path, {"a": [math.nan, 1.5, (True, -math.inf)], "b": "héé", "c": None, "d": np.float64("nan")})
-    assert json.loads(path.read_text("utf-8")) == {"a": [None, 1.5, [True, None]], "b": "héé", "c": None, "d": None}
-    assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
-
-
-def test_json_that_cannot_be_written_keeps_the_old_file(tmp_path):
-    path = tmp_path / "metrics.json"
-    report.write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        report.write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
 
 
 @given(st.text(max_size=300), st.integers(40, 400), st.integers(1, 5))

@@ -5,7 +5,6 @@ A new one is one `Method` here. Methods of peft train the heads through ``module
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from .adapter import AuroraConfig
 from .adapter.model import TARGET_MODULES
 from .backbones import Tunable
 from .errors import AuroraError
+from .files import as_os_error, whole_folder
 
 WEIGHTS = "trained.safetensors"  # of methods that are not peft's
 
@@ -105,14 +105,12 @@ def save_adapter(backbone: Tunable, folder: Path) -> None:
     """
     if folder.exists():
         raise AuroraError(f"{folder} exists already")
-    partial = folder.with_name(folder.name + ".part")
-    if backbone.adapter is not None:
-        # otherwise peft asks the hub whether the vocabulary grew
-        backbone.adapter.save_pretrained(str(partial), save_embedding_layers=False)
-    else:
-        partial.mkdir(parents=True, exist_ok=True)
-        save_file(_trained(backbone), partial / WEIGHTS)
-    os.replace(partial, folder)
+    with whole_folder(folder) as partial, as_os_error(folder):
+        if backbone.adapter is not None:
+            # otherwise peft asks the hub whether the vocabulary grew
+            backbone.adapter.save_pretrained(str(partial), save_embedding_layers=False)
+        else:
+            save_file(_trained(backbone), partial / WEIGHTS)
 
 
 def _trained(backbone: Tunable) -> dict[str, Tensor]:

@@ -237,8 +237,8 @@ def _train(options: argparse.Namespace) -> None:
         print(f"\nAll checks passed; without --dry-run the run would go to {folder}")
         return
     run = train(recipe, folder, resume=options.resume, progress=not options.quiet)
+    from .distributed import rank
     from .report import run_summary
-    from .tasks.ranks import rank
 
     if rank():
         return
@@ -251,7 +251,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     import torch
 
     from .data import load_dataset
-    from .report import metrics_table, write_json
+    from .files import write_json
+    from .report import metrics_table
     from .tasks import task_class
     from .training import load_run
 
@@ -325,7 +326,7 @@ def _search(options: argparse.Namespace) -> None:
     if (options.text is None) == (options.image is None):
         raise AuroraError('say what to look for, or give a picture with --image: aurora search "a dog on a beach"')
     from .data.media import load_image
-    from .report import write_json
+    from .files import write_json
     from .search.index import Library
     from .search.query import Searcher, find_index
     from .search.sheet import contact_sheet

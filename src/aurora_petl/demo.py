@@ -9,8 +9,9 @@ from pathlib import Path
 
 from .data import load_dataset
 from .errors import AuroraError
+from .files import write_json
 from .recipe import Recipe, load_recipe
-from .report import comparison_table, plot_methods, write_json
+from .report import comparison_table, plot_methods
 from .training import Run, train, untuned, weight_counts
 
 RECIPE = "emoji"

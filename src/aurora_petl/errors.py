@@ -1,5 +1,33 @@
-"""What a user can meet."""
+"""What a user can meet, and how errors of libraries become one line."""
+
+from __future__ import annotations
 
 
 class AuroraError(Exception):
-    """One line that says what was found, where, and how to mend it."""
+    """One line that says what is wrong, where, and how to mend it."""
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """The first line of an error's own words on one line, without its full stop; its type if it has no words.
+
+    Args:
+        most: characters; longer lines are cut, since libraries may quote what they were given.
+    """
+    line = " ".join((str(error).strip().splitlines() or [""])[0].split()).rstrip(".")
+    return (line if len(line) <= most else f"{line[:most]}...") or type(error).__name__
+
+
+def short(value: object, most: int = 60) -> str:
+    """A value as messages quote it. The quotation is bounded before it is formed: ``repr`` of a nested value that a
+    file holds may take gigabytes."""
+    if isinstance(value, str):
+        text = repr(value[: most + 1])
+    elif isinstance(value, (bool, float, type(None))):
+        text = repr(value)
+    elif isinstance(value, int):
+        text = repr(value) if value.bit_length() < 4 * most else f"a number of {value.bit_length():,} bits"
+    elif isinstance(value, (list, tuple, dict, set)):
+        return f"a {type(value).__name__} of {len(value)}" if len(value) else f"an empty {type(value).__name__}"
+    else:
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= most + 2 else f"{text[:most]}..."

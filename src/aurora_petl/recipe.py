@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import os
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -15,6 +14,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from .errors import AuroraError
+from .files import write_text
 from .tasks.settings import RetrievalSettings, TaskSettings, find_task
 
 
@@ -77,10 +77,8 @@ class Recipe:
         return dataclasses.asdict(self)
 
     def save(self, path: Path) -> None:
-        """Write as YAML, atomically."""
-        partial = path.with_name(path.name + ".part")
-        partial.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
-        os.replace(partial, path)
+        """Write as YAML."""
+        write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
 
 
 def recipe_names() -> list[str]:

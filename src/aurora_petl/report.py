@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +12,8 @@ from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from .files import whole
 
 if TYPE_CHECKING:
     from .backbones import Tunable
@@ -28,23 +27,6 @@ RECALLS = {
     "mean_recall": "mean",
 }
 LEGEND = "T: text found by picture, I: picture found by text; R@K in %, mean of the six"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write as JSON, atomically. Numbers that are not finite become null: JSON has none, and a gradient norm that
-    overflowed in half precision must not cost a finished run its results."""
-    text = json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False)
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -217,9 +199,8 @@ def plot_methods(curves: dict[str, Sequence[tuple[float, float]]], path: Path, *
 
 
 def _save(figure: Figure, path: Path) -> None:
-    partial = path.with_name(path.name + ".part")
-    figure.savefig(partial, format="png", dpi=130)
-    os.replace(partial, path)
+    with whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=130)
 
 
 @dataclass
@@ -276,9 +257,8 @@ def gallery(path: Path, queries: Sequence[GalleryQuery]) -> None:
         top += row
         draw.line((_GAP, top - _GAP, width - _GAP, top - _GAP), (235, 235, 235))
     draw.text((_GAP, height - 24), "Best first. Green frame and tick: the right answer.", _PALE, regular)
-    partial = path.with_name(path.name + ".part")
-    sheet.save(partial, format="PNG", optimize=True)
-    os.replace(partial, path)
+    with whole(path) as partial:
+        sheet.save(partial, format="PNG", optimize=True)
 
 
 @dataclass
@@ -315,9 +295,8 @@ def answer_gallery(path: Path, questions: Sequence[AnsweredQuestion]) -> None:
                 draw.text((x + indent, top + 2 + line * _LINE), words, _GREEN if right else _INK, font)
         draw.line((_GAP, top + row - _GAP, ends - _GAP, top + row - _GAP), (235, 235, 235))
     draw.text((_GAP, sheet.height - 24), "Green with a tick: the right answer.", _PALE, regular)
-    partial = path.with_name(path.name + ".part")
-    sheet.save(partial, format="PNG", optimize=True)
-    os.replace(partial, path)
+    with whole(path) as partial:
+        sheet.save(partial, format="PNG", optimize=True)
 
 
 def _draw_hit(sheet, draw, hit: Hit, n: int, x: int, top: int, block: int, regular, bold) -> None:

@@ -31,14 +31,15 @@ from .data import load_dataset
 from .data.media import EvalTransform, TrainTransform
 from .data.rows import SPLITS
 from .data.rows import Dataset as Rows
+from .distributed import rank, ranks
 from .errors import AuroraError
+from .files import write_json
 from .gallery import GALLERIES
 from .recipe import Recipe, load_recipe
-from .report import plot_curve, write_json
+from .report import plot_curve
 from .tasks import task_class
 from .tasks.base import Task
 from .tasks.clips import load_media
-from .tasks.ranks import rank, ranks
 
 STATE = "training_state.safetensors"
 ADAPTER = "adapter"

@@ -12,10 +12,8 @@ is used, kept, or dropped for a reason that the report gives; an unknown one is 
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
-import shutil
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -30,6 +28,7 @@ from transformers import BlipConfig, BlipForImageTextRetrieval
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from ..errors import AuroraError
+from ..files import as_os_error, whole_folder
 from .base import resolve
 from .blip import ENC, ORIGINAL_EPSILON, patches_per_side, resize_positions
 
@@ -114,21 +113,14 @@ def convert(checkpoint: str | Path, folder: str | Path, *, image_size: int | Non
         for tensors in (weights, averages):
             if POSITIONS in tensors:
                 tensors[POSITIONS] = resize_positions(tensors[POSITIONS].float(), side)
-    partial = folder.with_name(folder.name + ".part")
-    shutil.rmtree(partial, ignore_errors=True)  # of a conversion that was killed
-    partial.mkdir(parents=True)
-    try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(folder) as partial, as_os_error(folder):
         _save(weights, partial / WEIGHTS)
         if averages:
             _save(averages, partial / MOMENTUM)
         config.architectures = [kind for task, (kind, _) in TASKS.items() if task not in report.lacking][:1]
         config.save_pretrained(partial)
         _save_preprocessing(partial, config)
-        os.replace(partial, folder)
-    except SafetensorError as error:
-        raise AuroraError(f"{partial} could not be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return report
 
 

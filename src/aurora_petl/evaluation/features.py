@@ -6,7 +6,6 @@ Over several ranks each encodes and scores its own share of the pictures; every 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,15 +14,15 @@ from pathlib import Path
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from ..backbones import Backbone, Tunable
 from ..data.media import EvalTransform
 from ..data.rows import ImageTextDataset
+from ..distributed import own_share, total
+from ..files import write_tensors
 from ..tasks.clips import encode_media, load_media, pool, project_frames
-from ..tasks.ranks import own_share, total
 
 STATES_BUDGET = 2 * 1024**3  # bytes of picture states kept between ITC and rerank; beyond it they are formed again
 
@@ -179,6 +178,4 @@ def _read(file: Path | None, key: str, device: torch.device) -> dict[str, Tensor
 
 def _write(file: Path, values: dict[str, Tensor], key: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".part")
-    save_file({name: value.contiguous() for name, value in values.items()}, partial, metadata={"key": key})
-    os.replace(partial, file)
+    write_tensors(file, values, {"key": key})

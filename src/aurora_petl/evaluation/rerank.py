@@ -14,7 +14,6 @@ Memory is bounded by `BLOCK_BUDGET` (keys and values of a block) and `CALL_TOKEN
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -24,13 +23,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from ..backbones import Backbone
+from ..distributed import total
+from ..files import write_tensors
 from ..tasks.clips import frame_weights
-from ..tasks.ranks import total
 from .features import Features, trim
 from .recall import retrieval_metrics
 
@@ -175,9 +174,7 @@ class _Record:
         if self.file is None or not (whole or time.monotonic() - self.written > RECORD_SECONDS):
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.file.with_name(self.file.name + ".part")
-        save_file({"logits": logits.cpu()}, partial, metadata={"key": self.key, "done": str(done)})
-        os.replace(partial, self.file)
+        write_tensors(self.file, {"logits": logits}, {"key": self.key, "done": str(done)})
         self.written = time.monotonic()
 
 

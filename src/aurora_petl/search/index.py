@@ -27,7 +27,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -35,7 +34,7 @@ from ..data.folder import ROW_FILES, read_folder
 from ..data.media import load_image
 from ..data.rows import ImageTextDataset
 from ..errors import AuroraError
-from ..report import write_json
+from ..files import write_json, write_tensors
 from .encoder import Encoder, load_encoder, views_of
 
 MANIFEST = "manifest.json"
@@ -282,10 +281,8 @@ class _Store:
             return
         last = max((int(path.stem.rpartition("-")[2]) for path in self.shards), default=-1)
         path = self.out / f"{self.kind}-{last + 1:05}.safetensors"
-        partial = path.with_name(path.name + ".part")
         tensors = {view: torch.cat([part[view] for part in self._parts]).half() for view in self._parts[0]}
-        save_file(tensors, partial, {"names": json.dumps(self._names)})
-        os.replace(partial, path)
+        write_tensors(path, tensors, {"names": json.dumps(self._names)})
         self.shards[path] = self._names
         self._names, self._parts = [], []
 

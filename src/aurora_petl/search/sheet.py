@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
 
+from ..files import whole
 from ..report import _font, _wrap
 
 _SIDE, _GAP, _LINE, _COLUMNS = 160, 12, 18, 5
@@ -46,9 +46,8 @@ def contact_sheet(
         _paste(sheet, draw, image, left, top)
         draw.text((left, top + _SIDE + 4), f"{n + 1}.  {score:.3f}", _INK, _font(12, bold=True))
         draw.text((left, top + _SIDE + 4 + _LINE), _wrap(name, _SIDE, small, 1)[0], _PALE, small)
-    partial = path.with_name(path.name + ".part")
-    sheet.save(partial, format="PNG", optimize=True)
-    os.replace(partial, path)
+    with whole(path) as partial:
+        sheet.save(partial, format="PNG", optimize=True)
 
 
 def _paste(sheet: Image.Image, draw: ImageDraw.ImageDraw, image: Image.Image, left: int, top: int) -> None:

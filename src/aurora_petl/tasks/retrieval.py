@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from ..backbones import Backbone
 from ..backbones.convert import read_momentum
 from ..data.rows import ImageTextDataset
+from ..distributed import gather, rank
 from ..evaluation.features import Features, extract, tokenize, trim
 from ..evaluation.rerank import Scores, rerank
 from .base import Task
 from .clips import encode_media, frame_weights, pool, project_frames
-from .ranks import gather, rank
 from .settings import RetrievalSettings
 
 

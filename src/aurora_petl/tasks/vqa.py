@@ -26,12 +26,12 @@ from ..adapter.fusion import AuroraContext, additions
 from ..backbones import AnsweringBackbone
 from ..data.media import EvalTransform
 from ..data.rows import Dataset, QuestionDataset
+from ..distributed import gather
 from ..errors import AuroraError
 from ..evaluation.features import tokenize, trim
 from ..evaluation.vqa_accuracy import question_score, upload_rows, vqa_metrics
 from .base import Task
 from .clips import encode_media, load_media
-from .ranks import gather
 from .settings import TaskSettings, VQASettings
 
 QUESTIONS = 32  # a batch of inference

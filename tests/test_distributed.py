@@ -7,7 +7,7 @@ import torch.multiprocessing as mp
 
 from aurora_petl.backbones.blip import empty
 from aurora_petl.baselines import apply_method
-from aurora_petl.tasks.ranks import gather
+from aurora_petl.distributed import gather
 from aurora_petl.tasks.retrieval import Retrieval, RetrievalSettings
 from tests.adapter.tiny import blip_config
 

@@ -1,0 +1,318 @@
+"""Files on disk: written whole, read with one line on what is wrong, locked while they are written, listed with links.
+
+Every file of a run, an index or a cache is written through `whole` or `whole_folder`, and every JSON, YAML and
+safetensors file that a user may bring is read through `read_json`, `read_yaml` and `open_tensors`.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import json
+import math
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import filelock
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import AuroraError, first_line
+
+LOCK_SECONDS = 10.0  # loader workers of a run that was killed hold its lock for a few seconds longer
+LEFTOVER_SECONDS = 24 * 3600  # older ones were left behind by a killed process
+MOST_ALIASES = 100  # of a YAML file: a few lines of nested aliases unfold to gigabytes
+
+
+# Writing
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A new empty file beside ``path`` to write to, which takes the place of ``path`` when the block ends without an
+    error, and is removed otherwise.
+
+    Nobody reads half a file, a planted link is replaced and never written through, and the file has the permissions
+    that the umask gives whatever the library that writes it sets.
+
+    Raises:
+        OSError: if there is no room or no right to write; ``path`` is then as it was.
+    """
+    partial = _beside(path)
+    handle = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    mode = stat.S_IMODE(os.fstat(handle).st_mode)
+    os.close(handle)
+    try:
+        yield partial
+        partial.chmod(mode)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder: a new empty one beside ``path``, which must not exist when the block ends."""
+    partial = _beside(path)
+    partial.mkdir()
+    mode = stat.S_IMODE(partial.stat().st_mode)
+    try:
+        yield partial
+        for place, folders, names in os.walk(partial):
+            for name in folders:
+                Path(place, name).chmod(mode)
+            for name in names:
+                Path(place, name).chmod(mode & 0o666)
+        os.replace(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _beside(path: Path) -> Path:
+    """A name beside ``path`` that nobody has; what killed processes left under such names is removed."""
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with suppress(OSError):
+            if time.time() - old.lstat().st_mtime > LEFTOVER_SECONDS:
+                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8."""
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write as JSON.
+
+    Numbers that are not finite become null: JSON has none, and a gradient norm that overflowed in half precision must
+    not cost a finished run its results.
+    """
+    write_text(path, json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors of any device as safetensors.
+
+    Raises:
+        OSError: if there is no room or no right to write.
+    """
+    with whole(path) as partial, as_os_error(path):
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial, metadata)
+
+
+@contextmanager
+def as_os_error(path: Path) -> Iterator[None]:
+    """What safetensors and torch raise in place of an OSError on a full disk becomes one that names ``path``."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise disk_error(error, path) or error from error
+    except RuntimeError as error:
+        if (told := disk_error(error, path)) is None:
+            raise
+        raise told from error
+
+
+def disk_error(error: BaseException, path: Path | None = None) -> OSError | None:
+    """The OSError behind what a library raised while it wrote a file; None if the error is of another kind."""
+    words = str(error)
+    full = "No space left on device" in words or "os error 28" in words or "file write failed" in words
+    quota = "Disk quota exceeded" in words or "os error 122" in words
+    if not (full or quota or (isinstance(error, SafetensorError) and "os error" in words)):
+        return None
+    code = errno.ENOSPC if full else errno.EDQUOT if quota else errno.EIO
+    what = os.strerror(code) if full or quota else first_line(error)
+    return OSError(code, what, None if path is None else str(path))
+
+
+# Reading
+
+
+def read_text(path: Path) -> str:
+    """A text file as UTF-8, with or without a byte order mark.
+
+    Raises:
+        AuroraError: if it is missing, cannot be read or is not UTF-8.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise AuroraError(f"{path} cannot be read: {error.strerror or first_line(error)}") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise AuroraError(f"{path}, line {line}: not UTF-8; save the file as UTF-8") from error
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """A value from JSON.
+
+    Raises:
+        AuroraError: if it is no JSON, nested too deeply, holds numbers of thousands of digits, or text that no UTF-8
+            file can hold (half of a surrogate pair).
+    """
+    try:
+        value = json.loads(text)
+        _check_text(value)
+        return value
+    except json.JSONDecodeError as error:
+        raise AuroraError(f"{where}: not JSON ({error.msg}: line {error.lineno} column {error.colno})") from error
+    except UnicodeDecodeError as error:
+        raise AuroraError(f"{where}: not UTF-8; save the file as UTF-8") from error
+    except UnicodeEncodeError as error:
+        raise AuroraError(f"{where}: holds half of a surrogate pair, which is no character; write it anew") from error
+    except RecursionError as error:
+        raise AuroraError(f"{where}: nested too deeply") from error
+    except ValueError as error:
+        raise AuroraError(f"{where}: {first_line(error)}") from error
+
+
+def _check_text(value: Any) -> None:
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            key.encode()
+            _check_text(part)
+    elif isinstance(value, list):
+        for part in value:
+            _check_text(part)
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file; see `read_text` and `parse_json` for what is raised."""
+    return parse_json(read_text(path), str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that refuses what unfolds beyond measure."""
+
+    aliases = 0
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            self.aliases += 1
+            if self.aliases > MOST_ALIASES:
+                raise yaml.YAMLError(f"more than {MOST_ALIASES} aliases")
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """A value from YAML; tags of Python objects are refused.
+
+    Raises:
+        AuroraError: if it is no YAML.
+    """
+    try:
+        return yaml.load(text, _Loader)  # a subclass of SafeLoader
+    except RecursionError as error:
+        raise AuroraError(f"{where}: nested too deeply") from error
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        words = " ".join(str(error).split())
+        raise AuroraError(f"{where} is not YAML: {words[:300]}") from error
+
+
+@contextmanager
+def open_tensors(path: Path, device: str = "cpu", mend: str = "download it again") -> Iterator[Any]:
+    """A safetensors file as `safe_open` gives it.
+
+    Args:
+        mend: what the message tells the user to do about a broken file.
+
+    Raises:
+        AuroraError: if it is missing, a pointer of git-lfs, empty, cut off, or no safetensors.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(40)
+    except OSError as error:
+        raise AuroraError(f"{path} cannot be read: {error.strerror or first_line(error)}") from error
+    if head.startswith(b"version https://git-lfs"):
+        raise AuroraError(f"{path} is a pointer of git-lfs, not the weights; fetch them with git lfs pull")
+    try:
+        with safe_open(path, "pt", device=device) as opened:
+            yield opened
+    except (SafetensorError, OSError, MemoryError) as error:
+        what = "is empty" if not head else f"is broken ({first_line(error)})"
+        raise AuroraError(f"{path} {what}; {mend}") from error
+
+
+# Locks
+
+
+@contextmanager
+def lock(folder: Path, what: str = "in use") -> Iterator[None]:
+    """Hold ``folder`` against other processes that would write to it, as long as the block runs.
+
+    The system lets go of the lock when its process ends, however it ends. The lock is the file ``.lock`` in the folder,
+    which stays there and is never opened through a link.
+
+    Raises:
+        AuroraError: if another process holds it.
+    """
+    held = filelock.FileLock(folder / ".lock", timeout=LOCK_SECONDS)
+    try:
+        held.acquire()
+    except filelock.Timeout as error:
+        raise AuroraError(f"{folder} is {what} by another process; wait for it, or name another folder") from error
+    try:
+        yield
+    finally:
+        held.release()
+
+
+# Listing
+
+
+def walk(folder: Path, *, hidden: bool = True) -> Iterator[str]:
+    """Files under ``folder``, relative to it with forward slashes, in the order of their names.
+
+    Links to folders are followed; a link to a folder that contains it is not, so that loops end.
+
+    Args:
+        hidden: whether names that begin with a dot are listed.
+    """
+    yield from _walk(folder, "", {_identity(folder)}, hidden)
+
+
+def _walk(folder: Path, prefix: str, above: set[tuple[int, int]], hidden: bool) -> Iterator[str]:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        if entry.name.startswith(".") and not hidden:
+            continue
+        with suppress(OSError):  # a link to itself
+            if entry.is_dir():
+                if (place := _identity(Path(entry.path))) not in above:
+                    yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", above | {place}, hidden)
+            elif entry.is_file():
+                yield prefix + entry.name
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino

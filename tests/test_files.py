@@ -1,0 +1,224 @@
+"""Files are written whole, read with one line on what is wrong, locked and listed."""
+
+import errno
+import json
+import math
+import multiprocessing
+import os
+import stat
+
+import numpy as np
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from aurora_petl import files
+from aurora_petl.errors import AuroraError, first_line, short
+
+
+def test_json_replaces_what_is_not_finite_and_leaves_no_partial_file(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text("old")
+    files.write_json(path, {"a": [math.nan, 1.5, (True, -math.inf)], "b": "héé", "c": None, "d": np.float64("nan")})
+    assert json.loads(path.read_text("utf-8")) == {"a": [None, 1.5, [True, None]], "b": "héé", "c": None, "d": None}
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text("old")
+    with pytest.raises(OSError), files.whole(path) as partial:
+        partial.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_permissions_are_those_of_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        files.write_tensors(tmp_path / "w.safetensors", {"x": torch.ones(2)})
+        files.write_json(tmp_path / "m.json", {})
+        with files.whole_folder(tmp_path / "adapter") as partial:
+            files.write_tensors(partial / "w.safetensors", {"x": torch.ones(2)})
+    finally:
+        os.umask(before)
+    for name in ("w.safetensors", "m.json", "adapter/w.safetensors"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~umask
+    assert stat.S_IMODE((tmp_path / "adapter").stat().st_mode) == 0o777 & ~umask
+    assert torch.equal(load_file(tmp_path / "adapter/w.safetensors")["x"], torch.ones(2))
+
+
+def test_a_planted_link_is_replaced_not_written_through(tmp_path):
+    target = tmp_path / "precious"
+    target.write_text("precious")
+    for name in ("m.json", "m.json.part"):
+        (tmp_path / name).symlink_to(target)
+    files.write_json(tmp_path / "m.json", {"a": 1})
+    assert target.read_text() == "precious" and json.loads((tmp_path / "m.json").read_text()) == {"a": 1}
+
+
+def test_old_leftovers_are_removed_and_new_ones_are_not(tmp_path):
+    old, new = tmp_path / ".m.json.0123.part", tmp_path / ".m.json.4567.part"
+    for path in (old, new):
+        path.write_text("half")
+    os.utime(old, (0, 0))
+    files.write_json(tmp_path / "m.json", {})
+    assert not old.exists() and new.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (SafetensorError("I/O error: No space left on device (os error 28)"), errno.ENOSPC),
+        (
+            RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed: file write failed"),
+            errno.ENOSPC,
+        ),
+        (SafetensorError("I/O error: Disk quota exceeded (os error 122)"), errno.EDQUOT),
+        (RuntimeError("shapes do not fit"), None),
+    ],
+)
+def test_errors_of_a_full_disk(error, code, tmp_path):
+    told = files.disk_error(error, tmp_path / "w")
+    assert (told is None) if code is None else (told.errno == code and "w" in str(told))
+
+
+BAD_JSON = {
+    "cut": ('{"a": 1', "not JSON"),
+    "digits": ("9" * 5000, "Exceeds the limit"),
+    "nested": ("[" * 100_000, "nested too deeply"),
+    "surrogate": (r'{"a": "x \ud83d"}', "surrogate"),
+    "empty": ("", "not JSON"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_JSON)
+def test_json_that_is_wrong_is_one_line(case, tmp_path):
+    text, words = BAD_JSON[case]
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(AuroraError, match=words) as told:
+        files.read_json(path)
+    assert str(path) in str(told.value) and "\n" not in str(told.value)
+
+
+def test_text_that_is_not_utf8_names_its_line(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b"[1,\n\xff]")
+    with pytest.raises(AuroraError, match="line 2: not UTF-8"):
+        files.read_json(path)
+    with pytest.raises(AuroraError, match="cannot be read: No such file"):
+        files.read_json(tmp_path / "gone")
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdefghi", "bcdefghij", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "d: 2024-13-45",
+        "i: !!int foo",
+        "f: !!float x",
+        BOMB * 2,
+        "[" * 5000,
+        "a: !!python/name:os.system",
+        "? [a]\n: b",
+        "\x00",
+    ],
+)
+def test_yaml_that_is_wrong_is_one_line(text):
+    with pytest.raises(AuroraError) as told:
+        files.parse_yaml(text, "recipe.yaml")
+    assert str(told.value).startswith("recipe.yaml") and len(str(told.value)) < 400 and "\n" not in str(told.value)
+
+
+def test_a_value_is_quoted_within_bounds():
+    nested = ["x"]
+    for _ in range(20):
+        nested = [nested] * 10
+    assert short(nested) == "a list of 10" and short("x" * 10**6).endswith("...") and short(3) == "3"
+    assert first_line(ValueError("two\nlines.")) == "two" and first_line(KeyError()) == "KeyError"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        (b"\x10\0\0\0\0\0\0\0{}", "is broken"),
+        (b"\xff" * 100, "is broken"),
+        (None, "cannot be read"),
+    ],
+)
+def test_weights_that_are_no_safetensors(data, words, tmp_path):
+    path = tmp_path / "w.safetensors"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(AuroraError, match=words), files.open_tensors(path):
+        pass
+
+
+def hold(folder, ready, done):
+    with files.lock(folder, "being trained"):
+        ready.set()
+        done.wait(60)
+
+
+def test_a_lock_is_held_against_other_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.2)
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(tmp_path, ready, done))
+    other.start()
+    try:
+        assert ready.wait(60)
+        with (
+            pytest.raises(AuroraError, match="is being trained by another process"),
+            files.lock(tmp_path, "being trained"),
+        ):
+            pass
+    finally:
+        done.set()
+        other.join()
+    with files.lock(tmp_path):
+        pass
+
+
+def test_a_lock_is_never_opened_through_a_link(tmp_path):
+    target = tmp_path / "precious"
+    target.write_text("precious")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".lock").symlink_to(target)
+    with pytest.raises((AuroraError, OSError)), files.lock(folder):
+        pass
+    assert target.read_text() == "precious"
+
+
+def test_links_are_followed_and_loops_end(tmp_path):
+    disk, folder = tmp_path / "disk", tmp_path / "mine"
+    (disk / "deep").mkdir(parents=True)
+    (disk / "deep/b.png").touch()
+    folder.mkdir()
+    (folder / "a.png").touch()
+    (folder / ".hidden").touch()
+    (folder / "images").symlink_to(disk)
+    (disk / "back").symlink_to(folder)
+    (disk / "up").symlink_to("..")
+    (folder / "self").symlink_to("self")
+    names = list(files.walk(folder))
+    assert names[:2] == [".hidden", "a.png"] and "images/deep/b.png" in names and len(names) < 20
+    assert ".hidden" not in list(files.walk(folder, hidden=False))
+
+
+def test_json_that_cannot_be_written_keeps_the_old_file(tmp_path):
+    path = tmp_path / "metrics.json"
+    files.write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        files.write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
