@@ -1,13 +1,97 @@
-"""Batches that are spread over the ranks of `torch.distributed`."""
+"""Work that is spread over the ranks of `torch.distributed`, which torchrun or accelerate starts."""
 
 from __future__ import annotations
 
+import atexit
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from .errors import AuroraError
+
+PATIENCE = timedelta(hours=2)  # that a rank waits for the others, whose shares of evaluation may take longer
+
+
+def start() -> None:
+    """Join the other ranks, if a launcher started several and they have not met yet.
+
+    Objects and flags travel by gloo, so that no rank waits for its GPU to tell the others something.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2 or dist.is_initialized():
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=PATIENCE)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def joined() -> bool:
+    """Whether there are several ranks and they have met."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def objects(value: Any) -> list[Any]:
+    """Every rank's ``value``, in rank order."""
+    if not joined():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_first(value: Any) -> Any:
+    """The first rank's ``value``, on every rank."""
+    if not joined():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def largest(*numbers: float) -> list[float]:
+    """The largest over all ranks of each number; the numbers stay on the CPU."""
+    if not joined():
+        return list(numbers)
+    values = torch.tensor(numbers, dtype=torch.float64)
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return values.tolist()
+
+
+class SharedError(AuroraError):
+    """An error that every rank raises, so that the first one alone prints it."""
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """An `AuroraError` that the block raises on any rank is raised on all of them when they have left it. The block
+    itself must not wait for other ranks.
+
+    Raises:
+        SharedError: with the message of the first rank that failed, if there are several ranks.
+    """
+    error: AuroraError | None = None
+    try:
+        yield
+    except AuroraError as raised:
+        if not joined():
+            raise
+        error = raised
+    messages = objects(None if error is None else str(error))
+    if wrong := [message for message in messages if message is not None]:
+        raise SharedError(wrong[0]) from error
 
 
 def gather(rows: Tensor) -> Tensor:
@@ -16,7 +100,7 @@ def gather(rows: Tensor) -> Tensor:
     Every rank brings as many rows. A row's gradient is the sum of what all ranks ask of it: with gradients averaged
     over the ranks, as DDP does, they are those of the joint batch.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not joined():
         return rows
     return _Gather.apply(rows)  # type: ignore[no-any-return]
 
@@ -37,14 +121,14 @@ def ranks() -> int:
 
 def own_share(count: int) -> range:
     """The rows of ``count`` that this rank works on, about as many for every rank."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not joined():
         return range(count)
     return range(count * rank() // ranks(), count * (rank() + 1) // ranks())
 
 
 def total(rows: Tensor) -> Tensor:
     """The sum over all ranks, without gradient: puts together what each has filled in of zeros."""
-    if dist.is_available() and dist.is_initialized():
+    if joined():
         dist.all_reduce(rows)
     return rows
 
