@@ -8,10 +8,9 @@ from PIL import Image
 
 from aurora_petl import demo, report
 from aurora_petl.backbones import load_backbone
-from aurora_petl.baselines import apply_method
+from aurora_petl.baselines import apply_method, weight_counts
 from aurora_petl.errors import AuroraError
 from aurora_petl.recipe import load_recipe
-from aurora_petl.training import weight_counts
 
 
 def test_a_folder_of_other_files_is_left_alone(tmp_path):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .adapter import AuroraConfig
+from .adapter.fusion import additions
 from .adapter.model import TARGET_MODULES
 from .backbones import Tunable
 from .errors import AuroraError
@@ -138,3 +139,32 @@ def load_adapter(backbone: Tunable, folder: Path, method: str) -> None:
         raise AuroraError(f"{wanted} is broken or of another model than {backbone.name}: {last}") from error
     if unexpected:
         raise AuroraError(f"{wanted} is of another model: {unexpected[0]} has no place in {backbone.name}")
+
+
+def is_head(backbone: Tunable, name: str) -> bool:
+    """Whether a weight of this name belongs to a head."""
+    return any(head in name.split(".") for head in backbone.heads)
+
+
+def weight_counts(backbone: Tunable) -> dict[str, int]:
+    """Trainable weights by group: ``adapter`` and, of these, ``fusion`` (context and gates), ``heads``, all together,
+    and those of the frozen model."""
+    heads = sum(
+        weight.numel()
+        for name, weight in backbone.module.named_parameters()
+        if weight.requires_grad and is_head(backbone, name)
+    )
+    trainable = sum(weight.numel() for weight in backbone.parameters() if weight.requires_grad)
+    copies = sum(  # peft keeps the untrained heads beside the trained ones
+        weight.numel() for name, weight in backbone.module.named_parameters() if ".modules_to_save." in name
+    )
+    every = sum(weight.numel() for weight in backbone.parameters()) - copies
+    adapter = trainable - heads
+    fusion = sum(
+        weight.numel()
+        for _, _, addition in additions(backbone.module)
+        for weight in addition.parameters()
+        if weight.requires_grad
+    )
+    whole = every - (adapter if backbone.adapter is not None else 0)
+    return {"adapter": adapter, "fusion": fusion, "heads": heads, "trainable": trainable, "model": whole}

@@ -15,7 +15,6 @@ cut short is never taken for a checkpoint; what was damaged later fails its dige
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import re
 import shutil
@@ -109,7 +108,7 @@ def prune(folder: Path, best: int | None) -> None:
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, and what is wrong with newer ones, which are removed."""
-    problems = []
+    problems: list[str] = []
     for step in sorted(_steps(folder), reverse=True):
         try:
             return read(path_of(folder, step)), problems
@@ -158,7 +157,8 @@ def optimizer_state(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _split(states: dict[int, dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
     """An optimizer's states as tensors by name, and as values that JSON holds."""
-    tensors, values = {}, {}
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, dict[str, Any]] = {}
     for number, state in states.items():
         tensors |= {f"{number}/{key}": value for key, value in state.items() if isinstance(value, Tensor)}
         if rest := {key: value for key, value in state.items() if not isinstance(value, Tensor)}:
@@ -173,7 +173,7 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
     states = {
         "python": torch.tensor(numbers),
         "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
-        "numpy": torch.from_numpy(keys.astype(np.int64)),
+        "numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
         "numpy_place": torch.tensor([place, has_gauss]),
         "numpy_gauss": torch.tensor([cached], dtype=torch.float64),
         "cpu": torch.get_rng_state(),
@@ -207,12 +207,3 @@ def _steps(folder: Path) -> list[int]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def as_json(value: Any) -> Any:
-    """``value`` as JSON gives it back, so that what is saved is what is compared.
-
-    Raises:
-        TypeError: if JSON cannot hold it.
-    """
-    return json.loads(json.dumps(value))

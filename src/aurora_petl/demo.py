@@ -7,12 +7,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from .baselines import weight_counts
 from .data import load_dataset
 from .errors import AuroraError
 from .files import write_json
 from .recipe import Recipe, load_recipe
 from .report import comparison_table, plot_methods
-from .training import Run, train, untuned, weight_counts
+from .training import Run, train, untuned
 
 RECIPE = "emoji"
 AURORA, LORA = "Aurora", "LoRA r=12"

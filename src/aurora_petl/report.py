@@ -115,7 +115,7 @@ def conversion_summary(done: Conversion) -> str:
 
 def parameter_summary(backbone: Tunable, title: str) -> str:
     """What trains, by group, with its share of the model."""
-    from .training import weight_counts
+    from .baselines import weight_counts
 
     counts = weight_counts(backbone)
     rows = [

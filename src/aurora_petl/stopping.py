@@ -31,8 +31,8 @@ class Signals(AbstractContextManager["Signals"]):
     """Handlers of SIGINT and SIGTERM, as long as the block runs.
 
     While `waits` is set a signal is noted in `received`, for the training loop to look at between two steps. Otherwise,
-    or at a second signal, `Stopped` is raised at once. Loader workers inherit the handlers: they leave Ctrl-C, which the
-    terminal sends to all processes, to the main process, and end at SIGTERM.
+    or at a second signal, `Stopped` is raised at once. Loader workers inherit the handlers: they leave Ctrl-C to the
+    main process, since a terminal sends it to all processes, and end at SIGTERM.
 
     The launcher of several processes may be killed, which leaves the processes running: `received` is then SIGTERM.
     """

@@ -12,10 +12,10 @@ from aurora_petl.data.media import EvalTransform
 from aurora_petl.data.rows import Question, QuestionDataset
 from aurora_petl.errors import AuroraError
 from aurora_petl.evaluation.features import tokenize
+from aurora_petl.examples import TrainingExamples
 from aurora_petl.tasks.clips import encode_media
 from aurora_petl.tasks.settings import VQASettings
 from aurora_petl.tasks.vqa import VQA, Answers
-from aurora_petl.training import TrainingExamples
 from tests.helpers.pictures import draw, make_questions
 
 DEC, ENC = 30522, 30523
@@ -335,8 +335,7 @@ def test_frames_of_a_training_clip_are_seen_alike(task):
     examples = TrainingExamples(task, Still("clips", [item], None, clips=True), seed=0, augment=True, flip=True)
     views = []
     for epoch in (0, 1, 0):
-        examples.set_epoch(epoch)
-        views.append(examples[0]["pixels"])
+        views.append(examples[epoch, 0]["pixels"])
         assert views[-1].shape == (3, 3, 96, 96) and torch.equal(views[-1], views[-1][:1].expand(3, -1, -1, -1))
     assert torch.equal(views[0], views[2]) and not torch.equal(views[0], views[1])
 
