@@ -35,6 +35,7 @@ class TrainSettings:
     precision: str = "auto"  # auto | fp32 | bf16 | fp16; auto is bf16 where the hardware computes in it
     seed: int = 0
     evaluations: int = 4  # on the validation split, evenly spread; the best one is kept
+    untuned_may_win: bool = False  # whether the weights of step 0 are a candidate for the best ones
     save_minutes: float = 10.0  # between two checkpoints at most; one is also written at every evaluation
     workers: int = 0
     augment: bool = True

@@ -166,14 +166,10 @@ class TaskTrainer(Trainer):
         """Log the validation metrics of this step, and note whether its weights are the best so far."""
         self.log(dict(named))
         metric = named[f"eval_{self.task.main_metric}"]
-        if (
-            self.best is None
-            or metric > self.best["metric"]
-            or (metric == self.best["metric"] and not self.best["step"])
-        ):
-            self.best = {"step": self.state.global_step, "metric": metric}
-        if self.is_world_process_zero():
-            checkpoints.prune(self.folder / "checkpoints", int(self.best["step"]))
+        step = self.state.global_step
+        if (step or self.settings.untuned_may_win) and (self.best is None or metric > self.best["metric"]):
+            self.best = {"step": step, "metric": metric}
+        self._prune()
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -225,8 +221,12 @@ class TaskTrainer(Trainer):
                     "seconds": self.seconds,
                 },
             )
-            checkpoints.prune(self.folder / "checkpoints", None if self.best is None else int(self.best["step"]))
+        self._prune()
         self._saved = time.monotonic()
+
+    def _prune(self) -> None:
+        if self.is_world_process_zero():
+            checkpoints.prune(self.folder / "checkpoints", None if self.best is None else int(self.best["step"]))
 
     def _trainer_state(self) -> dict[str, Any]:
         return dataclasses.asdict(self.state) | {"stateful_callbacks": {}}
