@@ -43,14 +43,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except AuroraError as error:
-        print(f"aurora: error: {error}", file=sys.stderr)
+        from .distributed import SharedError, rank
+
+        if not (isinstance(error, SharedError) and rank()):
+            print(f"aurora: error: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        from .distributed import is_lost
+
+        if not is_lost(error):
+            raise
+        print("aurora: error: another process of this run ended; train goes on with --resume", file=sys.stderr)
         return 1
     except OSError as error:  # no right to write, no room left
         print(f"aurora: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("aurora: stopped; train goes on with --resume, index when called again", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stopped:
+        saved = getattr(stopped, "saved", None)
+        where = "stopped" if saved is None else f"stopped, step {saved} is saved"
+        print(f"aurora: {where}; train goes on with --resume, index when called again", file=sys.stderr)
+        return 128 + getattr(stopped, "signum", 2)
     return 0
 
 
@@ -228,8 +240,8 @@ def _train(options: argparse.Namespace) -> None:
         recipe = load_recipe(name or own, overrides)
     from .training import claim, prepare, train
 
-    claim(folder, options.resume)
     if options.dry_run:
+        claim(folder, options.resume)
         from .report import describe
 
         dataset, backbone, _ = prepare(recipe, progress=not options.quiet)
@@ -250,42 +262,40 @@ def _train(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     import torch
 
-    from .data import load_dataset
+    from .distributed import rank
     from .files import write_json
     from .report import metrics_table
-    from .tasks import task_class
-    from .training import load_run
+    from .training import evaluate_run
 
     if options.rescore and options.dtype == "float32":
         raise AuroraError("--rescore repeats scores in float32: give --dtype bfloat16 with it, or leave it out")
-    recipe, backbone = load_run(options.folder)
-    data, root, files = (options.data, "", {}) if options.data else (recipe.data, recipe.root, recipe.files)
-    split = load_dataset(data, options.root or root, files, recipe.broken).split(options.split)
-    task = task_class(recipe.task.name)(backbone, recipe.task)
-    task.check(recipe.task, split)
-    if options.merge:
-        if backbone.adapter is None:
-            raise AuroraError(f"{options.folder} was tuned by {recipe.method}, which has nothing to merge")
-        backbone.adapter.merge_adapter()
-    if options.upload:
-        task.check_upload(split)
     for path in (options.json, options.upload):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
-    device = next(iter(backbone.parameters())).device.type
-    cache = None if options.no_cache else options.folder / "features"
-    with torch.autocast(device, torch.bfloat16, enabled=options.dtype == "bfloat16"):
-        metrics, *found = task.evaluate(split, cache=cache, rescore=options.rescore, progress=True)
-    others = task.other_metrics(*found)
-    if metrics:
-        print(metrics_table({task.protocol: metrics, **others}))
+    scored = evaluate_run(
+        options.folder,
+        split=options.split,
+        data=options.data or "",
+        root=options.root or "",
+        merge=options.merge,
+        dtype=getattr(torch, options.dtype),
+        rescore=options.rescore,
+        cache=not options.no_cache,
+        upload=bool(options.upload),
+        progress=True,
+    )
+    if rank():
+        return
+    others = scored.other_metrics()
+    if scored.metrics:
+        print(metrics_table({scored.task.protocol: scored.metrics, **others}))
     else:
         print(f"no scores: split {options.split} comes without right answers; write yours to a file with --upload")
     if options.json:
         named = {name.lower().replace(" ", "_"): other for name, other in others.items()}
-        write_json(options.json, {"metrics": metrics, **named})
+        write_json(options.json, {"metrics": scored.metrics, **named})
     if options.upload:
-        write_json(options.upload, task.upload(split, *found))
+        write_json(options.upload, scored.task.upload(scored.split, *scored.details))
 
 
 def _params(options: argparse.Namespace) -> None:

@@ -70,6 +70,12 @@ def largest(*numbers: float) -> list[float]:
     return values.tolist()
 
 
+def is_lost(error: BaseException) -> bool:
+    """Whether an error says that another rank is gone."""
+    words = str(error)
+    return ranks() > 1 and any(part in words for part in ("Connection closed", "gloo", "NCCL", "Connection reset"))
+
+
 class SharedError(AuroraError):
     """An error that every rank raises, so that the first one alone prints it."""
 

@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -119,6 +120,19 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     """
     with whole(path) as partial, as_os_error(path):
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial, metadata)
+
+
+def keep(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> bool:
+    """Write tensors that a later call can do without, such as a cache, with its folder; if that is not possible, print
+    one line and return False."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(path, tensors, metadata)
+    except OSError as error:
+        why = error.strerror or first_line(error)
+        print(f"aurora: warning: {path} cannot be written ({why}); it is not kept", file=sys.stderr)
+        return False
+    return True
 
 
 @contextmanager

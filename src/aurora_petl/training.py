@@ -289,6 +289,66 @@ def untuned(recipe: Recipe, split: Rows, *, cache: Path | None = None, progress:
     return task_class(recipe.task.name)(backbone, recipe.task).evaluate(split, cache=cache, progress=progress)
 
 
+@dataclass
+class Evaluation:
+    """What `evaluate_run` gives: the task and the rows it scored, the metrics, and what they are made of."""
+
+    task: Task
+    split: Rows
+    metrics: dict[str, float]
+    details: tuple[Any, ...]
+
+    def other_metrics(self) -> dict[str, dict[str, float]]:
+        """Metrics by other protocols."""
+        return self.task.other_metrics(*self.details)
+
+
+def evaluate_run(
+    folder: Path,
+    *,
+    split: str = "test",
+    data: str = "",
+    root: str = "",
+    merge: bool = False,
+    dtype: torch.dtype = torch.float32,
+    rescore: int = 0,
+    cache: bool = True,
+    upload: bool = False,
+    progress: bool = False,
+) -> Evaluation:
+    """Score a finished run. Of several ranks each scores its share of the pictures, and all end with all metrics.
+
+    Args:
+        data: another dataset than the run's own, ``root`` its folder if it is a benchmark.
+        merge: fold the adapter into the weights first.
+        dtype: bfloat16 computes under autocast.
+        rescore: with bfloat16, how many of the best of every list are scored once more in float32.
+        cache: keep features and scores in the run's folder, and take them from there.
+        upload: make sure beforehand that a file for the benchmark's server can be made.
+
+    Raises:
+        AuroraError: if ``folder`` holds no finished run, the data does not fit, or there is nothing to merge.
+    """
+    distributed.start()
+    with distributed.together():
+        recipe, backbone = load_run(folder)
+        own = ("", {}) if data else (recipe.root, recipe.files)
+        rows = load_dataset(data or recipe.data, root or own[0], own[1], recipe.broken).split(split)
+        task = task_class(recipe.task.name)(backbone, recipe.task)
+        task.check(recipe.task, rows)
+        if upload:
+            task.check_upload(rows)
+        if merge:
+            if backbone.adapter is None:
+                raise AuroraError(f"{folder} was tuned by {recipe.method}, which has nothing to merge")
+            backbone.adapter.merge_adapter()
+    with torch.autocast(choose().type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        metrics, *details = task.evaluate(
+            rows, cache=folder / "features" if cache else None, rescore=rescore, progress=progress and rank() == 0
+        )
+    return Evaluation(task, rows, metrics, tuple(details))
+
+
 def load_run(folder: Path) -> tuple[Recipe, Any]:
     """Recipe and tuned backbone of a finished run.
 

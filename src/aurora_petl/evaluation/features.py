@@ -21,7 +21,7 @@ from ..backbones import Backbone, Tunable
 from ..data.media import EvalTransform
 from ..data.rows import ImageTextDataset
 from ..distributed import own_share, total
-from ..files import write_tensors
+from ..files import keep
 from ..tasks.clips import encode_media, load_media, pool, project_frames
 
 STATES_BUDGET = 2 * 1024**3  # bytes of picture states kept between ITC and rerank; beyond it they are formed again
@@ -78,7 +78,7 @@ def extract(
     tokens = {name: value.to(device) for name, value in tokenize(backbone, texts, max_tokens).items()}
     own = own_share(len(dataset))
     key = _key(backbone, dataset, tokens, frames) if cache else ""
-    file = cache / f"{dataset.name.replace('/', '-')}.{own.start}.safetensors" if cache else None
+    file = cache / f"{dataset.name.replace('/', '-')}.{own.start}-{own.stop}.safetensors" if cache else None
     found = _read(file, key, device)
     count = frames if dataset.clips else 1
     every = torch.zeros(len(dataset), count, backbone.joint_width, device=device)
@@ -100,7 +100,7 @@ def extract(
             text_rows.append(backbone.project_text(backbone.encode_text(ids, mask)))
         found["text"] = torch.cat(text_rows)
         if file is not None:
-            _write(file, found, key)
+            keep(file, found, {"key": key})
     every[own.start : own.stop] = found["frames"]
     whole = found.get("states")
 
@@ -174,8 +174,3 @@ def _read(file: Path | None, key: str, device: torch.device) -> dict[str, Tensor
         if kept.metadata() == {"key": key}:
             return {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118 (safe_open is no mapping)
     return None
-
-
-def _write(file: Path, values: dict[str, Tensor], key: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(file, values, {"key": key})

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from ..backbones import Backbone
 from ..distributed import total
-from ..files import write_tensors
+from ..files import keep
 from ..tasks.clips import frame_weights
 from .features import Features, trim
 from .recall import retrieval_metrics
@@ -173,8 +173,8 @@ class _Record:
     def write(self, logits: Tensor, done: int, whole: bool = False) -> None:
         if self.file is None or not (whole or time.monotonic() - self.written > RECORD_SECONDS):
             return
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(self.file, {"logits": logits}, {"key": self.key, "done": str(done)})
+        if not keep(self.file, {"logits": logits}, {"key": self.key, "done": str(done)}):
+            self.file = None
         self.written = time.monotonic()
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from ..backbones import Backbone
 from ..backbones.convert import read_momentum
 from ..data.rows import ImageTextDataset
 from ..distributed import gather, rank
+from ..errors import AuroraError
 from ..evaluation.features import Features, extract, tokenize, trim
 from ..evaluation.rerank import Scores, rerank
 from .base import Task
@@ -260,15 +262,26 @@ class Retrieval(Task):
                 beta=settings.beta,
                 rescore=rescore,
                 frame_attention=settings.frame_attention,
-                resume=cache / f"{dataset.name.replace('/', '-')}.{features.own.start}.scores" if cache else None,
+                resume=_scores_file(cache, dataset, features),
                 progress=progress,
             )
         finally:
             self.train(was_training)
+        if np.isnan(scores.similarity).any() or np.isnan(scores.image_to_text).any():
+            raise AuroraError(
+                "the model's scores are not numbers: its training diverged, or numbers overflow in this precision; "
+                "lower train.learning_rate, or compute in float32"
+            )
         return scores.metrics(features), scores, features
 
     def other_metrics(self, scores: Scores, features: Features) -> dict[str, dict[str, float]]:  # type: ignore[override]
         return {"ITC only": scores.itc_metrics(features)}
+
+
+def _scores_file(cache: Path | None, dataset: ImageTextDataset, features: Features) -> Path | None:
+    """Where this rank keeps the scores of its pictures."""
+    own = features.own
+    return cache / f"{dataset.name.replace('/', '-')}.{own.start}-{own.stop}.scores" if cache else None
 
 
 def _padded(input_ids: Tensor, attention_mask: Tensor, width: int) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ from ..adapter.fusion import AuroraContext, additions
 from ..backbones import AnsweringBackbone
 from ..data.media import EvalTransform
 from ..data.rows import Dataset, QuestionDataset
-from ..distributed import gather
+from ..distributed import gather, objects, own_share
 from ..errors import AuroraError
 from ..evaluation.features import tokenize, trim
 from ..evaluation.vqa_accuracy import question_score, upload_rows, vqa_metrics
@@ -144,7 +144,7 @@ class VQA(Task):
         was_training = self.training
         self.eval()
         try:
-            answers = [""] * len(dataset)
+            own: dict[int, str] = {}  # row -> answer, of this rank's share
             candidates = list(dataset.candidates)
             choices = self._choices(candidates) if self.settings.inference == "rank" else None
             for rows, states, mask in self._encoded(dataset, progress):
@@ -154,10 +154,11 @@ class VQA(Task):
                     )
                 else:
                     found = [candidates[best] for best in self.rank(states, mask, *choices).tolist()]
-                for row, answer in zip(rows, found, strict=True):
-                    answers[row] = answer
+                own |= dict(zip(rows, found, strict=True))
         finally:
             self.train(was_training)
+        every = {row: answer for share in objects(own) for row, answer in share.items()}
+        answers = [every[row] for row in range(len(dataset))]
         scores = [question_score(answer, question) for answer, question in zip(answers, dataset, strict=True)]
         return vqa_metrics(scores, list(dataset)), Answers(answers, scores)
 
@@ -198,14 +199,15 @@ class VQA(Task):
         return upload_rows(found.answers, list(dataset))
 
     def _encoded(self, dataset: QuestionDataset, progress: bool) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Rows, states (Q, S, D) and mask (Q, S) of the split's questions, a batch at a time; those of one picture
+        """Rows, states (Q, S, D) and mask (Q, S) of this rank's questions, a batch at a time; those of one picture
         follow each other and share it."""
         device = next(iter(self.backbone.parameters())).device
         transform = EvalTransform(self.backbone.image_size)
         places: dict[str, list[int]] = {}
         for row, question in enumerate(dataset):
             places.setdefault(question.image, []).append(row)
-        order = [row for rows in places.values() for row in rows]
+        share = own_share(len(places))
+        order = [row for rows in list(places.values())[share.start : share.stop] for row in rows]
         for first in tqdm(range(0, len(order), QUESTIONS), "questions", leave=False, disable=not progress):
             rows = order[first : first + QUESTIONS]
             shown = {dataset[row].image: row for row in rows}
