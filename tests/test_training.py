@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,14 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
+from aurora_petl import files
 from aurora_petl.backbones.blip_attention import VisionAttention
 from aurora_petl.baselines import METHODS, is_head
 from aurora_petl.cli import main
 from aurora_petl.data import load_dataset
+from aurora_petl.errors import AuroraError
 from aurora_petl.recipe import load_recipe
 from aurora_petl.tasks.retrieval import Retrieval
+from aurora_petl.trainer import one_gpu
 from aurora_petl.training import fit, load_run, prepare, train
 
 SMALL = ["train.batch_size=6", "train.max_steps=6", "train.evaluations=3", "task.queue_size=6", "method_options.r=4"]
@@ -191,6 +195,68 @@ def test_zero_shot_needs_the_test_split_alone_and_scores_it_once(folder, tmp_pat
     assert "tuned" not in capsys.readouterr().out
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["test"] == metrics["zero_shot_test"] and metrics["steps"] == 0 and scored == [1]
+
+
+def test_an_interrupted_evaluation_is_repeated(folder, finished, tmp_path, monkeypatch):
+    """Steps before it are not lost, and history, curve and best weights are those of a run without a break."""
+    evaluate, calls = Retrieval.evaluate, []
+
+    def interrupted(self, dataset, **rest):
+        calls.append(dataset.name)
+        if calls.count("shapes/validation") == 3:  # of step 4; the first is the untuned model's
+            raise KeyboardInterrupt
+        return evaluate(self, dataset, **rest)
+
+    monkeypatch.setattr(Retrieval, "evaluate", interrupted)
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(load_recipe(None, settings(folder)), out, progress=False)
+    assert len((out / "losses.jsonl").read_text().splitlines()) == 4
+    monkeypatch.setattr(Retrieval, "evaluate", evaluate)
+    train(load_recipe(out / "recipe.yaml"), out, resume=True, progress=False)
+    assert (out / "losses.jsonl").read_text() == (finished / "losses.jsonl").read_text()
+    rows = [json.loads((path / "history.json").read_text()) for path in (out, finished)]
+    assert [row for row in rows[0] if "train_loss" not in row] == [row for row in rows[1] if "train_loss" not in row]
+    ours, theirs = (load_file(path / "adapter/adapter_model.safetensors") for path in (out, finished))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("fields", [["train.learning_rate=1e30"], ["train.learning_rate=1e30", "train.evaluations=6"]])
+def test_a_training_that_diverges_says_so(fields, folder, tmp_path):
+    recipe = load_recipe(None, settings(folder, "train.max_grad_norm=0", "train.precision=fp32"))
+    for field in fields:
+        name, _, value = field.removeprefix("train.").partition("=")
+        setattr(recipe.train, name, type(getattr(recipe.train, name))(value))
+    with pytest.raises(AuroraError, match=r"training diverged.*; lower train.learning_rate"):
+        train(recipe, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run/metrics.json").exists()
+
+
+def test_a_folder_takes_one_training_at_a_time(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.1)
+    out = tmp_path / "run"
+    out.mkdir()
+    with files.lock(out):
+        assert main(["train", *settings(folder), "--out", str(out), "--quiet"]) == 1
+    assert "is being trained by another process" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == [".lock"]
+
+
+def test_one_process_that_sees_several_gpus_trains_on_one(tmp_path, capsys):
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert arguments.n_gpu == 0
+    arguments._n_gpu = 4
+    one_gpu(arguments)
+    assert arguments.n_gpu == 1 and "torchrun --nproc_per_node 4" in capsys.readouterr().err
+
+
+def test_figures_are_told_where_the_cache_cannot_be_written(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "features").write_text("a file stands in the way")
+    assert main(["evaluate", str(run)]) == 0
+    out, err = capsys.readouterr()
+    assert "ITM rerank" in out and "cannot be written" in err and "Traceback" not in err
 
 
 def test_overfits_its_training_pictures(folder, tmp_path):

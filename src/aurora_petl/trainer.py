@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -386,9 +387,20 @@ def _arguments(settings: TrainSettings, folder: Path, steps: int, progress: bool
         report_to=[],
         disable_tqdm=not progress,
     )
-    if arguments.n_gpu > 1:  # the Trainer would spread the model over all of them by DataParallel, which peft refuses
-        arguments._n_gpu = 1
+    one_gpu(arguments)
     if device.type == "cuda" and device.index and arguments.world_size == 1:
         arguments.__dict__["_setup_devices"] = device  # a cached property, which takes the first GPU
         torch.cuda.set_device(device)
     return arguments
+
+
+def one_gpu(arguments: TrainingArguments) -> None:
+    """Let a process that sees several GPUs train on one of them, and say how all are used. The Trainer would wrap the
+    task in DataParallel, which copies the model at every step and knows no adapters."""
+    if arguments.n_gpu > 1:
+        print(
+            f"aurora: this machine has {arguments.n_gpu} GPUs and one of them trains; for all of them start "
+            f"torchrun --nproc_per_node {arguments.n_gpu} -m aurora_petl.cli train ...",
+            file=sys.stderr,
+        )
+        arguments._n_gpu = 1

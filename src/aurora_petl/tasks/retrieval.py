@@ -215,9 +215,10 @@ class Retrieval(Task):
         return F.cross_entropy(logits, positive.long())
 
     def _negatives(self, queries: Tensor, keys: Tensor, different: Tensor, rows: Tensor) -> Tensor:
-        """For each of the queries ``rows`` a key of another picture, drawn by similarity."""
+        """For each of the queries ``rows`` a key of another picture, drawn by similarity; where that is not a number, as
+        in a training that diverged, any key: a GPU would end the process."""
         weights = (queries @ keys.T / self.backbone.temperature()).float().masked_fill(~different, -torch.inf)
-        return torch.multinomial(F.softmax(weights[rows], 1), 1)[:, 0]
+        return torch.multinomial(F.softmax(weights[rows], 1).nan_to_num(1.0), 1)[:, 0]
 
     @torch.no_grad()
     def _advance_averages(self) -> None:
