@@ -215,8 +215,11 @@ class Retrieval(Task):
         return F.cross_entropy(logits, positive.long())
 
     def _negatives(self, queries: Tensor, keys: Tensor, different: Tensor, rows: Tensor) -> Tensor:
-        """For each of the queries ``rows`` a key of another picture, drawn by similarity; where that is not a number, as
-        in a training that diverged, any key: a GPU would end the process."""
+        """For each of the queries ``rows`` a key of another picture, drawn by similarity.
+
+        Where a similarity is not a number, as in a training that diverged, any key is drawn: a GPU would end the
+        process at such a draw, before the loss can tell.
+        """
         weights = (queries @ keys.T / self.backbone.temperature()).float().masked_fill(~different, -torch.inf)
         return torch.multinomial(F.softmax(weights[rows], 1).nan_to_num(1.0), 1)[:, 0]
 
