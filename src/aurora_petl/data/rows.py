@@ -15,6 +15,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 from PIL import Image
 from tqdm import tqdm
 
+from ..distributed import objects, own_share, rank, together
 from ..errors import AuroraError
 from .media import load_image
 from .video import frame_names, load_frames, sample
@@ -213,8 +214,10 @@ class Dataset(Sequence[Row], Generic[Row]):
         return replace(self, name=f"{self.name}/{name}", items=chosen)
 
     def check(self, progress: bool = False) -> None:
-        """Decode every picture to its end, and of every clip the frame in the middle, each once. With ``broken`` at
-        ``skip``, rows of what does not decode are dropped from this dataset, and one printed line names them.
+        """Decode every picture to its end, and of every clip the frame in the middle, each once.
+
+        With ``broken`` at ``skip``, rows of what does not decode are dropped from this dataset, and one printed line
+        names them. Of several ranks each decodes its share, and all drop the same rows.
 
         Raises:
             AuroraError: with the first few problems and how many there are; if nothing would be left.
@@ -222,20 +225,25 @@ class Dataset(Sequence[Row], Generic[Row]):
         what = "clips" if self.clips else "pictures"
         broken: dict[str, str] = {}
         first = {item.image: index for index, item in reversed(list(enumerate(self.items)))}
-        for index in tqdm(sorted(first.values()), f"checking {what}", leave=False, disable=None if progress else True):
+        share = own_share(len(first))
+        own = sorted(first.values())[share.start : share.stop]
+        for index in tqdm(own, f"checking {what}", leave=False, disable=None if progress else True):
             try:
                 self.image(index)
             except AuroraError as error:
                 broken[self.items[index].image] = str(error)
+        broken = {name: why for part in objects(broken) for name, why in part.items()}
         kept = [item for item in self.items if item.image not in broken]
         if self.broken == "stop" or (broken and not kept):
-            refuse(self.name, list(broken.values()))
+            with together():
+                refuse(self.name, list(broken.values()))
         elif broken:
             rows = len(self.items) - len(kept)
-            print(
-                f"{self.name}: {len(broken):,} of {len(first):,} {what} left out, {rows:,} rows: "
-                + listed(list(broken.values()))
-            )
+            if rank() == 0:
+                print(
+                    f"{self.name}: {len(broken):,} of {len(first):,} {what} left out, {rows:,} rows: "
+                    + listed(list(broken.values()))
+                )
             self.items = kept
 
 

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from ..backbones import Backbone
 from ..backbones.convert import read_momentum
 from ..data.rows import ImageTextDataset
-from ..distributed import gather, rank
-from ..errors import AuroraError
+from ..distributed import SharedError, gather, rank
 from ..evaluation.features import Features, extract, tokenize, trim
 from ..evaluation.rerank import Scores, rerank
 from .base import Task
@@ -272,7 +271,7 @@ class Retrieval(Task):
         finally:
             self.train(was_training)
         if np.isnan(scores.similarity).any() or np.isnan(scores.image_to_text).any():
-            raise AuroraError(
+            raise SharedError(
                 "the model's scores are not numbers: its training diverged, or numbers overflow in this precision; "
                 "lower train.learning_rate, or compute in float32"
             )
