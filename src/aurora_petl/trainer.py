@@ -330,7 +330,11 @@ def make_trainer(
     progress: bool,
     callbacks: list[TrainerCallback] | None = None,
 ) -> TaskTrainer:
-    """A trainer of ``steps`` steps into the run's ``folder``."""
+    """A trainer of ``steps`` steps into the run's ``folder``.
+
+    Raises:
+        AuroraError: under FSDP or DeepSpeed.
+    """
     trainer = TaskTrainer(
         task,
         validation,
@@ -341,6 +345,11 @@ def make_trainer(
         train_dataset=training,
         callbacks=callbacks,
     )
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise distributed.SharedError(
+            "FSDP and DeepSpeed shard the frozen model, which aurora train does not do; start it by torchrun, or by "
+            "accelerate launch without them"
+        )
     trainer.remove_callback(PrinterCallback)
     if progress:
         trainer.remove_callback(ProgressCallback)
