@@ -58,18 +58,19 @@ def split(options: argparse.Namespace) -> Features:
     def held(first: int, last: int) -> Tensor:
         return states[first:last]
 
-    ids, mask = (ids * mask).to(options.device), mask.to(options.device)
     own = range(options.pictures)
-    return Features(none, none, ids, mask, pictures, texts, texts, none, held, held, own)
+    return Features(none, none, ids * mask, mask, pictures, texts, texts, none, held, held, own)
 
 
 @torch.no_grad()
 def usual_loop(model: BlipForImageTextRetrieval, features: Features) -> Tensor:
     """(2, pictures, texts): match logits as asked for by pictures and as asked for by texts."""
     pictures, texts = len(features.image_ids), len(features.texts)
-    found = torch.zeros(2, pictures, texts, device=features.input_ids.device)
+    device = features.image.device
+    found = torch.zeros(2, pictures, texts, device=device)
 
     def score(ids: Tensor, mask: Tensor, states: Tensor) -> Tensor:
+        ids, mask = ids.to(device), mask.to(device)
         fused = model.text_encoder(input_ids=ids, attention_mask=mask, encoder_hidden_states=states).last_hidden_state
         return model.itm_head(fused[:, 0]).float()[:, 1]
 
@@ -86,7 +87,7 @@ def usual_loop(model: BlipForImageTextRetrieval, features: Features) -> Tensor:
 def engine(backbone: BlipBackbone, features: Features) -> Tensor:
     """The same by `match_pairs`, each pair once."""
     pictures, texts = len(features.image_ids), len(features.texts)
-    pairs = torch.cartesian_prod(torch.arange(pictures), torch.arange(texts)).to(features.input_ids.device)
+    pairs = torch.cartesian_prod(torch.arange(pictures), torch.arange(texts))
     logits = match_pairs(backbone, features, pairs, features.states, frame_attention=False).view(pictures, texts)
     return torch.stack([logits, logits])
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -342,7 +342,7 @@ def evaluate_run(
             if backbone.adapter is None:
                 raise AuroraError(f"{folder} was tuned by {recipe.method}, which has nothing to merge")
             backbone.adapter.merge_adapter()
-    with torch.autocast(choose().type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+    with torch.autocast(choose().type, dtype) if dtype == torch.bfloat16 else nullcontext():
         metrics, *details = task.evaluate(
             rows, cache=folder / "features" if cache else None, rescore=rescore, progress=progress and rank() == 0
         )

@@ -221,7 +221,7 @@ def test_the_queue_starts_from_the_checkpoint_as_negatives(done, states):
     task = Retrieval(backbone, RetrievalSettings(queue_size=30, momentum_init="checkpoint"))
     assert torch.equal(task.queue_image[:24], state["image_queue"].T)
     assert torch.equal(task.queue_text[:24], state["text_queue"].T)
-    assert task.queue_ids.tolist() == [-100] * 24 + [-1] * 6 and task.queue_used.tolist() == [24, 24]
+    assert task.queue_ids.tolist() == [-100] * 24 + [-1] * 6 and (task.next_row, task.filled) == (24, 24)
     batch = {"pixel_values": torch.randn(3, 3, 64, 64), "ids": torch.tensor([0, 1, 2]), **tokenize(backbone, TEXTS, 35)}
     with torch.no_grad():
         image = backbone.project_image(backbone.encode_image(batch["pixel_values"]))
@@ -242,9 +242,9 @@ def test_the_queue_starts_from_the_checkpoint_as_negatives(done, states):
 def test_a_smaller_queue_takes_what_fits(done):
     backbone = load_backbone(done["pretraining"].folder)
     apply_method(backbone, "heads")
-    for size, used in ((10, [0, 10]), (0, [0, 0])):
+    for size, used in ((10, (0, 10)), (0, (0, 0))):
         task = Retrieval(backbone, RetrievalSettings(queue_size=size, momentum_init="checkpoint"))
-        assert task.queue_used.tolist() == used and task.queue_ids.tolist() == [-100] * size
+        assert (task.next_row, task.filled) == used and task.queue_ids.tolist() == [-100] * size
 
 
 def test_a_model_without_momentum_cannot_start_from_it(backbone):

@@ -134,7 +134,7 @@ def test_company_and_padding_change_no_answers_score(task):
     together = losses(ids, mask, image, answers, answers_mask, found["which"])
     padded = [F.pad(each, (0, 7)) for each in (ids, mask, answers, answers_mask)]
     assert torch.allclose(losses(*padded[:2], image, *padded[2:], found["which"]), together, rtol=1e-5, atol=1e-5)
-    for place, row in enumerate(found["which"].tolist()):
+    for place, row in enumerate(found["which"]):
         one, length, words = slice(row, row + 1), mask[row].sum(), answers_mask[place].sum()
         own = answers[place : place + 1, :words]
         single = losses(ids[one, :length], mask[one, :length], image[one], own, torch.ones_like(own), None)

@@ -191,6 +191,11 @@ def adapter_size(
 
 def no_autocast(device: torch.device) -> contextlib.AbstractContextManager:
     """Switch autocast off on `device`: small factors are combined in their own precision."""
+    return contextlib.nullcontext() if autocast_dtype(device) is None else torch.autocast(device.type, enabled=False)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What autocast computes in on `device`; None where it is off, or not to be had."""
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()
+        return torch.get_autocast_dtype(device.type)
+    return None

@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
-from .factors import AuroraFactors, no_autocast, thin, thin_backward
+from .factors import AuroraFactors, autocast_dtype, no_autocast, thin, thin_backward
 from .norm import NormInputs, norm_inputs
 
 
@@ -392,7 +392,5 @@ def _has_hooks(layer: nn.Module) -> bool:
 
 def _autocast(x: torch.Tensor) -> torch.Tensor:
     """`x` as F.linear would take it under the current autocast state."""
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return x.to(torch.get_autocast_dtype(device)) if x.dtype != torch.float64 else x
-    return x
+    dtype = autocast_dtype(x.device)
+    return x if dtype is None or x.dtype == torch.float64 else x.to(dtype)

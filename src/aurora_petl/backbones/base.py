@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
@@ -27,7 +27,8 @@ class Tunable(Protocol):
     """A pretrained vision-language model, whatever its task: what methods, training and all tasks ask of it.
 
     ``model`` is the transformers model that peft adapts in place; every method reads it at call time, so an
-    injected adapter takes part. Shapes: B pictures or texts, N picture tokens, T text tokens, D widths.
+    injected adapter takes part. Shapes: B pictures or texts, N picture tokens, T text tokens, D widths. Tensors are on
+    the model's device, but for ``which``, places that decide on shapes: a list, or a tensor on the CPU.
     """
 
     name: str
@@ -76,7 +77,7 @@ class Backbone(Tunable, Protocol):
         input_ids: Tensor,
         attention_mask: Tensor,
         image_states: Tensor,
-        which: Tensor | None = None,
+        which: Tensor | Sequence[int] | None = None,
         *,
         context: Tensor | None = None,
         positive: Tensor | None = None,
@@ -119,7 +120,7 @@ class AnsweringBackbone(Tunable, Protocol):
         input_ids: Tensor,
         attention_mask: Tensor,
         image_states: Tensor,
-        which: Tensor | None = None,
+        which: Tensor | Sequence[int] | None = None,
         *,
         context: Tensor | None = None,
     ) -> Tensor:
@@ -138,7 +139,7 @@ class AnsweringBackbone(Tunable, Protocol):
         answer_mask: Tensor,
         question_states: Tensor,
         question_mask: Tensor,
-        which: Tensor | None = None,
+        which: Tensor | Sequence[int] | None = None,
     ) -> Tensor:
         """(A, T), (A, T), (Q, S, D), (Q, S) -> logits (A, T, words), at each place of the token that follows."""
         ...
@@ -149,14 +150,16 @@ class AnsweringBackbone(Tunable, Protocol):
         answer_mask: Tensor,
         question_states: Tensor,
         question_mask: Tensor,
-        which: Tensor | None = None,
+        which: Tensor | Sequence[int] | None = None,
         *,
+        lengths: Sequence[int] | None = None,
         label_smoothing: float = 0.0,
     ) -> Tensor:
         """Cross-entropy of each answer, summed over its tokens and its end, (A,); arguments as `answer_logits`.
 
         Args:
             which: (A,), the question of each answer, whose keys and values are computed once for all its answers.
+            lengths: tokens of each answer, if they are known; else the mask is asked, which waits for the device.
             label_smoothing: share of the target that is spread over all words.
         """
         ...

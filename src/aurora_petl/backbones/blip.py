@@ -7,6 +7,7 @@ attention and its padding masks in `blip_attention.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class _Blip:
         input_ids: Tensor,
         attention_mask: Tensor,
         image_states: Tensor,
-        which: Tensor | None,
+        which: Tensor | Sequence[int] | None,
         meeting: Meeting | None = None,
         encoder_embeds: Tensor | None = None,
         **more: Any,
@@ -83,16 +84,17 @@ class _Blip:
         ).last_hidden_state
 
     def _shared(
-        self, which: Tensor | None, tokens: int, meeting: Meeting | None = None, **read: Tensor
+        self, which: Tensor | Sequence[int] | None, tokens: int, meeting: Meeting | None = None, **read: Tensor
     ) -> dict[str, Any]:
         """What cross-attention reads, (M, N, ...) each, for texts of so many tokens: once with the seats of the texts,
         or, where attention has not been replaced, with a copy for each text."""
+        states = read["encoder_hidden_states"]
         if not self.shares:
-            return read if which is None else {name: rows[which] for name, rows in read.items()}
+            places = None if which is None else torch.as_tensor(which, device=states.device)
+            return read if places is None else {name: rows[places] for name, rows in read.items()}
         meeting = meeting or Meeting()
         if which is not None:
-            count, length = read["encoder_hidden_states"].shape[:2]
-            meeting.sharing = share(which, count, length, tokens)
+            meeting.sharing = share(which, len(states), states.shape[1], tokens, states.device)
         return {**read, "meeting": meeting}
 
 
@@ -131,7 +133,7 @@ class BlipBackbone(_Blip):
         input_ids: Tensor,
         attention_mask: Tensor,
         image_states: Tensor,
-        which: Tensor | None = None,
+        which: Tensor | Sequence[int] | None = None,
         *,
         context: Tensor | None = None,
         positive: Tensor | None = None,
@@ -161,7 +163,7 @@ class BlipAnswering(_Blip):
         input_ids: Tensor,
         attention_mask: Tensor,
         image_states: Tensor,
-        which: Tensor | None = None,
+        which: Tensor | Sequence[int] | None = None,
         *,
         context: Tensor | None = None,
     ) -> Tensor:
@@ -174,7 +176,7 @@ class BlipAnswering(_Blip):
         answer_mask: Tensor,
         question_states: Tensor,
         question_mask: Tensor,
-        which: Tensor | None = None,
+        which: Tensor | Sequence[int] | None = None,
     ) -> Tensor:
         states = self._decode(answer_ids, answer_mask, question_states, question_mask, which)
         return self.model.text_decoder.cls(states).float()
@@ -185,15 +187,21 @@ class BlipAnswering(_Blip):
         answer_mask: Tensor,
         question_states: Tensor,
         question_mask: Tensor,
-        which: Tensor | None = None,
+        which: Tensor | Sequence[int] | None = None,
         *,
+        lengths: Sequence[int] | None = None,
         label_smoothing: float = 0.0,
     ) -> Tensor:
         states = self._decode(answer_ids, answer_mask, question_states, question_mask, which)
-        written = answer_mask[:, 1:].bool()  # the decoder reads a token and writes the next
-        logits = self.model.text_decoder.cls(states[:, :-1][written]).float()  # (tokens, words): none of padding
-        losses = F.cross_entropy(logits, answer_ids[:, 1:][written], reduction="none", label_smoothing=label_smoothing)
-        return torch.zeros(written.shape, device=losses.device).masked_scatter(written, losses).sum(1)
+        lengths = answer_mask.sum(1).tolist() if lengths is None else lengths
+        answers, longest = len(answer_ids), answer_ids.shape[1] - 1  # the decoder reads a token and writes the next
+        numbers = [row * longest + place for row, length in enumerate(lengths) for place in range(length - 1)]
+        written = torch.tensor(numbers, dtype=torch.long, device=states.device)  # none of padding
+        read = states[:, :-1].flatten(0, 1).index_select(0, written)
+        logits = self.model.text_decoder.cls(read).float()  # (tokens, words)
+        labels = answer_ids[:, 1:].flatten().index_select(0, written)
+        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+        return losses.new_zeros(answers * longest).index_copy(0, written, losses).view(answers, longest).sum(1)
 
     def generate_answers(
         self, question_states: Tensor, question_mask: Tensor, *, num_beams: int, max_tokens: int
@@ -218,7 +226,7 @@ class BlipAnswering(_Blip):
         answer_mask: Tensor,
         question_states: Tensor,
         question_mask: Tensor,
-        which: Tensor | None,
+        which: Tensor | Sequence[int] | None,
     ) -> Tensor:
         """States (A, T, D) of answers that have read their questions."""
         return self.model.text_decoder.bert(

@@ -17,6 +17,7 @@ else a `Meeting` says of a fused pass saves work that does not depend on the pic
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
 from itertools import accumulate
@@ -66,10 +67,20 @@ class Meeting:
     frames: Tensor | None = None
 
 
-def share(which: Tensor, pictures: int, picture_tokens: int, text_tokens: int) -> Sharing:
-    """Seat the texts: ``which`` (B,) in [0, pictures). Rows get as long as keeps the fewest tokens, keys and queries
-    together: a picture with many more texts than the others takes several rows."""
-    chosen, counts, places = which.tolist(), [0] * pictures, []
+def share(
+    which: Tensor | Sequence[int],
+    pictures: int,
+    picture_tokens: int,
+    text_tokens: int,
+    device: torch.device | None = None,
+) -> Sharing:
+    """Seat the texts: ``which`` (B,) in [0, pictures), to be known on the CPU. Rows get as long as keeps the fewest
+    tokens, keys and queries together: a picture with many more texts than the others takes several rows.
+
+    Args:
+        device: of the texts.
+    """
+    chosen, counts, places = which.tolist() if isinstance(which, Tensor) else [*which], [0] * pictures, []
     for picture in chosen:
         places.append(counts[picture])
         counts[picture] += 1
@@ -84,9 +95,9 @@ def share(which: Tensor, pictures: int, picture_tokens: int, text_tokens: int) -
     rows = [picture for picture, count in enumerate(taken) for _ in range(count)]
 
     def tensor(numbers: list[int]) -> Tensor:
-        return torch.tensor(numbers, device=which.device)
+        return torch.tensor(numbers, device=device)
 
-    return Sharing(which, tensor(rows) if len(rows) > pictures else None, tensor(seats), size)
+    return Sharing(tensor(chosen), tensor(rows) if len(rows) > pictures else None, tensor(seats), size)
 
 
 def attend(

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
+from ..adapter.factors import autocast_dtype
 from ..backbones import Backbone, Tunable
 from ..data.media import EvalTransform
 from ..data.rows import ImageTextDataset
@@ -33,8 +34,8 @@ class Features:
 
     image: Tensor  # (M, P)
     text: Tensor  # (L, P)
-    input_ids: Tensor  # (L, T)
-    attention_mask: Tensor  # (L, T)
+    input_ids: Tensor  # (L, T) on the CPU, where it is known how many tokens a batch of texts needs
+    attention_mask: Tensor  # (L, T), too
     image_ids: list[str]
     text_ids: list[str]  # the id of the picture that a text describes
     texts: list[str]
@@ -75,7 +76,7 @@ def extract(
         batch_size = max(1, batch_size // max(1, frames))
 
     texts = [caption for item in dataset for caption in item.captions]
-    tokens = {name: value.to(device) for name, value in tokenize(backbone, texts, max_tokens).items()}
+    tokens = tokenize(backbone, texts, max_tokens)
     own = own_share(len(dataset))
     key = _key(backbone, dataset, tokens, frames) if cache else ""
     file = cache / f"{dataset.name.replace('/', '-')}.{own.start}-{own.stop}.safetensors" if cache else None
@@ -97,7 +98,7 @@ def extract(
         for first in tqdm(range(0, len(texts), 4 * batch_size), "texts", leave=False, disable=not progress):
             rows = slice(first, first + 4 * batch_size)
             ids, mask = trim(tokens["input_ids"][rows], tokens["attention_mask"][rows])
-            text_rows.append(backbone.project_text(backbone.encode_text(ids, mask)))
+            text_rows.append(backbone.project_text(backbone.encode_text(ids.to(device), mask.to(device))))
         found["text"] = torch.cat(text_rows)
         if file is not None:
             keep(file, found, {"key": key})
@@ -127,13 +128,13 @@ def extract(
 
 
 def tokenize(backbone: Tunable, texts: list[str], max_tokens: int) -> dict[str, Tensor]:
-    """``input_ids`` and ``attention_mask``, each (texts, longest), cut at ``max_tokens``."""
+    """``input_ids`` and ``attention_mask``, each (texts, longest) on the CPU, cut at ``max_tokens``."""
     tokens = backbone.tokenizer(texts, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
     return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
 
 def trim(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Without the columns that are padding in every row."""
+    """Without the columns that are padding in every row; on the CPU, since elsewhere to look at them takes a wait."""
     longest = int(attention_mask.sum(1).max())
     return input_ids[:, :longest], attention_mask[:, :longest]
 
@@ -148,8 +149,7 @@ def _key(backbone: Backbone, dataset: ImageTextDataset, tokens: dict[str, Tensor
 
 
 def _parts(backbone: Backbone, dataset: ImageTextDataset, tokens: dict[str, Tensor]) -> Iterator[bytes]:
-    device = next(iter(backbone.parameters())).device.type
-    yield repr((backbone.image_size, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))).encode()
+    yield repr((backbone.image_size, autocast_dtype(next(iter(backbone.parameters())).device))).encode()
     for name, weight in backbone.module.state_dict().items():
         yield f"{name} {weight.dtype} {tuple(weight.shape)}".encode()
         yield _bytes(weight)
@@ -170,7 +170,8 @@ def _bytes(value: Tensor) -> bytes:
 def _read(file: Path | None, key: str, device: torch.device) -> dict[str, Tensor] | None:
     if file is None or not file.is_file():
         return None
-    with suppress(SafetensorError, OSError), safe_open(file, "pt", device=str(device)) as kept:
+    with suppress(SafetensorError, OSError), safe_open(file, "pt") as kept:
         if kept.metadata() == {"key": key}:
-            return {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118 (safe_open is no mapping)
+            names = kept.keys()  # safe_open is no mapping
+            return {name: kept.get_tensor(name).to(device) for name in names}
     return None

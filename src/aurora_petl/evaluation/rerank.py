@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
+from ..adapter.factors import no_autocast
 from ..backbones import Backbone
 from ..distributed import total
 from ..files import keep
@@ -77,7 +78,7 @@ def rerank(
         frame_attention: whether texts weigh the frames of clips, see `clips.frame_weights`.
         resume: a file that holds what was scored so far; an evaluation that was killed goes on from there.
     """
-    with torch.autocast(features.image.device.type, enabled=False):
+    with no_autocast(features.image.device):
         similarity = features.image.float() @ features.text.float().T  # (images, texts)
     images, texts = similarity.shape
     wanted_rows = _best(similarity, min(k_test, texts))
@@ -86,16 +87,16 @@ def rerank(
     scored = below.clone()
 
     def score(wanted: Tensor, states: Callable[[int, int], Tensor], file: Path | None) -> None:
-        pairs = wanted.nonzero()  # by picture
+        pairs = wanted.cpu().nonzero()  # by picture
         logits = match_pairs(
             backbone, features, pairs, states, frame_attention=frame_attention, resume=file, progress=progress
         )
-        rows = tuple(pairs.T)
+        rows = tuple(pairs.T.to(scored.device))
         scored[rows] = logits + beta * similarity[rows]
 
     score(wanted_rows | wanted_columns, features.states, resume)
     if rescore:
-        with torch.autocast(similarity.device.type, enabled=False):
+        with no_autocast(similarity.device):
             best_rows = _best(torch.where(wanted_rows, scored, below), min(rescore, texts)) & wanted_rows
             best_columns = _best(torch.where(wanted_columns, scored, below).T, min(rescore, images)).T & wanted_columns
             score(best_rows | best_columns, features.encode, None)
@@ -119,10 +120,12 @@ def match_pairs(
 ) -> Tensor:
     """ITM match logits (n,) of ``pairs`` (n, 2), each a picture and a text of ``features``, in the order of pictures.
 
+    Pairs are on the CPU, as all that decides on blocks, calls and their shapes; logits are on the model's device.
     ``states`` gives picture states as `Features.states` does.
     """
     images, texts = pairs.T
-    logits = torch.zeros(len(pairs), device=pairs.device)
+    device = features.image.device
+    logits = torch.zeros(len(pairs), device=device)
     lengths = features.attention_mask.sum(1)
     begun = _begin(backbone, features)
     record = _Record(resume, features, pairs, frame_attention)
@@ -135,14 +138,20 @@ def match_pairs(
             kept: dict[int, tuple[Tensor, Tensor]] = {}
             block = block[lengths[texts[block]].argsort(stable=True)]  # alike lengths together: little padding
             for part in block.split(max(1, CALL_TOKENS // int(lengths[texts[block]].float().mean().ceil()))):
-                text = texts[part]
-                ids, mask = trim(features.input_ids[text], features.attention_mask[text])
+                ids, mask = trim(features.input_ids[texts[part]], features.attention_mask[texts[part]])
+                text, image = texts[part].to(device), images[part].to(device)
                 ready = None if begun is None else begun[text, : ids.shape[1]]
-                image = images[part]
                 frames = frame_weights(features.text[text], features.frames[image]) if frame_attention else None
-                logits[part] = backbone.match(ids, mask, held, image - first, begun=ready, kept=kept, frames=frames)[
-                    :, 1
-                ]
+                matched = backbone.match(
+                    ids.to(device),
+                    mask.to(device),
+                    held,
+                    images[part] - first,
+                    begun=ready,
+                    kept=kept,
+                    frames=frames,
+                )
+                logits[part.to(device)] = matched[:, 1]
             record.write(logits, last)
         bar.update(len(block))
     bar.close()
@@ -156,7 +165,7 @@ class _Record:
 
     def __init__(self, file: Path | None, features: Features, pairs: Tensor, frame_attention: bool) -> None:
         self.file, self.written = file, time.monotonic()
-        asked = hashlib.sha256(pairs.cpu().numpy().tobytes()).hexdigest()
+        asked = hashlib.sha256(pairs.numpy().tobytes()).hexdigest()
         self.key = f"{features.key} {frame_attention} {features.own} {asked}"
 
     def read(self, logits: Tensor) -> int:
@@ -180,9 +189,10 @@ class _Record:
 
 def _begin(backbone: Backbone, features: Features) -> Tensor | None:
     """`Backbone.begin_match` of all texts, (L, T, D)."""
+    device = features.image.device
     parts = [
-        backbone.begin_match(features.input_ids[rows], features.attention_mask[rows])
-        for rows in torch.arange(len(features.input_ids)).split(256)
+        backbone.begin_match(ids.to(device), mask.to(device))
+        for ids, mask in zip(features.input_ids.split(256), features.attention_mask.split(256), strict=True)
     ]
     return None if not parts or parts[0] is None else torch.cat(parts)  # type: ignore[arg-type]
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ..adapter.factors import no_autocast
 from ..backbones.base import Backbone, Tunable
 from ..errors import AuroraError
 
@@ -70,6 +71,6 @@ def frame_weights(text: Tensor, frames: Tensor) -> Tensor | None:
     over frames of similarity / 4. (B, P), (B, F, P) -> (B, F); None for pictures."""
     if frames.shape[1] == 1:
         return None
-    with torch.autocast(text.device.type, enabled=False):
+    with no_autocast(text.device):
         similarity = torch.einsum("bp,bfp->bf", text.float(), frames.float())
         return frames.shape[1] * F.softmax(similarity / FRAME_TEMPERATURE, dim=1)

@@ -23,7 +23,7 @@ from ..backbones import Backbone
 from ..backbones.convert import read_momentum
 from ..data.rows import ImageTextDataset
 from ..distributed import SharedError, gather, rank
-from ..evaluation.features import Features, extract, tokenize, trim
+from ..evaluation.features import Features, extract, tokenize
 from ..evaluation.rerank import Scores, rerank
 from .base import Task
 from .clips import encode_media, frame_weights, pool, project_frames
@@ -35,6 +35,7 @@ class Retrieval(Task):
 
     A batch is a dict of ``pixel_values``, (B, 3, H, W) or of clips (B, F, 3, H, W), ``input_ids`` and
     ``attention_mask`` (B, T) and ``ids`` (B,), whole numbers that are equal for pairs that describe the same picture.
+    ``several`` says whether the ids differ at all: without it they are asked, which waits for the device.
 
     Args:
         backbone: with its adapter injected and its trainable weights marked: the average starts from them.
@@ -52,8 +53,6 @@ class Retrieval(Task):
     queue_image: Tensor
     queue_text: Tensor
     queue_ids: Tensor
-    queue_used: Tensor
-    steps: Tensor
 
     def __init__(self, backbone: Backbone, settings: RetrievalSettings | None = None) -> None:
         super().__init__(backbone, settings or RetrievalSettings())
@@ -65,8 +64,8 @@ class Retrieval(Task):
         self.register_buffer("queue_image", torch.zeros(size, width, device=device))
         self.register_buffer("queue_text", torch.zeros(size, width, device=device))
         self.register_buffer("queue_ids", torch.full((size,), -1, device=device))
-        self.register_buffer("queue_used", torch.zeros(2, dtype=torch.long, device=device))  # next row, rows filled
-        self.register_buffer("steps", torch.zeros((), dtype=torch.long, device=device))
+        self.next_row = self.filled = 0  # of the queue; numbers, for to read one from the device is to wait for it
+        self.steps = 0
         if self.settings.momentum_init == "checkpoint" and len(self._averages):  # else nothing will be trained
             self._start_from_checkpoint()
 
@@ -85,7 +84,7 @@ class Retrieval(Task):
         if rows:
             self.queue_image[:rows], self.queue_text[:rows] = kept.image_queue[:rows], kept.text_queue[:rows]
             self.queue_ids[:rows] = -100
-            self.queue_used[0], self.queue_used[1] = rows % len(self.queue_ids), rows
+            self.next_row, self.filled = rows % len(self.queue_ids), rows
 
     @classmethod
     def examples(cls, dataset: ImageTextDataset) -> list[tuple[int, dict[str, Any]]]:
@@ -100,10 +99,11 @@ class Retrieval(Task):
     def fit_settings(cls, settings: RetrievalSettings, batch_size: int, examples: int) -> None:
         settings.queue_size = fit_queue(settings.queue_size, batch_size, examples)
 
-    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             "pixel_values": torch.stack([row["pixels"] for row in rows]),
             "ids": torch.tensor([row["id"] for row in rows]),
+            "several": len({row["id"] for row in rows}) > 1,
             **tokenize(self.backbone, [row["caption"] for row in rows], self.settings.max_tokens),
         }
 
@@ -120,8 +120,22 @@ class Retrieval(Task):
             for name, weight in weights.items():
                 weight.data = own[name]
 
+    def training_state(self) -> dict[str, Tensor]:
+        numbers = {"queue_used": torch.tensor([self.next_row, self.filled]), "steps": torch.tensor(self.steps)}
+        return super().training_state() | numbers
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        super().load_training_state(state)
+        self.next_row, self.filled = state["queue_used"].tolist()
+        self.steps = int(state["steps"])
+
     def forward(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, ids: Tensor
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        ids: Tensor,
+        several: bool | None = None,
     ) -> dict[str, Tensor]:
         """Losses ``loss``, ``itc`` and ``itm`` of a batch. Side effects: the averages, the queue and the step count
         advance in training mode."""
@@ -141,7 +155,8 @@ class Retrieval(Task):
         teacher = gather(teacher_image), gather(teacher_text), gather(ids)
         context = gather(text_states[:, 0]) if self.training else None
         itc = self._contrast(image, text, ids, *teacher)
-        itm = self._matching(states.flatten(1, 2), image, text, frames, input_ids, attention_mask, ids, context)
+        pairs = states.flatten(1, 2), image, text, frames, input_ids, attention_mask, ids
+        itm = self._matching(*pairs, several, context)
         if self.training:
             self._enqueue(*teacher)
             self.steps += 1
@@ -158,14 +173,13 @@ class Retrieval(Task):
     ) -> Tensor:
         """ITC: features (B, P) against the teacher's of all ranks' batches and the queue (ranks * B + Q, P), targets
         softened by the teacher's own similarities."""
-        filled = int(self.queue_used[1])
-        all_image = torch.cat([teacher_image, self.queue_image[:filled]])
-        all_text = torch.cat([teacher_text, self.queue_text[:filled]])
-        all_ids = torch.cat([teacher_ids, self.queue_ids[:filled]])
+        all_image = torch.cat([teacher_image, self.queue_image[: self.filled]])
+        all_text = torch.cat([teacher_text, self.queue_text[: self.filled]])
+        all_ids = torch.cat([teacher_ids, self.queue_ids[: self.filled]])
         temperature = self.backbone.temperature()
         same = (ids[:, None] == all_ids[None]).float()
         hard = same / same.sum(1, keepdim=True)
-        alpha = self.settings.alpha * min(1.0, int(self.steps) / max(1, self.warmup_steps))
+        alpha = self.settings.alpha * min(1.0, self.steps / max(1, self.warmup_steps))
         loss = image.new_zeros(())
         own = slice(rank() * len(ids), (rank() + 1) * len(ids))
         for student, teacher, keys in ((image, teacher_image[own], all_text), (text, teacher_text[own], all_image)):
@@ -184,27 +198,38 @@ class Retrieval(Task):
         input_ids: Tensor,
         attention_mask: Tensor,
         ids: Tensor,
+        several: bool | None,
         context: Tensor | None,
     ) -> Tensor:
-        """ITM: each picture with its text, with a hard negative text, and as the hard negative of another text."""
-        own = torch.arange(len(ids), device=ids.device)
+        """ITM: each picture with its text, with a hard negative text, and as the hard negative of another text.
+
+        The shapes of that depend on which negatives were drawn: their places in the batch, and the lengths of texts,
+        are what a step reads from the device, all at once.
+        """
+        own = torch.arange(len(ids))
         every = image_states, image, text, frames, *_padded(input_ids, attention_mask, self.settings.max_tokens), ids
         if self.settings.negative_all_rank:
             every, own = tuple(gather(value) for value in every), own + rank() * len(ids)  # type: ignore[assignment]
         all_states, all_images, all_texts, all_frames, all_words, all_masks, all_ids = every
         different = ids[:, None] != all_ids[None]
+        if several is None or (not several and len(all_ids) > len(ids)):
+            several = bool(different.any())
+        negatives = len(ids) if several else 0  # of a batch of one picture there are none, else every row has one
         with torch.no_grad():
-            rows = different.any(1).nonzero()[:, 0]  # others of the batch show the same picture: no negative
-            texts = images = rows
-            if len(rows):
-                texts = self._negatives(image, all_texts, different, rows)
-                images = self._negatives(text, all_images, different, rows)
-        which_text, which_image = torch.cat([own, texts, own[rows]]), torch.cat([own, own[rows], images])
+            drawn = [all_masks.sum(1)]
+            if negatives:
+                drawn.append(self._negatives(image, all_texts, different))
+                drawn.append(self._negatives(text, all_images, different))
+            lengths, texts, images = torch.cat(drawn).cpu().split([len(all_ids), negatives, negatives])
+        which_text, which_image = torch.cat([own, texts, own[:negatives]]), torch.cat([own, own[:negatives], images])
         used, which = which_image.unique(return_inverse=True)
-        positive = torch.arange(len(which_text), device=ids.device) < len(ids)
-        by_frame = frame_weights(all_texts[which_text], all_frames[which_image])
+        longest = int(lengths[which_text].max())
+        of_text, of_image, used = (places.to(ids.device) for places in (which_text, which_image, used))
+        positive = torch.arange(len(of_text), device=ids.device) < len(ids)
+        by_frame = frame_weights(all_texts[of_text], all_frames[of_image])
         logits = self.backbone.match(
-            *trim(all_words[which_text], all_masks[which_text]),
+            all_words[of_text, :longest],
+            all_masks[of_text, :longest],
             all_states[used],
             which,
             context=context,
@@ -213,14 +238,14 @@ class Retrieval(Task):
         )
         return F.cross_entropy(logits, positive.long())
 
-    def _negatives(self, queries: Tensor, keys: Tensor, different: Tensor, rows: Tensor) -> Tensor:
-        """For each of the queries ``rows`` a key of another picture, drawn by similarity.
+    def _negatives(self, queries: Tensor, keys: Tensor, different: Tensor) -> Tensor:
+        """For each query a key of another picture, drawn by similarity.
 
         Where a similarity is not a number, as in a training that diverged, any key is drawn: a GPU would end the
         process at such a draw, before the loss can tell.
         """
         weights = (queries @ keys.T / self.backbone.temperature()).float().masked_fill(~different, -torch.inf)
-        return torch.multinomial(F.softmax(weights[rows], 1).nan_to_num(1.0), 1)[:, 0]
+        return torch.multinomial(F.softmax(weights, 1).nan_to_num(1.0), 1)[:, 0]
 
     @torch.no_grad()
     def _advance_averages(self) -> None:
@@ -233,10 +258,9 @@ class Retrieval(Task):
         if not size:
             return
         image, text, ids = image[-size:], text[-size:], ids[-size:]
-        places = (int(self.queue_used[0]) + torch.arange(len(ids), device=ids.device)) % size
+        places = (self.next_row + torch.arange(len(ids), device=ids.device)) % size
         self.queue_image[places], self.queue_text[places], self.queue_ids[places] = image.float(), text.float(), ids
-        self.queue_used[0] = (int(self.queue_used[0]) + len(ids)) % size
-        self.queue_used[1] = min(size, int(self.queue_used[1]) + len(ids))
+        self.next_row, self.filled = (self.next_row + len(ids)) % size, min(size, self.filled + len(ids))
 
     def evaluate(
         self, dataset: ImageTextDataset, *, cache: Path | None = None, rescore: int = 0, progress: bool = False

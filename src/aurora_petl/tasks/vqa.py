@@ -13,7 +13,7 @@ questions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,8 @@ class VQA(Task):
 
     A batch is a dict of ``pixel_values`` (B, 3, H, W), of clips (B, frames, 3, H, W); ``question_ids`` and
     ``question_mask`` (B, S); ``answer_ids`` and ``answer_mask`` (A, T) of all questions' answers, with the question of
-    each in ``which`` (A,) and its weight in ``weights`` (A,).
+    each in ``which`` (A,) and its weight in ``weights`` (A,). ``which`` and ``answer_lengths``, the tokens of each
+    answer, decide on shapes, so they are lists, which stay on the CPU.
 
     Args:
         backbone: with its adapter injected and its trainable weights marked.
@@ -94,7 +95,7 @@ class VQA(Task):
             for row, item in enumerate(dataset)
         ]
 
-    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         questions = self._questions([row["question"] for row in rows])
         answers = self._answers([answer for row in rows for answer in row["answers"]])
         return {
@@ -103,8 +104,9 @@ class VQA(Task):
             "question_mask": questions["attention_mask"],
             "answer_ids": answers["input_ids"],
             "answer_mask": answers["attention_mask"],
-            "which": torch.tensor([place for place, row in enumerate(rows) for _ in row["answers"]]),
-            "weights": torch.tensor([weight for row in rows for weight in row["weights"]]),
+            "answer_lengths": answers["attention_mask"].sum(1).tolist(),
+            "which": [place for place, row in enumerate(rows) for _ in row["answers"]],
+            "weights": torch.tensor([weight for row in rows for weight in row["weights"]], dtype=torch.float32),
         }
 
     def forward(
@@ -114,8 +116,9 @@ class VQA(Task):
         question_mask: Tensor,
         answer_ids: Tensor,
         answer_mask: Tensor,
-        which: Tensor,
+        which: Sequence[int] | Tensor,
         weights: Tensor,
+        answer_lengths: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
         """``loss`` of a batch: the sum over answers of weight * cross-entropy, divided by the number of pictures."""
         backbone = self.backbone
@@ -125,7 +128,13 @@ class VQA(Task):
             context = gather(backbone.encode_text(question_ids, question_mask)[:, 0])
         questions = backbone.encode_question(question_ids, question_mask, media, context=context)
         losses = backbone.answer_loss(
-            answer_ids, answer_mask, questions, question_mask, which, label_smoothing=self.settings.label_smoothing
+            answer_ids,
+            answer_mask,
+            questions,
+            question_mask,
+            which,
+            lengths=answer_lengths,
+            label_smoothing=self.settings.label_smoothing,
         )
         return {"loss": (weights * losses).sum() / len(pixel_values)}
 
@@ -146,14 +155,15 @@ class VQA(Task):
         try:
             own: dict[int, str] = {}  # row -> answer, of this rank's share
             candidates = list(dataset.candidates)
-            choices = self._choices(candidates) if self.settings.inference == "rank" else None
+            tokens = self._answers(candidates) if self.settings.inference == "rank" else None
             for rows, states, mask in self._encoded(dataset, progress):
-                if choices is None:
+                if tokens is None:
                     found = self.backbone.generate_answers(
                         states, mask, num_beams=self.settings.num_beams, max_tokens=self.settings.max_answer_tokens
                     )
                 else:
-                    found = [candidates[best] for best in self.rank(states, mask, *choices).tolist()]
+                    best = self.rank(states, mask, tokens["input_ids"], tokens["attention_mask"])
+                    found = [candidates[place] for place in best.tolist()]
                 own |= dict(zip(rows, found, strict=True))
         finally:
             self.train(was_training)
@@ -166,29 +176,37 @@ class VQA(Task):
     def rank(
         self, question_states: Tensor, question_mask: Tensor, candidate_ids: Tensor, candidate_mask: Tensor
     ) -> Tensor:
-        """The likeliest of C candidates for each of Q questions, (Q,).
+        """The likeliest of C candidates for each of Q questions, (Q,) on the CPU.
 
         The ``k_test`` candidates whose first token is likeliest are scored in full, by the loss of training. Among
         candidates of one first token those that come first are taken.
 
         Args:
             question_states: (Q, S, D), as `AnsweringBackbone.encode_question` gives them, with their mask (Q, S).
-            candidate_ids: (C, T), with their mask (C, T).
+            candidate_ids: (C, T) on the CPU, with their mask (C, T): which are scored, and how, is known there.
         """
-        backbone, k = self.backbone, min(self.settings.k_test, len(candidate_ids))
-        start = candidate_ids[:1, :1].expand(len(question_states), 1)
+        backbone, k, device = self.backbone, min(self.settings.k_test, len(candidate_ids)), question_states.device
+        start = candidate_ids[:1, :1].expand(len(question_states), 1).to(device)
         words = backbone.answer_logits(start, torch.ones_like(start), question_states, question_mask)[:, 0]
         first, of = candidate_ids[:, 1].unique(return_inverse=True)
-        chosen = words[:, first][:, of].argsort(dim=1, descending=True, stable=True)[:, :k]  # (Q, k)
-        which = torch.arange(len(chosen), device=chosen.device).repeat_interleave(k)
+        likely = words[:, first.to(device)][:, of.to(device)]
+        chosen = likely.argsort(dim=1, descending=True, stable=True)[:, :k].cpu()  # (Q, k)
+        which = torch.arange(len(chosen)).repeat_interleave(k)
         flat = chosen.flatten()
-        losses = torch.empty(len(flat), device=flat.device)
-        for part in candidate_mask.sum(1)[flat].argsort(stable=True).split(PAIRS):  # alike lengths: little padding
+        lengths = candidate_mask.sum(1)[flat]
+        losses = torch.empty(len(flat), device=device)
+        for part in lengths.argsort(stable=True).split(PAIRS):  # alike lengths: little padding
             ids, mask = trim(candidate_ids[flat[part]], candidate_mask[flat[part]])
-            losses[part] = backbone.answer_loss(
-                ids, mask, question_states, question_mask, which[part], label_smoothing=self.settings.label_smoothing
+            losses[part.to(device)] = backbone.answer_loss(
+                ids.to(device),
+                mask.to(device),
+                question_states,
+                question_mask,
+                which[part],
+                lengths=lengths[part].tolist(),
+                label_smoothing=self.settings.label_smoothing,
             )
-        best = losses.view(-1, k).argmin(1)
+        best = losses.view(-1, k).argmin(1).cpu()
         return chosen.gather(1, best[:, None])[:, 0]
 
     def check_upload(self, dataset: QuestionDataset) -> None:
@@ -216,7 +234,7 @@ class VQA(Task):
             media = encode_media(self.backbone, torch.stack(pixels).to(device)).flatten(1, 2)
             tokens = self._questions([dataset[row].question for row in rows])
             ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
-            which = torch.tensor([numbers[dataset[row].image] for row in rows], device=device)
+            which = [numbers[dataset[row].image] for row in rows]
             yield rows, self.backbone.encode_question(ids, mask, media, which), mask
 
     def _questions(self, texts: list[str]) -> dict[str, Tensor]:
@@ -225,11 +243,6 @@ class VQA(Task):
 
     def _answers(self, texts: list[str]) -> dict[str, Tensor]:
         return tokenize(self.backbone, texts, self.backbone.longest)
-
-    def _choices(self, candidates: list[str]) -> tuple[Tensor, Tensor]:
-        device = next(iter(self.backbone.parameters())).device
-        tokens = self._answers(candidates)
-        return tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
 
 
 def _need_candidates(settings: VQASettings, dataset: QuestionDataset) -> None:
