@@ -153,7 +153,7 @@ class TaskTrainer(Trainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"):
         self.save()
-        if not all(torch.isfinite(weight).all() for _, weight in self.task.trained()):
+        if not torch.stack([weight.isfinite().all() for _, weight in self.task.trained()]).all():
             raise self._diverged(f"weights are not finite at step {self.state.global_step}")
         with self.interruptible(), self.compute_loss_context_manager():  # in the precision of training
             metrics = self.task.evaluate(self.validation)[0]

@@ -100,6 +100,7 @@ def _model(recipe: Recipe, dataset: Rows) -> tuple[Tunable, Task]:
             model = backbone.model  # newer transformers have another name for it
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
+    backbone.module.to(choose())  # only now: a seed draws the same adapter on every device
     return backbone, kind(backbone, settings)
 
 
@@ -279,13 +280,14 @@ def _checkpoint(folder: Path) -> checkpoints.Checkpoint | None:
 
 
 def _backbone(recipe: Recipe) -> Any:
-    return load_backbone(recipe.model, choose(), task=recipe.task.name, image_size=recipe.image_size or None)
+    return load_backbone(recipe.model, task=recipe.task.name, image_size=recipe.image_size or None)
 
 
 def untuned(recipe: Recipe, split: Rows, *, cache: Path | None = None, progress: bool = False) -> tuple[Any, ...]:
     """What `Task.evaluate` gives for the pretrained model on a split, by the recipe's protocol; ``cache`` as there."""
     backbone = _backbone(recipe)
     apply_method(backbone, "zero-shot")
+    backbone.module.to(choose())
     return task_class(recipe.task.name)(backbone, recipe.task).evaluate(split, cache=cache, progress=progress)
 
 
@@ -360,4 +362,5 @@ def load_run(folder: Path) -> tuple[Recipe, Any]:
     recipe = load_recipe(folder / "recipe.yaml")
     backbone = _backbone(recipe)
     load_adapter(backbone, folder / ADAPTER, recipe.method)
+    backbone.module.to(choose())
     return recipe, backbone
