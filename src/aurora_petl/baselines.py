@@ -20,8 +20,9 @@ from .adapter import AuroraConfig
 from .adapter.fusion import additions
 from .adapter.model import TARGET_MODULES
 from .backbones import Tunable
-from .errors import AuroraError
+from .errors import AuroraError, first_line, short
 from .files import as_os_error, whole_folder
+from .method_options import typed_options
 
 WEIGHTS = "trained.safetensors"  # of methods that are not peft's
 
@@ -64,7 +65,7 @@ def apply_method(backbone: Tunable, name: str, options: dict[str, Any] | None = 
     options = dict(options or {})
     if method.config is None:
         if options:
-            raise AuroraError(f"method {name} takes no method_options, got {', '.join(options)}")
+            raise AuroraError(f"method {name} takes no method_options, got {short(', '.join(options))[1:-1]}")
         for weight in backbone.parameters():
             weight.requires_grad_(method.trains == "everything")
         if method.trains == "heads":
@@ -73,13 +74,14 @@ def apply_method(backbone: Tunable, name: str, options: dict[str, Any] | None = 
             for head in _heads(backbone):
                 head.requires_grad_(True)
         return
+    options = typed_options(name, method.config, options)
     options.setdefault("target_modules", TARGET_MODULES.get(backbone.model.config.model_type))
     if train_heads and backbone.heads:
         options.setdefault("modules_to_save", list(backbone.heads))
     try:
         backbone.adapter = cast(PeftModel, get_peft_model(backbone.model, method.config(**options)))
-    except (TypeError, ValueError) as error:
-        raise AuroraError(f"method {name} refuses method_options: {error}") from error
+    except (TypeError, ValueError, LookupError, AttributeError, ImportError, NotImplementedError) as error:
+        raise AuroraError(f"method {name} refuses method_options: {first_line(error, 600)}") from error
 
 
 def find_method(name: str) -> Method:
@@ -89,7 +91,7 @@ def find_method(name: str) -> Method:
         AuroraError: if there is none.
     """
     if name not in METHODS:
-        raise AuroraError(f"no method {name!r}; choose one of {', '.join(METHODS)}")
+        raise AuroraError(f"no method {short(name)}; choose one of {', '.join(METHODS)}")
     return METHODS[name]
 
 

@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 from . import checkpoints, distributed
 from .backbones import Tunable, load_backbone
 from .baselines import apply_method, find_method, load_adapter, save_adapter, weight_counts
+from .checks import check as check_recipe
 from .data import load_dataset
 from .data.rows import SPLITS
 from .data.rows import Dataset as Rows
@@ -30,7 +31,7 @@ from .distributed import rank, ranks
 from .errors import AuroraError
 from .files import lock, write_json
 from .gallery import GALLERIES
-from .recipe import Recipe, load_recipe
+from .recipe import Recipe, load_recipe, located
 from .report import plot_curve
 from .stopping import Signals
 from .tasks import task_class
@@ -62,6 +63,7 @@ def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False) -> tu
     """
     distributed.start()
     with distributed.together():
+        check_recipe(recipe)
         dataset = _dataset(recipe)
     if check:
         dataset.check(progress=progress)
@@ -145,6 +147,7 @@ def train(
         AuroraError: if data, model or folder stand in the way, or the training diverges.
         Stopped: at Ctrl-C or SIGTERM, after the step that ran is saved.
     """
+    recipe = located(recipe)
     distributed.start()
     first = rank() == 0  # of several processes it alone writes
     progress = progress and first
