@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import suppress
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -50,17 +51,15 @@ def check(settings: Any, prefix: str) -> None:
 
 
 def typed(value: Any, hint: Any, where: str) -> Any:
-    """A value as the type ``hint`` has it: 1e-3, which YAML reads as text, becomes a number, and 8.0 the whole number 8.
+    """A value as the type ``hint`` has it: 1e-3, which YAML reads as text, becomes a number, and 8.0 a whole number.
 
     Raises:
         AuroraError: if the value is of another type, or no finite number.
     """
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     if float in kinds and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
+        with suppress(ValueError, OverflowError):
             value = float(value)
-        except (ValueError, OverflowError):
-            pass
     if isinstance(value, float) and not math.isfinite(value):
         raise AuroraError(f"{where} is {value}; it must be a finite number")
     if int in kinds and float not in kinds and isinstance(value, float) and value.is_integer():
@@ -140,7 +139,9 @@ def check_text(value: str, where: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise AuroraError(f"{where} holds what is no character, at place {error.start + 1}; write it as UTF-8") from error
+        raise AuroraError(
+            f"{where} holds what is no character, at place {error.start + 1}; write it as UTF-8"
+        ) from error
 
 
 def shown(bound: float) -> str:

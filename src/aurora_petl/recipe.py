@@ -88,8 +88,12 @@ def located(recipe: Recipe) -> Recipe:
     from .data import READERS, pack_names
 
     names = {"model": set(embedded_models()), "data": {*READERS, *pack_names()}, "root": {""}}
-    local = {name for name in PATHS if getattr(recipe, name) not in names[name] and Path(getattr(recipe, name)).exists()}
-    return dataclasses.replace(recipe, **{name: str(Path(getattr(recipe, name)).absolute()) for name in local})
+    made = dataclasses.replace(recipe)
+    for name, taken in names.items():
+        path = Path(getattr(recipe, name))
+        if str(getattr(recipe, name)) not in taken and path.exists():
+            setattr(made, name, str(path.absolute()))
+    return made
 
 
 def recipe_names() -> list[str]:
@@ -135,9 +139,7 @@ def _override(values: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     names = key.strip().split(".")
     if not equals or not all(names):
-        raise AuroraError(
-            f"override {short(override)} is not of the form key=value, like train.learning_rate=1e-3"
-        )
+        raise AuroraError(f"override {short(override)} is not of the form key=value, like train.learning_rate=1e-3")
     target = values
     for depth, name in enumerate(names[:-1], 1):
         target = target.setdefault(name, {})
