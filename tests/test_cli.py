@@ -174,7 +174,10 @@ def test_a_shell_sees_one_line_and_the_status(tmp_path):
         ("train emoji --quiet train.zzz=1", "recipe emoji: there is no field train.zzz; fields are learning_rate, "),
         ("train emoji --method lorra", "no method 'lorra'; choose one of aurora, lora, dora, vera, heads, full"),
         ("train emoji --model ./gone", "no model './gone': it is neither embedded (blip-mini), nor a folder"),
-        ("train emoji --model .", "model folder . has no config.json; name a folder saved by save_pretrained"),
+        (
+            "train emoji --model . --dry-run",
+            "model folder . has no config.json; name a folder saved by save_pretrained",
+        ),
         ("train --resume", "runs/photos holds no run to resume; leave out --resume to start one"),
         ("train --resume --out gone", "gone holds no run to resume; leave out --resume to start one"),
         ("train emoji --resume", "--resume takes the run's own recipe: give --out only, no recipe and no overrides"),
@@ -185,7 +188,7 @@ def test_a_shell_sees_one_line_and_the_status(tmp_path):
             "params blip-mini --gate open",
             "method aurora refuses method_options: `gate` should be None, 'scale_shift' or",
         ),
-        ("params blip-mini --r 0", "method aurora refuses method_options: `r` should be a positive integer"),
+        ("params blip-mini --r 0", "method_options.r is 0; it must lie between 1 and 8192"),
     ],
 )
 def test_wrong_values(words, message, refusal, here):
@@ -196,7 +199,7 @@ def test_wrong_values(words, message, refusal, here):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("train emoji --otu x", "unknown option --otu; did you mean --out? (see aurora train --help)"),
+        ("train emoji --otu x", "unknown option --otu x; did you mean --out? (see aurora train --help)"),
         ("train emoji --modle=x", "unknown option --modle=x; did you mean --model? (see aurora train --help)"),
         ("train emoji --zzzz", "unknown option --zzzz (see aurora train --help)"),
         ("evaluate run --splt test", "unknown option --splt test; did you mean --split? (see aurora evaluate --help)"),

@@ -87,12 +87,12 @@ def located(recipe: Recipe) -> Recipe:
     from .backbones.base import embedded_models
     from .data import READERS, pack_names
 
-    names = {"model": set(embedded_models()), "data": {*READERS, *pack_names()}, "root": {""}}
+    names = {"model": set(embedded_models()), "data": {*READERS, *pack_names()}, "root": set[str]()}
     made = dataclasses.replace(recipe)
     for name, taken in names.items():
-        path = Path(getattr(recipe, name))
-        if str(getattr(recipe, name)) not in taken and path.exists():
-            setattr(made, name, str(path.absolute()))
+        value = getattr(recipe, name)
+        if value and value not in taken and Path(value).exists():
+            setattr(made, name, str(Path(value).absolute()))
     return made
 
 
