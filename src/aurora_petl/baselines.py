@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import peft
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -114,6 +114,15 @@ def save_adapter(backbone: Tunable, folder: Path) -> None:
             backbone.adapter.save_pretrained(str(partial), save_embedding_layers=False)
         else:
             save_file(_trained(backbone), partial / WEIGHTS)
+
+
+def saved_bytes(backbone: Tunable) -> int:
+    """Bytes of the weights that `save_adapter` writes; the file's head comes to a few kilobytes more."""
+    if backbone.adapter is not None:
+        state = get_peft_model_state_dict(backbone.adapter, save_embedding_layers=False)
+    else:
+        state = _trained(backbone)
+    return sum(value.numel() * value.element_size() for value in state.values())
 
 
 def _trained(backbone: Tunable) -> dict[str, Tensor]:

@@ -69,20 +69,23 @@ def _train(options: argparse.Namespace) -> None:
             raise AuroraError("nothing to train on: name a recipe (aurora recipes lists them) or give --data FOLDER")
         own = "photos" if options.model and options.model != "blip-mini" else "photos-mini"
         recipe = load_recipe(name or own, overrides, given)
+    from .distributed import rank
+    from .report import run_summary
     from .training import claim, prepare, train
 
     if options.dry_run:
-        claim(folder, options.resume)
-        from .report import describe
+        from .baselines import find_method
+        from .plan import describe, make_plan
 
-        dataset, backbone, _ = prepare(recipe, progress=progress(options.quiet))
-        print(describe(recipe, dataset, backbone))
+        claim(folder, options.resume)
+        dataset, backbone, task = prepare(recipe, progress=progress(options.quiet))
+        plan = make_plan(recipe, dataset, task) if find_method(recipe.method).learns else None
+        if rank():
+            return
+        print(describe(recipe, dataset, backbone, plan, "the run's own" if options.resume else name or own))
         print(f"\nAll checks passed; without --dry-run the run would go to {folder}")
         return
     run = train(recipe, folder, resume=options.resume, progress=progress(options.quiet))
-    from .distributed import rank
-    from .report import run_summary
-
     if rank():
         return
     print(run_summary(run.metrics))
@@ -95,7 +98,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     from .distributed import rank
     from .files import write_json
-    from .report import metrics_table
+    from .report import caution, metrics_table
     from .training import evaluate_run
 
     if options.rescore and options.dtype == "float32":
@@ -120,6 +123,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     others = scored.other_metrics()
     if scored.metrics:
         print(metrics_table({scored.task.protocol: scored.metrics, **others}))
+        if small := caution(scored.metrics, len(scored.split), options.split):
+            print(small)
     else:
         print(f"no scores: split {options.split} comes without right answers; write yours to a file with --upload")
     if options.json:
@@ -185,7 +190,8 @@ def _search(options: argparse.Namespace) -> None:
     if options.json:
         rows = [{"rank": rank, "score": hit.score, "found": hit.what} for rank, hit in enumerate(found, 1)]
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        asked = {"query": str(options.text or options.image), "index": str(library.out), "folder": str(library.folder)}
+        places = {"query": options.text or options.image, "index": library.out, "folder": library.folder}
+        asked = {name: str(value).encode("utf-8", "backslashreplace").decode() for name, value in places.items()}
         write_json(options.json, {**asked, "view": searcher.view, "score": score, "found": rows})
     if options.sheet:
         shown = [(None if options.texts else searcher.picture(hit.row), hit.score, hit.what) for hit in found]

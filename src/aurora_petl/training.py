@@ -31,6 +31,7 @@ from .distributed import rank, ranks
 from .errors import AuroraError
 from .files import lock, write_json
 from .gallery import GALLERIES
+from .plan import count_steps
 from .recipe import Recipe, load_recipe, located
 from .report import plot_curve
 from .stopping import Signals
@@ -197,6 +198,7 @@ def _write(run: Run, test: Rows, before: tuple[Any, ...], metrics: dict[str, flo
     for name, others in run.task.other_metrics(*found).items():
         run.metrics[f"test_{name.lower().replace(' ', '_')}"] = others
     run.metrics["zero_shot_test"] = before[0]
+    run.metrics["test_rows"] = len(test)
     write_json(folder / "history.json", run.history)
     if run.history:
         plot_curve(run.history, folder / "curve.png", run.task.main_metric, run.task.objective)
@@ -238,8 +240,7 @@ def _fit(
     training = TrainingExamples(
         task, dataset.split("train"), seed=settings.seed, augment=settings.augment, flip=settings.flip
     )
-    batches = len(training) // (settings.batch_size * settings.gradient_accumulation * ranks())
-    steps = settings.max_steps if settings.max_steps > 0 else max(1, round(settings.epochs * batches))
+    batches, steps = count_steps(settings, len(training))
     task.warmup_steps = batches * settings.gradient_accumulation
     checkpoint = _checkpoint(folder) if resume else None
     validation = dataset.split("validation")
