@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -183,9 +183,19 @@ def _ours(folder: Path, resume: bool) -> Iterator[None]:
         with distributed.together():
             if rank() == 0:
                 claim(folder, resume)
+                stack.callback(_remove_empty, [place for place in (folder, *folder.parents) if not place.exists()])
                 folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(lock(folder, "being trained"))
         yield
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders, innermost first, if nothing but a lock is in them: of a run that was refused."""
+    with suppress(OSError):
+        for folder in folders:
+            if [path.name for path in folder.iterdir()] == [".lock"]:
+                (folder / ".lock").unlink()
+            folder.rmdir()
 
 
 def _write(run: Run, test: Rows, before: tuple[Any, ...], metrics: dict[str, float], found: list[Any]) -> None:
