@@ -80,7 +80,15 @@ def apply_method(backbone: Tunable, name: str, options: dict[str, Any] | None = 
         options.setdefault("modules_to_save", list(backbone.heads))
     try:
         backbone.adapter = cast(PeftModel, get_peft_model(backbone.model, method.config(**options)))
-    except (TypeError, ValueError, LookupError, AttributeError, ImportError, NotImplementedError) as error:
+    except (
+        TypeError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        ImportError,
+        NotImplementedError,
+    ) as error:
         raise AuroraError(f"method {name} refuses method_options: {first_line(error, 600)}") from error
 
 

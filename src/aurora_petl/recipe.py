@@ -181,9 +181,9 @@ def _build(kind: type, values: dict[str, Any], where: str, prefix: str) -> Any:
                 raise AuroraError(f"{name} is {short(value)}; it must be a mapping of fields")
             made[key] = _build(_settings(wanted, value, where), value, where, f"{prefix}{key}.")  # type: ignore[arg-type]
             continue
-        made[key] = typed(value, wanted, name)
         if prefix or key not in PATHS:  # a path may hold bytes that are not UTF-8
-            check_plain(made[key], name)
+            check_plain(value, name)
+        made[key] = typed(value, wanted, name)
     try:
         return kind(**made)
     except AuroraError as error:
