@@ -108,5 +108,5 @@ def test_metrics_of_other_tasks_need_no_legend():
     found = report.metrics_table({"zero-shot": {"accuracy": 20.0, "yes/no": 50.0}}).splitlines()
     assert [line.split() for line in found[::2]] == [["accuracy", "yes/no"], ["zero-shot", "20.0", "50.0"]]
     weights = {"trainable": 10, "model": 1000}
-    summary = report.run_summary({"weights": weights, "steps": 3, "train_seconds": 1.0, "test": {}})
+    summary = report.run_summary({"weights": weights, "steps": 3, "train_seconds": 1.0, "test": {}, "test_rows": 9})
     assert summary.splitlines()[0] == "no scores: split test comes without right answers"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import peft
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -20,8 +20,9 @@ from .adapter import AuroraConfig
 from .adapter.fusion import additions
 from .adapter.model import TARGET_MODULES
 from .backbones import Tunable
-from .errors import AuroraError
+from .errors import AuroraError, first_line, short
 from .files import as_os_error, whole_folder
+from .method_options import typed_options
 
 WEIGHTS = "trained.safetensors"  # of methods that are not peft's
 
@@ -64,7 +65,7 @@ def apply_method(backbone: Tunable, name: str, options: dict[str, Any] | None = 
     options = dict(options or {})
     if method.config is None:
         if options:
-            raise AuroraError(f"method {name} takes no method_options, got {', '.join(options)}")
+            raise AuroraError(f"method {name} takes no method_options, got {short(', '.join(options))[1:-1]}")
         for weight in backbone.parameters():
             weight.requires_grad_(method.trains == "everything")
         if method.trains == "heads":
@@ -73,13 +74,22 @@ def apply_method(backbone: Tunable, name: str, options: dict[str, Any] | None = 
             for head in _heads(backbone):
                 head.requires_grad_(True)
         return
+    options = typed_options(name, method.config, options)
     options.setdefault("target_modules", TARGET_MODULES.get(backbone.model.config.model_type))
     if train_heads and backbone.heads:
         options.setdefault("modules_to_save", list(backbone.heads))
     try:
         backbone.adapter = cast(PeftModel, get_peft_model(backbone.model, method.config(**options)))
-    except (TypeError, ValueError) as error:
-        raise AuroraError(f"method {name} refuses method_options: {error}") from error
+    except (
+        TypeError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        ImportError,
+        NotImplementedError,
+    ) as error:
+        raise AuroraError(f"method {name} refuses method_options: {first_line(error, 600)}") from error
 
 
 def find_method(name: str) -> Method:
@@ -89,7 +99,7 @@ def find_method(name: str) -> Method:
         AuroraError: if there is none.
     """
     if name not in METHODS:
-        raise AuroraError(f"no method {name!r}; choose one of {', '.join(METHODS)}")
+        raise AuroraError(f"no method {short(name)}; choose one of {', '.join(METHODS)}")
     return METHODS[name]
 
 
@@ -112,6 +122,15 @@ def save_adapter(backbone: Tunable, folder: Path) -> None:
             backbone.adapter.save_pretrained(str(partial), save_embedding_layers=False)
         else:
             save_file(_trained(backbone), partial / WEIGHTS)
+
+
+def saved_bytes(backbone: Tunable) -> int:
+    """Bytes of the weights that `save_adapter` writes; the file's head comes to a few kilobytes more."""
+    if backbone.adapter is not None:
+        state = get_peft_model_state_dict(backbone.adapter, save_embedding_layers=False)
+    else:
+        state = _trained(backbone)
+    return sum(value.numel() * value.element_size() for value in state.values())
 
 
 def _trained(backbone: Tunable) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ def methods() -> dict[str, Recipe]:
     return {name: load_recipe(RECIPE, [*options[name], f"train.learning_rate={RATES[name]}"]) for name in options}
 
 
-def demo(folder: Path, *, seed: int = 0) -> None:
+def demo(folder: Path, *, seed: int = 0, progress: bool = False) -> None:
     """Train and compare all methods into ``folder``, print the table and where the pictures are.
 
     Raises:
@@ -62,15 +62,20 @@ def demo(folder: Path, *, seed: int = 0) -> None:
         f"by, {counts['test']} to score on, of things that neither training nor pretraining shows",
         flush=True,
     )
-    before = untuned(first, dataset.split("test"), progress=True)
-    start = untuned(first, dataset.split("validation"), progress=True)[0]
+    before = untuned(first, dataset.split("test"), progress=progress)
+    start = untuned(first, dataset.split("validation"), progress=progress)[0]
     rows = {"zero-shot": _zero_shot(first, before[0])}
     runs: dict[str, Run] = {}
     for name, recipe in recipes.items():
         print(f"tuning: {name}", flush=True)
         chosen = replace(recipe, train=replace(recipe.train, seed=seed))
         runs[name] = train(
-            chosen, folder / name.replace(" ", "-").replace("=", ""), check=False, before=before, start=start
+            chosen,
+            folder / name.replace(" ", "-").replace("=", ""),
+            progress=progress,
+            check=False,
+            before=before,
+            start=start,
         )
         rows[name] = runs[name].metrics
     write_json(folder / "demo.json", rows)

@@ -7,6 +7,15 @@ class AuroraError(Exception):
     """One line that says what is wrong, where, and how to mend it."""
 
 
+class AuroraWarning(UserWarning):
+    """What a user should know of what goes on; the ``aurora`` command prints it in one line."""
+
+
+def install(extra: str) -> str:
+    """How to install the package's optional part ``extra``, for messages; no index has the package."""
+    return f"in the checkout of aurora-petl, run python -m pip install -e '.[{extra}]'"
+
+
 def first_line(error: BaseException, most: int = 200) -> str:
     """The first line of an error's own words on one line, without its full stop; its type if it has no words.
 

@@ -27,11 +27,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import AuroraError, first_line
+from .errors import AuroraError, first_line, short
 
 LOCK_SECONDS = 10.0  # loader workers of a run that was killed hold its lock for a few seconds longer
 LEFTOVER_SECONDS = 24 * 3600  # older ones were left behind by a killed process
-MOST_ALIASES = 100  # of a YAML file: a few lines of nested aliases unfold to gigabytes
+MOST_VALUES = 10_000  # of a YAML file with its aliases put in full: a few lines of nested ones unfold to gigabytes
 
 
 # Writing
@@ -221,23 +221,42 @@ def read_json(path: Path) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses what unfolds beyond measure."""
+    """A safe loader that refuses keys that stand twice, and what unfolds beyond measure."""
 
-    aliases = 0
+    def compose_mapping_node(self, anchor):
+        node = super().compose_mapping_node(anchor)
+        keys = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in keys:
+                line = key.start_mark.line + 1
+                raise yaml.YAMLError(f"the key {short(key.value)} stands twice, again in line {line}; keep one")
+            keys.add((key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key))
+        return node
 
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            self.aliases += 1
-            if self.aliases > MOST_ALIASES:
-                raise yaml.YAMLError(f"more than {MOST_ALIASES} aliases")
-        return super().compose_node(parent, index)
+    def get_single_node(self):
+        node = super().get_single_node()
+        if node is not None and _unfolded(node, {}) > MOST_VALUES:
+            raise yaml.YAMLError(f"more than {MOST_VALUES:,} values, with its aliases put in full")
+        return node
+
+
+def _unfolded(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for, an alias counting for all that it names."""
+    if id(node) not in known:
+        known[id(node)] = -1
+        parts: list[Any] = [] if isinstance(node, yaml.ScalarNode) else node.value
+        flat = (part for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,)))
+        known[id(node)] = 1 + sum(_unfolded(part, known) for part in flat)
+    if known[id(node)] < 0:
+        raise yaml.YAMLError("an alias stands inside of what it names")
+    return known[id(node)]
 
 
 def parse_yaml(text: str, where: str) -> Any:
     """A value from YAML; tags of Python objects are refused.
 
     Raises:
-        AuroraError: if it is no YAML.
+        AuroraError: if it is no YAML, a key stands twice, or its aliases unfold to many values or to themselves.
     """
     try:
         return yaml.load(text, _Loader)  # a subclass of SafeLoader

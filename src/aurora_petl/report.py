@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +19,8 @@ from .files import whole
 if TYPE_CHECKING:
     from .backbones import Tunable
     from .backbones.convert import Conversion
-    from .data.rows import Dataset
-    from .recipe import Recipe
 
+FEW = 50  # rows of a split whose scores are not worth much
 RECALLS = {
     **{f"text_recall@{k}": f"T R@{k}" for k in (1, 5, 10)},
     **{f"image_recall@{k}": f"I R@{k}" for k in (1, 5, 10)},
@@ -81,6 +81,8 @@ def run_summary(metrics: dict[str, Any]) -> str:
         scores = metrics_table({"zero-shot": metrics["zero_shot_test"], **tuned})
     else:
         scores = "no scores: split test comes without right answers"
+    small = caution(metrics["test"], metrics["test_rows"])
+    scores = f"{scores}\n{small}" if small else scores
     if not tuned:
         return scores
     return (
@@ -113,40 +115,59 @@ def conversion_summary(done: Conversion) -> str:
     return "\n".join(lines)
 
 
+def caution(metrics: dict[str, float], rows: int, split: str = "test") -> str:
+    """What the first of a small split's metrics, in percent, is worth: a line with its 95% interval by Wilson; nothing
+    if there are rows enough.
+
+    Args:
+        rows: pictures or clips that were asked for their texts, or questions.
+    """
+    if not metrics or rows >= FEW:
+        return ""
+    name, value = next(iter(metrics.items()))
+    low, high = wilson(value / 100, rows)
+    return (
+        f"caution: split {split} has {rows} rows, too few to tell: {RECALLS.get(name, name)} {value:.1f} stands for "
+        f"{100 * low:.0f} to {100 * high:.0f} (95% interval)"
+    )
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share that was seen in ``count`` trials."""
+    z = 1.959964
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def parameter_summary(backbone: Tunable, title: str) -> str:
-    """What trains, by group, with its share of the model."""
-    from .baselines import weight_counts
+    """What trains, by group, with its share of the model, and how large the adapter's file is."""
+    from .baselines import saved_bytes, weight_counts
 
     counts = weight_counts(backbone)
+    counts["factors"] = counts["adapter"] - counts["fusion"]
+    parts = [("  its factors", "factors"), ("  context and gates", "fusion")] if counts["fusion"] else []
     rows = [
         [name, f"{counts[key]:,}", f"{100 * counts[key] / counts['model']:.3f}%"]
         for name, key in (
             ("adapter", "adapter"),
-            ("  context and gates in it", "fusion"),
-            ("heads and temperature", "heads"),
+            *parts,
+            *([("heads and temperature", "heads")] if counts["heads"] or backbone.heads else []),
             ("trainable in all", "trainable"),
             ("model", "model"),
         )
-        if counts[key] or (key == "heads" and backbone.heads) or key not in ("fusion", "heads")
     ]
-    return f"{title}\n{table(['weights of', 'number', 'share'], rows)}"
+    shown = f"{title}\n{table(['weights of', 'number', 'share'], rows)}"
+    size = saved_bytes(backbone)
+    if not size:
+        return shown
+    of = f", {size_of(4 * counts['adapter'])} of them the adapter's own weights" if counts["heads"] else ""
+    return f"{shown}\nthe saved file: {size_of(size)}{of}"
 
 
-def describe(recipe: Recipe, dataset: Dataset, backbone: Tunable) -> str:
-    """What a run would do: data by split, and what would train."""
-    from .data.rows import QuestionDataset
-
-    media, rows = "clips" if dataset.clips else "pictures", []
-    for split in ("train", "validation", "test"):
-        part = [item for item in dataset if item.split == split]
-        if isinstance(dataset, QuestionDataset):
-            counts = [len({item.image for item in part}), len(part), sum(len(item.answers) for item in part)]
-        else:
-            counts = [len(part), sum(len(item.captions) for item in part)]
-        rows.append([split, *map(str, counts)])
-    texts = ["questions", "answers"] if isinstance(dataset, QuestionDataset) else ["captions"]
-    data = table([recipe.data, media, *texts], rows)
-    return f"{data}\n\n{parameter_summary(backbone, f'{recipe.method} on {recipe.model}')}"
+def size_of(count: float) -> str:
+    """Bytes as people write them: 421 KB, 2.5 MB."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} KB"
 
 
 def plot_curve(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 from . import checkpoints, distributed
 from .backbones import Tunable, load_backbone
 from .baselines import apply_method, find_method, load_adapter, save_adapter, weight_counts
+from .checks import check as check_recipe
 from .data import load_dataset
 from .data.rows import SPLITS
 from .data.rows import Dataset as Rows
@@ -30,7 +31,8 @@ from .distributed import rank, ranks
 from .errors import AuroraError
 from .files import lock, write_json
 from .gallery import GALLERIES
-from .recipe import Recipe, load_recipe
+from .plan import count_steps
+from .recipe import Recipe, load_recipe, located
 from .report import plot_curve
 from .stopping import Signals
 from .tasks import task_class
@@ -62,6 +64,7 @@ def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False) -> tu
     """
     distributed.start()
     with distributed.together():
+        check_recipe(recipe)
         dataset = _dataset(recipe)
     if check:
         dataset.check(progress=progress)
@@ -146,6 +149,7 @@ def train(
         AuroraError: if data, model or folder stand in the way, or the training diverges.
         Stopped: at Ctrl-C or SIGTERM, after the step that ran is saved.
     """
+    recipe = located(recipe)
     distributed.start()
     first = rank() == 0  # of several processes it alone writes
     progress = progress and first
@@ -180,9 +184,19 @@ def _ours(folder: Path, resume: bool) -> Iterator[None]:
         with distributed.together():
             if rank() == 0:
                 claim(folder, resume)
+                stack.callback(_remove_empty, [place for place in (folder, *folder.parents) if not place.exists()])
                 folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(lock(folder, "being trained"))
         yield
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders, innermost first, if nothing but a lock is in them: of a run that was refused."""
+    with suppress(OSError):
+        for folder in folders:
+            if [path.name for path in folder.iterdir()] == [".lock"]:
+                (folder / ".lock").unlink()
+            folder.rmdir()
 
 
 def _write(run: Run, test: Rows, before: tuple[Any, ...], metrics: dict[str, float], found: list[Any]) -> None:
@@ -195,6 +209,7 @@ def _write(run: Run, test: Rows, before: tuple[Any, ...], metrics: dict[str, flo
     for name, others in run.task.other_metrics(*found).items():
         run.metrics[f"test_{name.lower().replace(' ', '_')}"] = others
     run.metrics["zero_shot_test"] = before[0]
+    run.metrics["test_rows"] = len(test)
     write_json(folder / "history.json", run.history)
     if run.history:
         plot_curve(run.history, folder / "curve.png", run.task.main_metric, run.task.objective)
@@ -236,8 +251,7 @@ def _fit(
     training = TrainingExamples(
         task, dataset.split("train"), seed=settings.seed, augment=settings.augment, flip=settings.flip
     )
-    batches = len(training) // (settings.batch_size * settings.gradient_accumulation * ranks())
-    steps = settings.max_steps if settings.max_steps > 0 else max(1, round(settings.epochs * batches))
+    batches, steps = count_steps(settings, len(training))
     task.warmup_steps = batches * settings.gradient_accumulation
     checkpoint = _checkpoint(folder) if resume else None
     validation = dataset.split("validation")

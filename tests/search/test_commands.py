@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from aurora_petl.cli import main
+from aurora_petl.errors import install
 from aurora_petl.search import serve as serving
 from aurora_petl.search.query import Searcher
 from tests.helpers.pictures import draw
@@ -144,7 +145,7 @@ def test_serve_without_its_packages(aurora, library, monkeypatch):
     monkeypatch.delitem(sys.modules, "aurora_petl.search.serve")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     status, _, err = aurora("serve", "--index", library.out)
-    message = "aurora: error: aurora serve needs starlette and uvicorn; pip install 'aurora-petl[serve]'\n"
+    message = f"aurora: error: aurora serve needs starlette and uvicorn: {install('serve')}\n"
     assert (status, err) == (1, message)
 
 

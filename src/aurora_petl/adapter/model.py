@@ -17,6 +17,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from ..errors import AuroraWarning
 from .config import AuroraConfig
 from .factors import AuroraFactors
 from .fusion import add_fusion, additions, fusion_encoders
@@ -177,6 +178,7 @@ class AuroraModel(BaseTuner):
             warnings.warn(
                 f"{' and '.join(kept)} cannot be folded into weights: what is merged stays in the model beside them, "
                 "applied as before. Save the adapter rather than the merged model, which loses that when loaded.",
+                AuroraWarning,
                 stacklevel=3,
             )
 

@@ -33,6 +33,7 @@ from transformers.pytorch_utils import apply_chunking_to_forward
 
 from ..adapter.layer import project_once
 from ..adapter.norm import RecomputableLayerNorm
+from ..errors import AuroraWarning
 from .blip_crossing import cross, cross_layers
 
 
@@ -293,6 +294,7 @@ def use_sdpa(model: nn.Module) -> bool:
             warnings.warn(
                 f"{theirs.__name__} of transformers {transformers.__version__} is not as known here: BLIP runs with "
                 "transformers' own attention, which is slower and may ignore the padding of what cross-attention reads",
+                AuroraWarning,
                 stacklevel=2,
             )
             return False

@@ -23,7 +23,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import AuroraError
+from ..errors import AuroraError, install
 from .media import load_image, to_rgb
 
 CLIP_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv")
@@ -111,7 +111,7 @@ def _av() -> ModuleType:
     try:
         import av
     except ImportError as error:
-        raise AuroraError("reading video needs PyAV: pip install 'aurora-petl[video]'") from error
+        raise AuroraError(f"reading video needs PyAV: {install('video')}") from error
     return av
 
 

@@ -1,6 +1,6 @@
 """Candidates by inner product: exactly in blocks for a test set, through faiss for a library that is asked often.
 
-faiss (Johnson et al., arXiv 1702.08734) is optional: ``pip install 'aurora-petl[search]'``. Without it every search is
+faiss (Johnson et al., arXiv 1702.08734) is optional, the package's part ``search``. Without it every search is
 exact.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import AuroraError
+from ..errors import AuroraError, install
 
 KINDS = ("auto", "exact", "ivf", "hnsw")
 EXACT_UP_TO = 200_000  # rows; up to here a scan of 256 wide takes about 10 ms on one core, and nothing is built
@@ -72,7 +72,7 @@ class Nearest:
             big = "hnsw" if len(items) <= HNSW_UP_TO else "ivf"
             kind = "exact" if faiss is None or len(items) <= EXACT_UP_TO else big
         if faiss is None and kind != "exact":
-            raise AuroraError(f"search of kind {kind} needs faiss; pip install 'aurora-petl[search]'")
+            raise AuroraError(f"search of kind {kind} needs faiss: {install('search')}")
         self.kind = kind
         self._items = items.float() if faiss is None else None
         self._index: Any = None if faiss is None else _build(faiss, kind, _array(items))

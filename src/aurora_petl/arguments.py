@@ -1,0 +1,232 @@
+"""The words of the ``aurora`` command: its parser, and what it says to words that it does not know."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import NoReturn
+
+from . import __version__
+from .recipe import Recipe, TrainSettings
+from .tasks.settings import TASKS
+
+SHORT = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay", "steps": "max_steps", "rank": "r"}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line with a way out."""
+
+    def error(self, message: str) -> NoReturn:
+        message = " ".join(message.split())
+        message = message if len(message) <= 500 else f"{message[:500]}..."
+        message = message.encode("utf-8", "backslashreplace").decode()
+        self.exit(2, f"{self.prog}: error: {message}{self._hint(message)} (see {self.prog} --help)\n")
+
+    def _hint(self, message: str) -> str:
+        known = [option for action in self._actions for option in action.option_strings]
+        if choice := re.search("invalid choice: '(.*?)'", message):
+            known = [str(name) for action in self._actions for name in action.choices or ()]
+            wrong = choice[1]
+        else:
+            wrong = next((word.rstrip(":").split("=")[0] for word in message.split() if word.startswith("--")), "")
+        close = difflib.get_close_matches(wrong[:100], known, 1)
+        override = _override(wrong, message) if any(a.dest == "overrides" for a in self._actions) else None
+        if not wrong or wrong in known or not (close or override):
+            return ""
+        return f"; did you mean {override or close[0]}?"
+
+
+def _override(option: str, message: str) -> str | None:
+    """The override of a recipe's field that stands behind an option, such as --lr."""
+    name = option.removeprefix("--").replace("-", "_")
+    name = SHORT.get(name, name)
+    places = {field.name: field.name for field in fields(Recipe)}
+    for prefix, kinds in (("task.", [kind for kind, _ in TASKS.values()]), ("train.", [TrainSettings])):
+        places |= {field.name: f"{prefix}{field.name}" for kind in kinds for field in fields(kind)}
+    places["r"] = "method_options.r"
+    value = re.search(f"{re.escape(option)}[ =]([^ ;-][^ ;]*)", message)
+    return f"{places[name]}={value[1] if value else '...'}" if name in places else None
+
+
+def parse(
+    argv: Sequence[str] | None, commands: Mapping[str, Callable[[argparse.Namespace], None]]
+) -> argparse.Namespace:
+    """The options of a command line; ``run`` among them is what its command calls, None without a command.
+
+    Args:
+        commands: by name, what runs each of them.
+    """
+    parser = _parser(commands)
+    options, unknown = parser.parse_known_args(argv)
+    if "overrides" in options and not any(word.startswith("-") for word in unknown):
+        options.overrides += unknown  # argparse takes positionals in one place; overrides may follow options as well
+        unknown = []
+    if unknown:
+        what = "unknown option" if any(word.startswith("-") for word in unknown) else "one word too many:"
+        options.parser.error(f"{what} {' '.join(unknown)}")
+    options.help = parser.format_help()
+    return options
+
+
+def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="aurora",
+        description="Adapt a pretrained vision-language model to your own pictures by training a tiny share of it.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"aurora-petl {__version__}")
+    parser.set_defaults(run=None, parser=parser)
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
+
+    demo = _command(
+        commands,
+        "demo",
+        runs,
+        "see it work: tune the small embedded model on embedded pictures, beside "
+        "LoRA and full fine-tuning, in a few minutes",
+    )
+    demo.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/demo"),
+        help="folder for results (default: %(default)s; an earlier demo there is replaced)",
+    )
+    demo.add_argument("--seed", type=int, default=0, help="seed of all runs (default: %(default)s)")
+
+    train = _command(commands, "train", runs, "tune a model on a dataset and write a run's folder")
+    train.add_argument(
+        "recipe",
+        nargs="?",
+        help="name of a recipe (see aurora recipes) or a .yaml file; without one, defaults for --data",
+    )
+    train.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="fields of the recipe to set, like train.learning_rate=1e-3 or method=lora method_options.r=5",
+    )
+    train.add_argument(
+        "--data",
+        help="a folder with captions.jsonl, captions.csv or questions.jsonl, a .tar of one, or the name of an embedded "
+        "pack or of a benchmark",
+    )
+    train.add_argument("--root", help="the folder of a benchmark, such as flickr30k (see docs/benchmarks.md)")
+    train.add_argument("--model", help="blip-mini, a model folder, or a hub id such as Salesforce/blip-itm-base-coco")
+    train.add_argument("--method", help="aurora, lora, dora, vera, heads or full")
+    train.add_argument("--out", type=Path, help="folder of the run (default: runs/ and the recipe's or data's name)")
+    train.add_argument("--resume", action="store_true", help="continue a run that was stopped, to the same result")
+    train.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check data, model and recipe, print what would be trained, train nothing",
+    )
+
+    evaluate = _command(commands, "evaluate", runs, "score a finished run")
+    evaluate.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
+    evaluate.add_argument("--split", default="test", help="train, validation or test (default: %(default)s)")
+    evaluate.add_argument("--data", help="another dataset than the run's own")
+    evaluate.add_argument("--root", help="the folder of a benchmark, if not the run's own")
+    evaluate.add_argument("--merge", action="store_true", help="fold the adapter into the weights first")
+    evaluate.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="precision (default: %(default)s)"
+    )
+    evaluate.add_argument(
+        "--rescore",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --dtype bfloat16, score the best N of every list once more in float32 (default: %(default)s)",
+    )
+    evaluate.add_argument(
+        "--no-cache", action="store_true", help="neither read nor keep features and scores in RUN/features"
+    )
+    evaluate.add_argument("--json", type=Path, help="also write the figures to this file")
+    evaluate.add_argument(
+        "--upload", type=Path, help="also write the answers to this file, as the server of VQAv2 takes them"
+    )
+
+    params = _command(
+        commands, "params", runs, "how many weights Aurora would train in a model, before anything is trained"
+    )
+    params.add_argument("model", metavar="MODEL", help="blip-mini, a model folder or a hub id")
+    params.add_argument("--task", default="retrieval", help="retrieval or vqa (default: %(default)s)")
+    params.add_argument("--r", type=int, default=64, help="rank (default: %(default)s)")
+    params.add_argument("--core", default="diagonal", help="diagonal or full (default: %(default)s)")
+    params.add_argument("--context", help="informative context enhancement: batch or released (default: none)")
+    params.add_argument("--gate", help="gated query transformation: scale_shift or released (default: none)")
+
+    convert = _command(
+        commands,
+        "convert",
+        runs,
+        "turn an original BLIP checkpoint (a .pth file from Salesforce's BLIP repository) into a model "
+        "folder, which --model takes",
+    )
+    convert.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="FILE.pth",
+        help="the downloaded file, such as model_base.pth; it is read as data, no code in it is run",
+    )
+    convert.add_argument(
+        "--out", type=Path, required=True, help="folder to make, such as models/blip-base; it must not exist yet"
+    )
+    convert.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="side of the pictures that the model shall see, such as 384 (default: as it was trained); "
+        "larger ones show more detail and take longer",
+    )
+
+    index = _command(commands, "index", runs, "encode the pictures of a folder, so that they can be searched")
+    index.add_argument("folder", type=Path, metavar="FOLDER", help="folder with pictures, captions.jsonl if it has one")
+    index.add_argument(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="folder of a finished run, blip-mini, a model folder or a hub id",
+    )
+    index.add_argument("--out", type=Path, help="folder of the index (default: FOLDER's name and .index)")
+
+    search = _command(commands, "search", runs, "find pictures in an index, in words or by picture")
+    search.add_argument("text", nargs="?", type=_text, metavar="TEXT", help="what to look for")
+    search.add_argument("--image", type=Path, help="look for what is like this picture instead")
+    search.add_argument("--texts", action="store_true", help="find captions for --image, not pictures")
+    search.add_argument("--index", type=Path, help="folder of the index (default: the only *.index here)")
+    search.add_argument("-k", type=int, default=10, help="how many to show (default: %(default)s)")
+    search.add_argument(
+        "--rerank", type=int, default=0, metavar="N", help="rescore the N best by ITM (default: %(default)s, none)"
+    )
+    search.add_argument("--sheet", type=Path, metavar="PNG", help="also draw what was found")
+    search.add_argument("--json", type=Path, help="also write what was found to this file")
+
+    serve = _command(commands, "serve", runs, "search an index on a page of this machine, before and after tuning")
+    serve.add_argument("--index", type=Path, help="folder of the index (default: the only *.index here)")
+    serve.add_argument("--port", type=int, default=7860, help="port on 127.0.0.1 (default: %(default)s)")
+
+    _command(commands, "recipes", runs, "list the recipes")
+
+    for command in (demo, train, evaluate, index):
+        command.add_argument("--quiet", action="store_true", help="no progress bars, which a file never gets")
+    for command in (demo, train, evaluate, index, search, serve):
+        command.add_argument("--device", help="auto, cpu, mps, cuda or cuda:N (default: auto, a GPU if there is one)")
+    return parser
+
+
+def _command(commands, name: str, runs: Mapping[str, Callable], about: str) -> argparse.ArgumentParser:
+    made = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".", allow_abbrev=False)
+    made.set_defaults(run=runs[name], parser=made)
+    return made
+
+
+def _text(word: str) -> str:
+    try:
+        word.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError("the text is not UTF-8") from error
+    return word

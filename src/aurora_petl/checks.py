@@ -1,0 +1,40 @@
+"""What would stop a recipe's run and shows before data are read or weights loaded."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import suppress
+from dataclasses import fields
+
+from .backbones import load_backbone
+from .baselines import apply_method, find_method
+from .data import READERS
+from .errors import AuroraError, short
+from .method_options import did_you_mean
+from .recipe import Recipe
+
+
+def check(recipe: Recipe) -> None:
+    """Check method, options, files and lengths of texts, and that the modules that the options name are in the model.
+
+    Raises:
+        AuroraError: at the first thing that would stop a run.
+    """
+    find_method(recipe.method)
+    if recipe.data not in READERS and (wrong := sorted(set(recipe.files) - {"rows"})):
+        raise AuroraError(f"files has no key {short(wrong[0])}; of a folder it has rows alone, its file of rows")
+    backbone = load_backbone(recipe.model, weights=False, task=recipe.task.name, image_size=recipe.image_size or None)
+    places = backbone.model.config.text_config.max_position_embeddings
+    for field in fields(recipe.task):
+        if field.name.endswith("_tokens") and (length := getattr(recipe.task, field.name)) > places:
+            raise AuroraError(f"task.{field.name} is {length}; {recipe.model} has places for {places} tokens")
+    with warnings.catch_warnings(), suppress(RuntimeError):  # some methods of peft begin from the weights
+        warnings.simplefilter("ignore")
+        apply_method(backbone, recipe.method, recipe.method_options, recipe.train_heads)
+    modules = [name for name, _ in backbone.model.named_modules()]
+    for name in recipe.method_options.get("modules_to_save") or ():
+        if not name or not any(module.endswith(name) for module in modules):
+            children = [child for child, _ in backbone.model.named_children()]
+            raise AuroraError(
+                f"method_options.modules_to_save: {recipe.model} has no {short(name)}; {did_you_mean(name, children)}"
+            )

@@ -1,0 +1,86 @@
+"""The words of the `aurora` command, taken from its parser: each is explained, and others are refused."""
+
+import argparse
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import aurora_petl
+from aurora_petl import arguments
+from aurora_petl.cli import COMMANDS, main
+
+
+@pytest.fixture
+def refusal(capsys):
+    """Runs the command, which must fail with one line on stderr and nothing on stdout; the line."""
+
+    def run(*words: object) -> str:
+        try:
+            status = main(list(map(str, words)))
+        except SystemExit as stop:  # argparse
+            status = stop.code
+        out, err = capsys.readouterr()
+        assert status in (1, 2) and not out
+        assert err.count("\n") == 1 and re.match(r"aurora( \w+)?: error: ", err)
+        return err.split("error: ", 1)[1].rstrip("\n")
+
+    return run
+
+
+def subparsers(parser):
+    (action,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return action.choices
+
+
+PARSER = arguments._parser(COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["", *subparsers(PARSER)])
+def test_help_says_what_every_word_is_for(command, capsys):
+    parser = subparsers(PARSER)[command] if command else PARSER
+    with pytest.raises(SystemExit) as stop:
+        main([*command.split(), "--help"])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 0 and not err
+    text = " ".join(out.split())
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            assert all(name in text for name in action.choices)
+            continue
+        assert action.help, action
+        names = action.option_strings or [action.metavar or action.dest]
+        assert all(name in text for name in names) and action.help.split("%")[0].split()[0] in text
+
+
+@pytest.mark.parametrize("command", subparsers(PARSER))
+def test_an_unknown_option_is_refused_by_every_command_and_none_is_abbreviated(command, refusal):
+    parser = subparsers(PARSER)[command]
+    needed = ["x" for action in parser._actions if not action.option_strings and action.nargs is None]
+    needed += [
+        word
+        for action in parser._actions
+        if action.required and action.option_strings
+        for word in (action.option_strings[0], "x")
+    ]
+    assert refusal(command, *needed, "--zzzz").startswith("unknown option --zzzz (see ")
+    for action in parser._actions:
+        for option in action.option_strings:
+            if option.startswith("--") and len(option) > 5:
+                assert f"did you mean {option}?" in refusal(command, *needed, option[:-1])
+
+
+def test_every_long_command_shows_bars_quietly_and_takes_a_device():
+    have = {name: {o for a in parser._actions for o in a.option_strings} for name, parser in subparsers(PARSER).items()}
+    assert {name for name, options in have.items() if "--quiet" in options} == {"demo", "train", "evaluate", "index"}
+    devices = {"demo", "train", "evaluate", "index", "search", "serve"}
+    assert {name for name, options in have.items() if "--device" in options} == devices
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out == f"aurora-petl {aurora_petl.__version__}\n"
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
+    assert project["version"] == aurora_petl.__version__
