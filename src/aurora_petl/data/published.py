@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import AuroraError
 from .protocol import caption_text
 from .rows import Folder, ImageTextDataset, Item, Question, QuestionDataset, listed
-from .video import ANIMATION_SUFFIXES, CLIP_SUFFIXES, PICTURE_SUFFIXES
+from .kinds import ANIMATION_SUFFIXES, CLIP_SUFFIXES, FRAME_SUFFIXES, PICTURE_SUFFIXES
 
 Layout = Mapping[str, Sequence[str]]  # key of `files` -> names that the table may have; a key ending in ? is optional
 
