@@ -251,7 +251,7 @@ def test_names_that_are_not_utf8_are_listed(tmp_path):
 
 def test_pipes_and_folders_are_not_opened_as_files(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")
-    for path, why in ((tmp_path / "pipe.json", "a pipe or a device"), (tmp_path, "a folder")):
+    for path, why in ((tmp_path / "pipe.json", "it is a pipe or a device"), (tmp_path, "it is a folder")):
         with pytest.raises(AuroraError, match=f"cannot be read: {why}"):
             files.read_json(path)
     assert list(files.walk(tmp_path)) == []

@@ -175,7 +175,7 @@ def read_bytes(path: Path) -> bytes:
     except ValueError as error:  # a NUL in the name
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
     if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, "a folder" if stat.S_ISDIR(mode) else "a pipe or a device, not a file", str(path))
+        raise OSError(errno.EINVAL, "it is a folder" if stat.S_ISDIR(mode) else "it is a pipe or a device", str(path))
     return path.read_bytes()
 
 

@@ -165,7 +165,8 @@ def test_wrong_rows_of_the_training_file(root, change, said):
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [([], '"caption" is empty'), (["x", 3], '"caption" has 3, not text'), ({}, '"caption" is {}')]
+    ("value", "said"),
+    [([], '"caption" is empty'), (["x", 3], '"caption" has 3, not text'), ({}, '"caption" is an empty dict')],
 )
 def test_wrong_rows_of_the_test_file(root, value, said):
     rewrite(root / "coco_karpathy_test.json", lambda rows: rows[1].update(caption=value))

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from aurora_petl.data import video
-from aurora_petl.data.rows import Folder, ImageTextDataset, Item, Tar
+from aurora_petl.data.places import Folder, Tar
+from aurora_petl.data.rows import ImageTextDataset, Item
 from aurora_petl.data.video import frame_names, load_frames, sample
 from aurora_petl.errors import AuroraError
 from tests.helpers.clips import encode, number, numbered

@@ -25,7 +25,9 @@ FORMATS = {
 UNDECODED_SUFFIXES = (".heic", ".heif")  # pictures all the same: whoever has some is told, not left without a word
 PICTURE_SUFFIXES = (*(suffix for suffixes in FORMATS.values() for suffix in suffixes), *UNDECODED_SUFFIXES)
 ANIMATION_SUFFIXES = (".gif", ".webp", ".apng", ".avifs")
-FRAME_SUFFIXES = tuple(suffix for suffix in PICTURE_SUFFIXES if suffix not in (".gif", ".apng", ".avifs"))  # of a folder
+FRAME_SUFFIXES = tuple(
+    suffix for suffix in PICTURE_SUFFIXES if suffix not in (".gif", ".apng", ".avifs")
+)  # of a folder
 CLIP_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".webm", ".mkv", ".avi", ".wmv", ".asf", ".flv", ".ogv"),
     *(".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".vob", ".mjpeg", ".mjpg"),

@@ -145,10 +145,10 @@ def _without_texts(data: bytes) -> bytes:
 def upright(picture: Image.Image) -> Image.Image:
     """A decoded picture, or the frame of an animation that it stands at, as RGB, turned by its EXIF orientation."""
     try:
-        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
+        turn = _TURNS.get(picture.getexif()[ExifTags.Base.Orientation])
     except MemoryError:
         raise
-    except Exception:  # metadata may hold anything, and the pixels are whole
+    except Exception:  # there may be none; metadata may hold anything; and the pixels are whole
         turn = None
     image = to_rgb(picture)
     return image if turn is None else image.transpose(turn)
