@@ -51,7 +51,6 @@ class _Table:
     def __post_init__(self) -> None:
         self.where = f"{self.path.name}/{self.name}"
         self.held = self.files.names()
-        self.folders = {str(parent) for name in self.held for parent in PurePosixPath(name).parents}
         self.problems: list[str] = []
 
     def read(self, make: Callable[[dict[str, Any], int], Row]) -> Iterator[Row]:
@@ -97,6 +96,15 @@ class _Table:
         return place if place in places else None
 
     @cached_property
+    def folders(self) -> set[str]:
+        """All that hold files, at any depth."""
+        found: set[str] = set()
+        for name in self.held:
+            while (name := name.rpartition("/")[0]) and name not in found:
+                found.add(name)
+        return found
+
+    @cached_property
     def _composed(self) -> dict[str, str]:
         return {composed(name): name for name in (*self.folders, *self.held)}
 
@@ -113,7 +121,7 @@ class _Table:
         if len(name) > 255:
             return None
         whole, last = self._alike
-        if near := whole.get(name.casefold()) or last.get(PurePosixPath(name).name.casefold()):
+        if near := whole.get(name.casefold()) or last.get(name.rpartition("/")[2].casefold()):
             return near
         middle = bisect_left(self._sorted, name)
         around = self._sorted[max(0, middle - _NEAR // 2) : middle + _NEAR // 2]
@@ -128,7 +136,7 @@ class _Table:
         """Names by what they are but for case, and by their last parts."""
         return (
             {name.casefold(): name for name in self._sorted},
-            {PurePosixPath(name).name.casefold(): name for name in self._sorted},
+            {name.rpartition("/")[2].casefold(): name for name in self._sorted},
         )
 
     def problem(self, line: int, what: str) -> None:

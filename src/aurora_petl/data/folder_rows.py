@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
 from typing import Any
 
 from ..errors import short
@@ -73,12 +72,14 @@ def _media(row: dict[str, Any]) -> str:
     key = "clip" if "clip" in row else "image"
     what = "clip" if key == "clip" else "picture"
     image = row.get(key)
-    if not isinstance(image, str) or not image.strip():
+    parts = image.strip().split("/") if isinstance(image, str) else []
+    name = "/".join(part for part in parts if part not in ("", "."))
+    if not name:
         raise ValueError(f'no "{key}"; name the {what}\'s file, relative to the folder')
-    image = PurePosixPath(image.strip()).as_posix()
-    if image.startswith("/") or ".." in PurePosixPath(image).parts:
-        raise ValueError(f"{what} {brief(image)} lies outside the folder; copy it inside and give its relative path")
-    return image
+    if parts[0] == "" or ".." in parts:
+        shown = brief("/" * (parts[0] == "") + name)
+        raise ValueError(f"{what} {shown} lies outside the folder; copy it inside and give its relative path")
+    return name
 
 
 def _split(row: dict[str, Any]) -> str:
