@@ -11,7 +11,10 @@ class AuroraError(Exception):
     """One line that says what is wrong, where, and how to mend it."""
 
     def __str__(self) -> str:
-        return one_line(super().__str__())
+        text = super().__str__()
+        if text.startswith("Caught AuroraError in "):  # torch's words on a loader worker, with its whole traceback
+            text = text.rstrip().rpartition("AuroraError: ")[2]
+        return one_line(text)
 
 
 def one_line(text: str, most: int | None = None) -> str:

@@ -87,7 +87,7 @@ def test_no_folder(tmp_path):
     assert "there is no folder" in refusal("coco", tmp_path / "gone")
     with pytest.raises(AuroraError, match="coco is a benchmark whose files you have; give their folder with --root"):
         load_dataset("coco")
-    with pytest.raises(AuroraError, match="--root is the folder of a benchmark .*fluent-flat is none"):
+    with pytest.raises(AuroraError, match="--root is the folder of a benchmark .*'fluent-flat' is none"):
         load_dataset("fluent-flat", tmp_path)
 
 

@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from torch.utils.data import DataLoader
 
 from aurora_petl import files
+from aurora_petl.data import load_dataset
 from aurora_petl.data.folder import read_folder
 from aurora_petl.data.places import Folder, Tar
 from aurora_petl.errors import AuroraError
@@ -168,6 +170,32 @@ def test_messages_are_bounded_whatever_is_named(tmp_path):
         tmp_path, {**ROW, "image": "x" * 5_000_000}, {**ROW, "id": "y" * 3_000_000}, {**ROW, "split": "z" * 10_000}
     )
     assert len(refusal(made)) < 1500
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", os.fsdecode(b"\xff"), "a\nb"])
+def test_data_of_a_name_that_no_system_takes(name):
+    with pytest.raises(AuroraError, match="^no dataset ") as caught:
+        load_dataset(name)
+    assert len(str(caught.value)) < 400 and str(caught.value).encode()
+
+
+@pytest.mark.parametrize("name", [[1], 3, "gone.jsonl", "x" * 5000])
+def test_a_file_of_rows_that_is_not_there(tmp_path, name):
+    with pytest.raises(AuroraError, match="files.rows is|has no ") as caught:
+        load_dataset(mine(tmp_path), files={"rows": name})
+    assert len(str(caught.value)) < 500
+
+
+def test_what_a_loader_worker_meets_is_one_line(tmp_path):
+    made = mine(tmp_path)
+    dataset = read_folder(made)
+    (made / "a.png").write_bytes(b"no picture")
+    images = [0]
+    loader = DataLoader(images, batch_size=None, num_workers=1, collate_fn=dataset.image)
+    with pytest.raises(AuroraError) as caught:
+        next(iter(loader))
+    assert str(caught.value).startswith("mine/captions.jsonl, line 1: a.png: not a picture that can be read; save it")
+    assert str(caught.value).endswith("JPEG or PNG")
 
 
 def test_neither_a_folder_nor_a_file(tmp_path):

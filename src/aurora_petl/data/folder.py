@@ -163,6 +163,8 @@ def read_folder(
         AuroraError: with the first few wrong rows and how many there are.
     """
     path = Path(path)
+    if rows_file is not None and not isinstance(rows_file, str):
+        raise AuroraError(f"files.rows is {short(rows_file)}; name the file in {path} that holds the rows")
     if path.is_file() and path.suffix != ".tar":
         raise AuroraError(f"{path} is a file; give the folder that holds {_choices()}, or a .tar of it")
     files: Files = Tar(path) if path.is_file() else Folder(path)

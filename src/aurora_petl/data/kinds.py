@@ -32,8 +32,3 @@ CLIP_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".webm", ".mkv", ".avi", ".wmv", ".asf", ".flv", ".ogv"),
     *(".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".vob", ".mjpeg", ".mjpg"),
 )
-
-
-def is_picture(name: str) -> bool:
-    """Whether a file's name is that of a picture."""
-    return name.lower().endswith(PICTURE_SUFFIXES)

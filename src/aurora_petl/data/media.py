@@ -24,8 +24,6 @@ from .kinds import FORMATS
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)  # CLIP's
 STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 _NORMALISED = ((np.arange(256, dtype=np.float32)[:, None] / 255 - MEAN) / STD).T.copy()  # (3, 256)
-
-
 _XMP = b"XML:com.adobe.xmp\0\0"  # the text of a PNG that may hold its orientation, not compressed
 _MOST_XMP = 1 << 20  # bytes
 _HEIF = re.compile(rb"....ftyp(hei[cmsx]|hev[cx]|mif1|msf1)", re.DOTALL)
