@@ -216,6 +216,61 @@ def test_links_are_followed_and_loops_end(tmp_path):
     assert ".hidden" not in list(files.walk(folder, hidden=False))
 
 
+def test_a_web_of_links_is_not_unrolled(tmp_path):
+    for n in range(12):
+        (tmp_path / f"d{n}").mkdir()
+        (tmp_path / f"d{n}/{n}.png").touch()
+        for other in range(12):
+            (tmp_path / f"d{n}/to{other}").symlink_to(tmp_path / f"d{other}")
+    names = list(files.walk(tmp_path))
+    assert {f"d{n}/{n}.png" for n in range(12)} <= set(names) and "d3/to4/4.png" in names
+    assert len(names) < 12 * 13 + 1  # 12! paths lead through it
+
+
+def test_a_folder_that_cannot_be_listed_is_named_and_one_inside_is_left_out(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.png").touch()
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)  # root may list all
+    assert list(files.walk(tmp_path)) == ["a.png"]
+    for place, why in (("closed", "Permission denied"), ("gone", "No such file"), ("a.png", "Not a directory")):
+        with pytest.raises(AuroraError, match=f"{place} cannot be listed: {why}"):
+            list(files.walk(tmp_path / place))
+
+
+def test_names_that_are_not_utf8_are_listed(tmp_path):
+    (tmp_path / os.fsdecode(b"\xff.png")).touch()
+    assert list(files.walk(tmp_path)) == [os.fsdecode(b"\xff.png")]
+
+
+def test_pipes_and_folders_are_not_opened_as_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    for path, why in ((tmp_path / "pipe.json", "it is a pipe or a device"), (tmp_path, "it is a folder")):
+        with pytest.raises(AuroraError, match=f"cannot be read: {why}"):
+            files.read_json(path)
+    assert list(files.walk(tmp_path)) == []
+    with pytest.raises(OSError):
+        files.read_bytes(tmp_path / "a\0b")
+
+
+def test_a_pointer_of_git_lfs_is_no_text(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(AuroraError, match="is a pointer of git-lfs, not the file; fetch it with git lfs pull"):
+        files.read_json(path)
+
+
+def test_an_error_stays_on_one_line_whatever_names_it_holds():
+    error = AuroraError(f"a\nb\r\x1b[2Jc\u2028d{os.fsdecode(bytes([255]))}: größe 猫")
+    assert str(error) == r"a\nb\r\x1b[2Jc\u2028d\udcff: größe 猫" and str(error).encode()
+
+
 def test_json_that_cannot_be_written_keeps_the_old_file(tmp_path):
     path = tmp_path / "metrics.json"
     files.write_json(path, {"a": 1})

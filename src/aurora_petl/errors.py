@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+import re
+
+_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # the last are bytes that are no UTF-8
+
 
 class AuroraError(Exception):
     """One line that says what is wrong, where, and how to mend it."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if text.startswith("Caught AuroraError in "):  # torch's words on a loader worker, with its whole traceback
+            text = text.rstrip().rpartition("AuroraError: ")[2]
+        return one_line(text)
+
+
+def one_line(text: str, most: int | None = None) -> str:
+    """Text with line ends, control characters and halves of surrogate pairs escaped: names of files hold any of them.
+
+    Args:
+        most: characters, of longer text the rest is cut; None cuts nothing.
+    """
+    cut = text if most is None or len(text) <= most else f"{text[:most]}..."
+    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), cut)
 
 
 class AuroraWarning(UserWarning):

@@ -32,6 +32,7 @@ from .errors import AuroraError, first_line, short
 LOCK_SECONDS = 10.0  # loader workers of a run that was killed hold its lock for a few seconds longer
 LEFTOVER_SECONDS = 24 * 3600  # older ones were left behind by a killed process
 MOST_VALUES = 10_000  # of a YAML file with its aliases put in full: a few lines of nested ones unfold to gigabytes
+LFS_POINTER = b"version https://git-lfs"  # what git leaves in a file's place where git-lfs is not installed
 
 
 # Writing
@@ -163,21 +164,47 @@ def disk_error(error: BaseException, path: Path | None = None) -> OSError | None
 # Reading
 
 
+def read_bytes(path: Path) -> bytes:
+    """A file's bytes; pipes, sockets and devices, which may never end, are not opened.
+
+    Raises:
+        OSError: if it is missing, cannot be read, or is no file.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:  # a NUL in the name
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is a folder" if stat.S_ISDIR(mode) else "it is a pipe or a device", str(path))
+    return path.read_bytes()
+
+
 def read_text(path: Path) -> str:
     """A text file as UTF-8, with or without a byte order mark.
 
     Raises:
-        AuroraError: if it is missing, cannot be read or is not UTF-8.
+        AuroraError: if it is missing, cannot be read, is a pointer of git-lfs or not UTF-8.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         raise AuroraError(f"{path} cannot be read: {error.strerror or first_line(error)}") from error
+    return parse_text(data, str(path))
+
+
+def parse_text(data: bytes, where: str) -> str:
+    """The same from a file's bytes.
+
+    Raises:
+        AuroraError: if they are a pointer of git-lfs or not UTF-8.
+    """
+    if data.startswith(LFS_POINTER):
+        raise AuroraError(f"{where} is a pointer of git-lfs, not the file; fetch it with git lfs pull")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise AuroraError(f"{path}, line {line}: not UTF-8; save the file as UTF-8") from error
+        raise AuroraError(f"{where}, line {line}: not UTF-8; save the file as UTF-8") from error
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
@@ -188,8 +215,12 @@ def parse_json(text: str | bytes, where: str) -> Any:
             file can hold (half of a surrogate pair).
     """
     try:
+        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         value = json.loads(text)
-        _check_text(value)
+        if not text.isascii():
+            text.encode()
+        if "\\ud" in text or "\\uD" in text:
+            _check_text(value)
         return value
     except json.JSONDecodeError as error:
         raise AuroraError(f"{where}: not JSON ({error.msg}: line {error.lineno} column {error.colno})") from error
@@ -282,7 +313,7 @@ def open_tensors(path: Path, device: str = "cpu", mend: str = "download it again
             head = file.read(40)
     except OSError as error:
         raise AuroraError(f"{path} cannot be read: {error.strerror or first_line(error)}") from error
-    if head.startswith(b"version https://git-lfs"):
+    if head.startswith(LFS_POINTER):
         raise AuroraError(f"{path} is a pointer of git-lfs, not the weights; fetch them with git lfs pull")
     try:
         with safe_open(path, "pt", device=device) as opened:
@@ -322,28 +353,48 @@ def lock(folder: Path, what: str = "in use") -> Iterator[None]:
 def walk(folder: Path, *, hidden: bool = True) -> Iterator[str]:
     """Files under ``folder``, relative to it with forward slashes, in the order of their names.
 
-    Links to folders are followed; a link to a folder that contains it is not, so that loops end.
+    Links to folders are followed, but never to a folder that contains them, and those inside of a linked folder only
+    to what was not listed before: loops end, and a web of links is not unrolled.
 
     Args:
         hidden: whether names that begin with a dot are listed.
+
+    Raises:
+        AuroraError: if ``folder`` itself cannot be listed; folders inside that cannot are left out.
     """
-    yield from _walk(folder, "", {_identity(folder)}, hidden)
-
-
-def _walk(folder: Path, prefix: str, above: set[tuple[int, int]], hidden: bool) -> Iterator[str]:
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
-        return
-    for entry in entries:
-        if entry.name.startswith(".") and not hidden:
-            continue
-        with suppress(OSError):  # a link to itself
-            if entry.is_dir():
-                if (place := _identity(Path(entry.path))) not in above:
-                    yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", above | {place}, hidden)
-            elif entry.is_file():
-                yield prefix + entry.name
+        root = _identity(folder)
+        first = _entries(folder)
+    except OSError as error:
+        raise AuroraError(f"{folder} cannot be listed: {error.strerror or first_line(error)}") from error
+    known = {root}
+    open_folders = [("", {root}, False, first)]
+    while open_folders:
+        prefix, above, linked, entries = open_folders[-1]
+        for entry in entries:
+            if entry.name.startswith(".") and not hidden:
+                continue
+            try:
+                if not entry.is_dir():
+                    if entry.is_file():
+                        yield prefix + entry.name
+                    continue
+                place, link = _identity(Path(entry.path)), entry.is_symlink()
+                if place in above or (link and linked and place in known):
+                    continue
+                known.add(place)
+                inside = (f"{prefix}{entry.name}/", above | {place}, linked or link, _entries(Path(entry.path)))
+            except OSError:  # no right to list it, or a link to itself
+                continue
+            open_folders.append(inside)
+            break
+        else:
+            open_folders.pop()
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return iter(sorted(entries, key=lambda entry: entry.name))
 
 
 def _identity(folder: Path) -> tuple[int, int]:

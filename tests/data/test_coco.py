@@ -87,7 +87,7 @@ def test_no_folder(tmp_path):
     assert "there is no folder" in refusal("coco", tmp_path / "gone")
     with pytest.raises(AuroraError, match="coco is a benchmark whose files you have; give their folder with --root"):
         load_dataset("coco")
-    with pytest.raises(AuroraError, match="--root is the folder of a benchmark .*fluent-flat is none"):
+    with pytest.raises(AuroraError, match="--root is the folder of a benchmark .*'fluent-flat' is none"):
         load_dataset("fluent-flat", tmp_path)
 
 
@@ -165,7 +165,8 @@ def test_wrong_rows_of_the_training_file(root, change, said):
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [([], '"caption" is empty'), (["x", 3], '"caption" has 3, not text'), ({}, '"caption" is {}')]
+    ("value", "said"),
+    [([], '"caption" is empty'), (["x", 3], '"caption" has 3, not text'), ({}, '"caption" is an empty dict')],
 )
 def test_wrong_rows_of_the_test_file(root, value, said):
     rewrite(root / "coco_karpathy_test.json", lambda rows: rows[1].update(caption=value))

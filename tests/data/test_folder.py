@@ -201,7 +201,7 @@ def wrong(**changes):
         (wrong(split="val"), "split 'val' is none of train, validation, test", "did you mean validation?"),
         (wrong(split="Dev"), "split 'Dev' is none of", "did you mean validation?"),
         (wrong(split="holdout"), "split 'holdout'", "is none of train, validation, test"),
-        (wrong(split=["train"]), "split ['train']", "is none of train, validation, test"),
+        (wrong(split=["train"]), "split a list of 1 is none of", "is none of train, validation, test"),
         (wrong(split=1), "split 1", "is none of train, validation, test"),
         (wrong(id=""), "\"id\" is ''", "it must be text or a number"),
         (wrong(id={"a": 1}), '"id" is', "it must be text or a number"),
@@ -300,7 +300,7 @@ def test_csv_row_without_a_caption(tmp_path):
     made = table(tmp_path, "image,caption\na.png,fine\nb.png,\nc.png\n")
     message = refusal(made)
     assert "mine/captions.csv, line 3: empty caption for b.png" in message
-    assert 'mine/captions.csv, line 4: "caption" must be' in message
+    assert "mine/captions.csv, line 4: 1 field, where the first line names 2 columns" in message
 
 
 def test_broken_pictures_are_found_by_decoding(tmp_path):
@@ -415,7 +415,9 @@ def test_questions_of_one_picture_stay_in_one_split(tmp_path):
         ({"question": " "}, '"question" must be text'),
         ({"answer": 4}, '"answer" must be text, a list of texts, or positive weights by answer'),
         ({"answer": []}, '"answer" must be text'),
-        ({"answer": ["x", ""]}, '"answer" must be text'),
+        ({"answer": ["", " "]}, '"answer" must be text'),
+        ({"answer": {"x": 1e400}}, '"answer" must be text'),
+        ({"answer": {"x": 10**400}}, '"answer" must be text'),
         ({"answer": {"x": 0}}, '"answer" must be text'),
         ({"answer": {"x": "1"}}, '"answer" must be text'),
         ({"answer": {}}, '"answer" must be text'),

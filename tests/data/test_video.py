@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from aurora_petl.data import video
-from aurora_petl.data.rows import Folder, ImageTextDataset, Item, Tar
+from aurora_petl.data.places import Folder, Tar
+from aurora_petl.data.rows import ImageTextDataset, Item
 from aurora_petl.data.video import frame_names, load_frames, sample
 from aurora_petl.errors import AuroraError
 from tests.helpers.clips import encode, number, numbered
@@ -207,18 +208,77 @@ def test_what_is_no_clip(data):
         load_frames(data, 4, name="row 3")
 
 
-def test_a_clip_of_sound_alone():
+def sound(kind="mp4", codec="aac"):
     import av
 
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("aac", rate=8000)
+    with av.open(buffer, "w", format=kind) as container:
+        stream = container.add_stream(codec, rate=8000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), dtype=np.float32), format="fltp", layout="mono")
         frame.rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def jpeg(picture):
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def test_a_clip_of_sound_alone():
     with pytest.raises(AuroraError, match="it has no video stream"):
-        load_frames(buffer.getvalue(), 4)
+        load_frames(sound(), 4)
+
+
+def test_a_cover_is_no_clip():
+    cover = b"\0image/jpeg\0\3\0" + jpeg(numbered(8)[5])
+    frame = b"APIC" + struct.pack(">IH", len(cover), 0) + cover
+    size = bytes(len(frame) >> shift & 0x7F for shift in (21, 14, 7, 0))
+    with pytest.raises(AuroraError, match="it has no video stream, only a cover picture"):
+        load_frames(b"ID3\3\0\0" + size + frame + sound("adts"), 4)
+
+
+def test_raw_mjpeg_gives_all_its_frames():
+    data = b"".join(jpeg(frame) for frame in numbered(12))
+    assert numbers(load_frames(data, 12)) == list(range(12))
+    assert numbers(load_frames(data, 3)) == [2, 6, 10]
+    with pytest.raises(AuroraError, match="the clip is broken"):
+        load_frames(data[:300], 3)
+
+
+def test_pictures_behind_a_photograph_are_no_frames(monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)  # a photograph needs no PyAV
+    buffer = io.BytesIO()
+    first, *rest = numbered(3)
+    first.save(buffer, "MPO", save_all=True, append_images=rest, quality=95)
+    assert numbers(load_frames(buffer.getvalue(), 3)) == [0, 0, 0]
+    assert numbers(load_frames(jpeg(first) + b"what a telephone adds", 2)) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ffconcat version 1.0\nfile a.mp4\n",
+        "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:9\n#EXTINF:1.0,\na.ts\n#EXT-X-ENDLIST\n",
+    ],
+)
+def test_playlists_open_no_other_file(tmp_path, monkeypatch, text):
+    (tmp_path / "a.mp4").write_bytes(encode(numbered(4)))
+    (tmp_path / "a.ts").write_bytes(encode(numbered(4), "mpegts"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AuroraError, match="the clip is broken"):
+        load_frames(text.encode(), 2)
+
+
+def test_whatever_the_decoder_raises_is_the_clip_s_fault(monkeypatch):
+    def fails(frame):
+        raise RuntimeError("no such pixel format\nat all")
+
+    monkeypatch.setattr(video, "_upright", fails)
+    with pytest.raises(AuroraError, match=r"^row 7: the clip is broken \(no such pixel format\); replace it"):
+        load_frames(encode(numbered(2)), 1, name="row 7")
 
 
 def test_without_pyav_the_extra_is_named(monkeypatch):

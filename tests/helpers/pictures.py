@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from aurora_petl.data.rows import Folder, Question, QuestionDataset
+from aurora_petl.data.places import Folder
+from aurora_petl.data.rows import Question, QuestionDataset
 
 COLOURS = {"red": "#d22", "green": "#2a2", "blue": "#24d", "yellow": "#ec2", "black": "#111", "purple": "#82b"}
 SHAPES = ("circle", "square", "triangle", "cross")

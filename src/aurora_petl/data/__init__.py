@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import AuroraError
+from ..errors import AuroraError, short
 from .coco import read_coco
 from .didemo import read_didemo
 from .flickr30k import read_flickr30k
@@ -65,11 +66,11 @@ def load_dataset(
             raise AuroraError(f"{name} is a benchmark whose files you have; give their folder with --root FOLDER")
         return READERS[name](Path(root), files, broken)
     if root:
-        raise AuroraError(f"--root is the folder of a benchmark ({', '.join(READERS)}), and {name} is none")
+        raise AuroraError(f"--root is the folder of a benchmark ({', '.join(READERS)}), and {short(name)} is none")
     if name in pack_names():
         return load_pack(name)
-    if Path(name).exists():
+    if os.path.exists(name):  # of a name that no system takes False, where Path raises
         return read_folder(name, files.get("rows"), broken)
     raise AuroraError(
-        f"no dataset {name!r}: it is neither {packs}, a benchmark ({', '.join(READERS)}) nor a folder or .tar here"
+        f"no dataset {short(name)}: it is neither {packs}, a benchmark ({', '.join(READERS)}) nor a folder or .tar here"
     )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
 from typing import Any
 
-from .protocol import shares
-from .rows import SPLITS, Item, Question
+from ..errors import short
+from .protocol import composed, shares
+from .rows import SPLITS, Item, Question, brief
+
+_MOST = 100_000  # characters of a text: a file of megabytes was put in a caption's place
+_MOST_ID = 1000
+_SPLIT_NAMES = {"val": "validation", "dev": "validation", "valid": "validation"}
 
 
 def item_row(row: dict[str, Any], line: int) -> Item:
@@ -18,15 +22,19 @@ def item_row(row: dict[str, Any], line: int) -> Item:
     if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
         raise ValueError('"caption" must be text or a list of texts')
     if not captions or not all(text.strip() for text in captions):
-        raise ValueError(f"empty caption for {image}; write one or remove the row")
-    return Item(image, tuple(text.strip() for text in captions), _name(row, image), split, line)
+        raise ValueError(f"empty caption for {brief(image)}; write one or remove the row")
+    for text in captions:
+        _check_length("caption", text)
+    return Item(image, tuple(text.strip() for text in captions), _name(row, composed(image)), split, line)
 
 
 def question_row(row: dict[str, Any], line: int) -> Question:
-    """A checked row of questions; ValueError says what is wrong with it."""
+    """A checked row of questions; ValueError says what is wrong with it. Blanks among several answers are those of
+    annotators who said nothing."""
     image, split, asked, said = _media(row), _split(row), row.get("question"), row.get("answer")
     if not isinstance(asked, str) or not asked.strip():
         raise ValueError('"question" must be text')
+    _check_length("question", asked)
     if isinstance(said, str):
         said = [said]
     references: tuple[str, ...] = ()
@@ -34,48 +42,61 @@ def question_row(row: dict[str, Any], line: int) -> Question:
     weights: tuple[float, ...] = ()
     if said is None:
         pass  # of a test split
-    elif isinstance(said, list) and said and all(isinstance(text, str) and text.strip() for text in said):
+    elif isinstance(said, list) and all(isinstance(text, str) for text in said) and any(map(str.strip, said)):
         references = tuple(text.strip() for text in said)
         answers, weights = shares(references)
-    elif (
-        isinstance(said, dict) and said and all(_weight(value) for value in said.values()) and all(map(str.strip, said))
-    ):
-        answers, weights = tuple(text.strip() for text in said), tuple(float(value) for value in said.values())
-        references = answers
+    elif isinstance(said, dict) and said and all(map(_weight, said.values())) and all(map(str.strip, said)):
+        summed: dict[str, float] = {}
+        for text, value in said.items():
+            summed[text.strip()] = summed.get(text.strip(), 0.0) + float(value)
+        references = answers = tuple(summed)
+        weights = tuple(summed.values())
     else:
         raise ValueError('"answer" must be text, a list of texts, or positive weights by answer')
+    for text in answers:
+        _check_length("answer", text)
     name = _name(row, f"{line}")
     return Question(image, asked.strip(), answers, weights, name, split, line, references=references)
 
 
+def _check_length(key: str, text: str) -> None:
+    if len(text) > _MOST:
+        raise ValueError(f'"{key}" has {len(text):,} characters, of which models read some hundred; shorten it')
+
+
 def _weight(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e30
 
 
 def _media(row: dict[str, Any]) -> str:
     key = "clip" if "clip" in row else "image"
     what = "clip" if key == "clip" else "picture"
     image = row.get(key)
-    if not isinstance(image, str) or not image.strip():
+    parts = image.strip().split("/") if isinstance(image, str) else []
+    name = "/".join(part for part in parts if part not in ("", "."))
+    if not name:
         raise ValueError(f'no "{key}"; name the {what}\'s file, relative to the folder')
-    image = PurePosixPath(image.strip()).as_posix()
-    if image.startswith("/") or ".." in PurePosixPath(image).parts:
-        raise ValueError(f"{what} {image} lies outside the folder; copy it inside and give its relative path")
-    return image
+    if parts[0] == "" or ".." in parts:
+        shown = brief("/" * (parts[0] == "") + name)
+        raise ValueError(f"{what} {shown} lies outside the folder; copy it inside and give its relative path")
+    return name
 
 
 def _split(row: dict[str, Any]) -> str:
-    split = row.get("split") or ""
-    if split and split not in SPLITS:
-        near = {"val": "validation", "dev": "validation", "valid": "validation"}.get(str(split).lower())
-        raise ValueError(
-            f"split {split!r} is none of {', '.join(SPLITS)}" + (f"; did you mean {near}?" if near else "")
-        )
+    split = row.get("split")
+    if split is None or split == "":
+        return ""
+    if not isinstance(split, str) or split not in SPLITS:
+        near = _SPLIT_NAMES.get(split.lower()) if isinstance(split, str) else None
+        named = f"{short(split)} is none of {', '.join(SPLITS)}"
+        raise ValueError(f"split {named}" + (f"; did you mean {near}?" if near else ""))
     return split
 
 
 def _name(row: dict[str, Any], default: str) -> str:
     name = row.get("id", default)
-    if not isinstance(name, (str, int)) or not str(name).strip():
-        raise ValueError(f'"id" is {name!r}; it must be text or a number')
+    if not isinstance(name, (str, int)) or isinstance(name, bool) or not str(name).strip():
+        raise ValueError(f'"id" is {short(name)}; it must be text or a number')
+    if "id" in row and len(str(name)) > _MOST_ID:
+        raise ValueError(f'"id" has {len(str(name)):,} characters; at most {_MOST_ID} are read')
     return str(name)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import short
 from .published import Captions, Layout, Published
 from .rows import SPLITS, ImageTextDataset
 
@@ -46,9 +47,11 @@ def read_karpathy(
             texts = source.texts(
                 table, number, {"sentences": [sentence.get("raw") for sentence in sentences]}, "sentences"
             )
-            if row.get("split") not in _SPLITS:
-                source.problem(table, number, f"split {row.get('split')!r} is none of {', '.join(_SPLITS)}")
+            named, folder = row.get("split"), row.get("filepath")
+            if not isinstance(named, str) or named not in _SPLITS:
+                source.problem(table, number, f"split {short(named)} is none of {', '.join(_SPLITS)}")
+            elif folder is not None and not isinstance(folder, str):
+                source.problem(table, number, f'"filepath" is {short(folder)}, not text')
             elif image and texts:
-                folder = row.get("filepath")
-                captions.add(table, number, f"{folder}/{image}" if folder else image, texts, _SPLITS[row["split"]])
+                captions.add(table, number, f"{folder}/{image}" if folder else image, texts, _SPLITS[named])
     return source.image_text(list(captions.items.values()), tables)

@@ -3,55 +3,159 @@
 from __future__ import annotations
 
 import io
+import logging
 import random
-from collections.abc import Callable
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageEnhance, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ..errors import AuroraError
+from ..errors import AuroraError, first_line
+from ..files import LFS_POINTER, read_bytes
+from .kinds import FORMATS
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)  # CLIP's
 STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 _NORMALISED = ((np.arange(256, dtype=np.float32)[:, None] / 255 - MEAN) / STD).T.copy()  # (3, 256)
+_XMP = b"XML:com.adobe.xmp\0\0"  # the text of a PNG that may hold its orientation, not compressed
+_MOST_XMP = 1 << 20  # bytes
+_HEIF = re.compile(rb"....ftyp(hei[cmsx]|hev[cx]|mif1|msf1)", re.DOTALL)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_quiet: object = None  # the filter of warnings that `opened` has set
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of broken files goes nowhere by default
 
 
 def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None) -> Image.Image:
     """A picture as RGB, right side up.
 
-    Greyscale, palette, CMYK and 16-bit pictures are converted, transparent ones laid on white, EXIF orientation is
-    applied, and of an animation the first frame is taken.
+    Greyscale, palette, CMYK and 16-bit pictures are converted, transparent ones laid on white, an EXIF orientation
+    that can be read is applied, and of an animation the first frame is taken.
 
     Args:
         source: path, encoded bytes or an open binary file.
         name: what messages call it; the path by default.
 
     Raises:
-        AuroraError: if there is no such file, or it does not decode to its end.
+        AuroraError: if there is no such file, it is of none of `kinds.FORMATS`, or it does not decode to its end.
     """
     name = name or (str(source) if isinstance(source, (str, Path)) else "picture")
+    if isinstance(source, (str, Path)):
+        try:
+            data = read_bytes(Path(source))
+        except FileNotFoundError as error:
+            raise AuroraError(f"{name}: no such picture") from error
+        except OSError as error:
+            raise AuroraError(f"{name} cannot be read: {error.strerror or first_line(error)}") from error
+    else:
+        data = source if isinstance(source, bytes) else source.read()
+    with faults(data, name, _broken), opened(data, name) as picture:
+        picture.load()
+        return upright(picture)
+
+
+def _broken(name: str, why: str) -> AuroraError:
+    return AuroraError(f"{name}: the picture is broken ({why}); replace it or remove its row")
+
+
+@contextmanager
+def faults(data: bytes, name: str, broken: Callable[[str, str], AuroraError]) -> Iterator[None]:
+    """Whatever a decoder raises on ``data`` is the file's fault, and becomes one line: decoders raise all kinds of
+    errors on files that are damaged.
+
+    Args:
+        name: what messages call the file.
+        broken: makes an error of the name and of what is wrong.
+
+    Raises:
+        AuroraError: as well if there are no data, they stand for others, or do not fit into memory.
+    """
+    if not data:
+        raise broken(name, "it is empty")
+    if data.startswith(LFS_POINTER):
+        raise AuroraError(f"{name}: a pointer of git-lfs, not the file; fetch it with git lfs pull")
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-            opened.load()
-            return to_rgb(ImageOps.exif_transpose(opened))
-    except FileNotFoundError as error:
-        raise AuroraError(f"{name}: no such picture") from error
-    except UnidentifiedImageError as error:
-        raise AuroraError(f"{name}: not a picture that can be read; save it again as JPEG or PNG") from error
+        yield
+    except AuroraError:
+        raise
+    except MemoryError as error:
+        raise AuroraError(f"{name}: too large to be decoded in the memory that is free; scale it down") from error
     except Image.DecompressionBombError as error:
-        raise AuroraError(f"{name}: too many pixels ({error}); scale it down") from error
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on broken files
-        raise AuroraError(f"{name}: the picture is broken ({error}); replace it or remove its row") from error
+        raise AuroraError(f"{name}: too many pixels ({first_line(error)}); scale it down") from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the machine, such as too many open files: decoders of bytes give no number
+        raise broken(name, first_line(error)) from error
+
+
+@contextmanager
+def opened(data: bytes, name: str) -> Iterator[Image.Image]:
+    """A picture as Pillow opens it, its pixels not decoded yet, of one of `kinds.FORMATS`.
+
+    From the first call on, Pillow's warnings are not shown: what they say of is read nevertheless.
+
+    Raises:
+        AuroraError: if it is of no such format.
+    """
+    global _quiet
+    if not warnings.filters or warnings.filters[0] is not _quiet:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        _quiet = warnings.filters[0]
+    try:
+        picture = Image.open(io.BytesIO(_without_texts(data)), formats=tuple(FORMATS))
+    except UnidentifiedImageError as error:
+        if _HEIF.match(data):
+            raise AuroraError(f"{name}: a HEIC picture, which Pillow does not decode; save it as JPEG") from error
+        raise AuroraError(f"{name}: not a picture that can be read; save it again as JPEG or PNG") from error
+    with picture:
+        yield picture
+
+
+def _without_texts(data: bytes) -> bytes:
+    """A PNG without its texts and colour profile, on which no pixel depends and of which Pillow refuses long ones."""
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return data
+    parts, start, place = [], 0, 8
+    while place + 12 <= len(data):
+        kind, end = data[place + 4 : place + 8], place + 12 + int.from_bytes(data[place : place + 4])
+        oriented = data.startswith(_XMP, place + 8) and end - place <= _MOST_XMP
+        if kind in (b"tEXt", b"zTXt", b"iTXt", b"iCCP") and end <= len(data) and not oriented:
+            parts.append(data[start:place])
+            start = end
+        place = end
+    return b"".join((*parts, data[start:])) if parts else data
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """A decoded picture, or the frame of an animation that it stands at, as RGB, turned by its EXIF orientation."""
+    try:
+        turn = _TURNS.get(picture.getexif()[ExifTags.Base.Orientation])
+    except MemoryError:
+        raise
+    except Exception:  # there may be none; metadata may hold anything; and the pixels are whole
+        turn = None
+    image = to_rgb(picture)
+    return image if turn is None else image.transpose(turn)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode to RGB: 16-bit and float pictures scaled, transparent ones laid on white."""
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float32)
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
         if image.mode.startswith("I"):
             values = values / np.float32(257)  # 16 bits to 8; Pillow's own conversion clips instead
         elif values.size and values.min() >= 0 and values.max() <= 1:

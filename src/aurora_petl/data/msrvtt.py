@@ -16,9 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import short
 from .protocol import held_out
 from .published import Captions, Layout, Published
-from .rows import SPLITS, ImageTextDataset, Item
+from .rows import SPLITS, ImageTextDataset, Item, brief
 
 _WORDS = 40  # that BLIP keeps of a clip's caption
 _JSONL: Layout = {
@@ -65,7 +66,7 @@ def _official(source: Published, captions: Captions, tables: dict[str, Any], spl
     tested: set[str] = set()
     if split != "full":
         table = tables["test"]
-        for number, row in source.objects(table):
+        for number, row in source.objects(table, columns=("video_id", "sentence")):
             clip, text = source.text(table, number, row, "video_id"), source.text(table, number, row, "sentence")
             if clip and text:
                 tested.add(clip)
@@ -74,16 +75,17 @@ def _official(source: Published, captions: Captions, tables: dict[str, Any], spl
         splits = {}
         for number, row in source.objects(table, "videos"):
             clip = source.text(table, number, row, "video_id")
-            if clip and row.get("split") not in _OFFICIAL:
-                source.problem(table, number, f"split {row.get('split')!r} is none of {', '.join(_OFFICIAL)}")
+            named = row.get("split")
+            if not isinstance(named, str) or named not in _OFFICIAL:
+                source.problem(table, number, f"split {short(named)} is none of {', '.join(_OFFICIAL)}")
             elif clip:
-                splits[clip] = _OFFICIAL[row["split"]]
+                splits[clip] = _OFFICIAL[named]
         for number, row in source.objects(table, "sentences"):
             clip, text = source.text(table, number, row, "video_id"), source.text(table, number, row, "caption")
             if not clip or not text:
                 continue
             if clip not in splits:
-                source.problem(table, number, f'a caption of {clip}, which is not among "videos"')
+                source.problem(table, number, f'a caption of {brief(clip)}, which is not among "videos"')
             elif split == "full":
                 captions.add(table, number, clip, [text], splits[clip])
             elif clip not in tested and (split == "9k" or splits[clip] != "test"):

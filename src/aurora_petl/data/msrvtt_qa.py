@@ -14,7 +14,7 @@ from typing import Any
 
 from .protocol import most_frequent, question_text
 from .published import Layout, Published
-from .rows import SPLITS, Question, QuestionDataset
+from .rows import SPLITS, Question, QuestionDataset, brief
 
 _JSON: Layout = {"train": ["train_qa.json"], "validation": ["val_qa.json"], "test": ["test_qa.json"]}
 _JSONL: Layout = {
@@ -44,10 +44,13 @@ def read_msrvtt_qa(root: Path, files: Mapping[str, Any], broken: str = "stop") -
             if isinstance(clip, bool) or not isinstance(clip, (int, str)):
                 source.problem(table, number, '"video_id" must be a number or a name')
                 continue
+            if isinstance(row.get("id"), (list, dict)):
+                source.problem(table, number, '"id" must be a number or a name')
+                continue
             name = str(row.get("id", f"{split}-{number}"))
             here = f"{table.name}, row {number}"
             if (known := first.setdefault(name, here)) != here:
-                source.problem(table, number, f"question id {name} stands in {known}, as well")
+                source.problem(table, number, f"question id {brief(name)} stands in {known}, as well")
             if asked and answer and (place := source.locate(f"video{clip}" if isinstance(clip, int) else clip)):
                 text = question_text(asked)
                 kind = text.split()[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,8 +25,14 @@ def question_text(text: str) -> str:
     return " ".join(_PUNCTUATION.sub("", text.lower()).split()[:50]) or text.lower().strip()
 
 
+def composed(name: str) -> str:
+    """A file's name with each accent a part of its letter (NFC): some systems keep the two apart."""
+    return unicodedata.normalize("NFC", name)
+
+
 def shares(answers: Sequence[str]) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Distinct answers in the order of their first mention, and what share of the annotators gave each."""
+    """Distinct answers in the order of their first mention, and what share of the annotators gave each. A blank is no
+    answer, but who gave it counts among the annotators."""
     counts = Counter(answer for answer in answers if answer.strip())
     return tuple(counts), tuple(count / len(answers) for count in counts.values())
 
@@ -35,7 +42,7 @@ def most_frequent(questions: Sequence[Question], most: int | None = None) -> tup
     counts: Counter[str] = Counter()
     for question in questions:
         if question.split == "train":
-            counts.update(question.references or question.answers)
+            counts.update(answer for answer in question.references or question.answers if answer.strip())
     return tuple(sorted(counts, key=lambda answer: (-counts[answer], answer))[:most])
 
 
@@ -43,6 +50,8 @@ def held_out(rows: list[Row]) -> list[Row]:
     """Rows with a validation split made of training media: a tenth of them, at most 500, the same on every machine.
     Benchmarks without one, or that train on it, have nothing else to choose the best weights by but the test split."""
     media = {row.image for row in rows if row.split == "train"}
-    ordered = sorted(media, key=lambda name: hashlib.sha256(Path(name).stem.encode()).digest())
+    ordered = sorted(
+        media, key=lambda name: hashlib.sha256(composed(Path(name).stem).encode(errors="surrogateescape")).digest()
+    )
     chosen = set(ordered[: min(500, max(1, len(ordered) // 10))])
     return [replace(row, split="validation") if row.split == "train" and row.image in chosen else row for row in rows]

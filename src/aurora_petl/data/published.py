@@ -7,7 +7,6 @@ by one listing; ``files`` of a recipe names what is called otherwise.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections import Counter, defaultdict
@@ -17,11 +16,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import AuroraError
-from .protocol import caption_text
-from .rows import Folder, ImageTextDataset, Item, Question, QuestionDataset, listed
-from .video import ANIMATION_SUFFIXES, CLIP_SUFFIXES, PICTURE_SUFFIXES
+from ..errors import AuroraError, one_line, short
+from ..files import parse_json, read_text, walk
+from .kinds import ANIMATION_SUFFIXES, CLIP_SUFFIXES, FRAME_SUFFIXES, PICTURE_SUFFIXES
+from .places import Folder
+from .protocol import caption_text, composed
+from .rows import ImageTextDataset, Item, Question, QuestionDataset, brief, listed, refuse
+from .tables import csv_rows, json_lines
 
+_MEND = "it may be cut off, download it again"
 Layout = Mapping[str, Sequence[str]]  # key of `files` -> names that the table may have; a key ending in ? is optional
 
 
@@ -33,45 +36,52 @@ class Table:
     name: str  # relative to the benchmark's folder
 
     @cached_property
+    def _text(self) -> str:
+        text = read_text(self.path)
+        if not text.strip():
+            raise AuroraError(f"{self.path} is empty; download it again")
+        return text
+
+    @cached_property
     def json(self) -> Any:
         """The file's JSON, read once.
 
         Raises:
-            AuroraError: if it is not JSON, or not UTF-8.
+            AuroraError: if it is missing, not whole, not JSON, or not UTF-8.
         """
         try:
-            return json.loads(self.path.read_bytes())
-        except UnicodeDecodeError as error:
-            raise AuroraError(f"{self.path}: not UTF-8; download it again") from error
-        except json.JSONDecodeError as error:
-            raise AuroraError(
-                f"{self.path}, line {error.lineno}: not JSON ({error.msg}); it may be cut off, download it again"
-            ) from error
+            return parse_json(self._text, str(self.path))
+        except AuroraError as error:
+            why = error.__cause__
+            if not isinstance(why, json.JSONDecodeError):
+                raise
+            raise AuroraError(f"{self.path}, line {why.lineno}: not JSON ({why.msg}); {_MEND}") from error
 
-    def rows(self, key: str | None = None) -> list[Any]:
-        """The rows of JSON (a list, or the list under ``key``), of JSONL or of CSV (a mapping a line).
+    def rows(self, key: str | None = None, columns: Sequence[str] = ()) -> list[tuple[int, Any]]:
+        """The rows of JSON (a list, or the list under ``key``), numbered from 1, or those of JSONL or of CSV (a mapping
+        each), with their lines.
+
+        Args:
+            columns: those that a CSV must have.
 
         Raises:
             AuroraError: if the file holds something else.
         """
+        problems: list[str] = []
         if self.path.suffix == ".csv":
-            with self.path.open(encoding="utf-8-sig", newline="") as file:
-                return [None, *csv.DictReader(file)]  # the header is line 1
-        if self.path.suffix == ".jsonl":
-            made = []
-            for number, line in enumerate(self.path.read_bytes().split(b"\n"), 1):
-                try:
-                    made.append(json.loads(line) if line.strip() else None)
-                except ValueError as error:
-                    raise AuroraError(f"{self.path}, line {number}: not JSON ({error}); download it again") from error
-            return made
-        found = self.json
-        if key is not None and isinstance(found, dict):
-            found = found.get(key)
-        if not isinstance(found, list):
-            wanted = f'a list under "{key}"' if key else "a list of rows"
-            raise AuroraError(f"{self.path} does not hold {wanted}; is it the published file?")
-        return found
+            rows: list[tuple[int, Any]] = list(csv_rows(self._text, str(self.path), columns, problems))
+        elif self.path.suffix == ".jsonl":
+            rows = list(json_lines(self._text, str(self.path), _MEND, problems))
+        else:
+            value = self.json
+            if key is not None and isinstance(value, dict):
+                value = value.get(key)
+            if not isinstance(value, list):
+                wanted = f'a list under "{key}"' if key else "a list of rows"
+                raise AuroraError(f"{self.path} does not hold {wanted}; is it the published file?")
+            rows = list(enumerate(value, 1))
+        refuse(problems)
+        return rows
 
 
 @dataclass
@@ -102,7 +112,7 @@ class Published:
             raise AuroraError(f"{self.name}: there is no folder {self.root}; give the benchmark's folder with --root")
         self.root = self.root.resolve()
         self.media = "videos" if self.clips else "images"
-        self._held = list(_walk(self.root))
+        self._held = list(walk(self.root, hidden=False))
         self._media: dict[str, list[str]] | None = None
         self._located: dict[str, str | None] = {}
         self._unlocated: Counter[str] = Counter()
@@ -165,12 +175,14 @@ class Published:
         """Note what is wrong with a row, counted from 1."""
         self.problems.append(f"{table.name}, {'row' if table.path.suffix == '.json' else 'line'} {row}: {what}")
 
-    def objects(self, table: Table, key: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Rows of a table that are objects, numbered from 1; others are noted."""
-        for number, row in enumerate(table.rows(key), 1):
+    def objects(
+        self, table: Table, key: str | None = None, columns: Sequence[str] = ()
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Rows of a table that are objects, with their numbers or lines; others are noted. See `Table.rows`."""
+        for number, row in table.rows(key, columns):
             if isinstance(row, dict):
                 yield number, row
-            elif row is not None:
+            else:
                 self.problem(table, number, f"a {type(row).__name__}, not an object")
 
     def text(self, table: Table, number: int, row: Mapping[str, Any], *keys: str) -> str | None:
@@ -179,13 +191,15 @@ class Published:
         if key is None:
             self.problem(table, number, f'no "{keys[0]}"')
         elif not isinstance(value := row[key], str) or not value.strip():
-            self.problem(table, number, f'"{key}" is {_short(value)}, not text')
+            self.problem(table, number, f'"{key}" is {short(value)}, not text')
         else:
             return value
         return None
 
-    def texts(self, table: Table, number: int, row: Mapping[str, Any], *keys: str) -> list[str] | None:
-        """The same for a field that may hold several texts."""
+    def texts(
+        self, table: Table, number: int, row: Mapping[str, Any], *keys: str, blanks: bool = False
+    ) -> list[str] | None:
+        """The same for a field that may hold several texts; with ``blanks`` some of them, not all, may be empty."""
         key = next((key for key in keys if key in row), None)
         if key is None or not isinstance(row[key], list):
             single = self.text(table, number, row, *keys)
@@ -194,8 +208,10 @@ class Published:
         if not values:
             self.problem(table, number, f'"{key}" is empty')
         wrong = [value for value in values if not isinstance(value, str) or not value.strip()]
+        if blanks and len(wrong) < len(values):
+            wrong = [value for value in wrong if not isinstance(value, str)]
         if wrong:
-            self.problem(table, number, f'"{key}" has {_short(wrong[0])}, not text')
+            self.problem(table, number, f'"{key}" has {short(wrong[0])}, not text')
         return None if wrong or not values else values
 
     # Media
@@ -210,18 +226,21 @@ class Published:
 
     def _find(self, name: str) -> str | None:
         places = self._index().get(self._key(name), [])
+        if len(places) > 1:  # links to one and the same
+            places = list({os.path.realpath(self.root / place): place for place in reversed(places)}.values())[::-1]
         if len(places) > 1 and "/" in name:  # several of one name: the published path decides
             places = [place for place in places if f"/{place}".endswith(f"/{name}")] or places
         if len(places) > 1:  # a video and its extracted frames: the video
             places = [place for place in places if place.lower().endswith(CLIP_SUFFIXES)] or places
         if len(places) > 1:
             self.problems.append(
-                f"{name} lies in several places ({listed(places)}); name the folder to use, files.{self.media}="
+                f"{brief(name)} lies in several places ({listed([brief(place) for place in places])}); name the folder "
+                f"to use, files.{self.media}="
             )
         return places[0] if places else None
 
     def _key(self, name: str) -> str:
-        name = name.rsplit("/", 1)[-1]
+        name = composed(name.rsplit("/", 1)[-1])
         while self.clips and name.lower().endswith(CLIP_SUFFIXES + ANIMATION_SUFFIXES):
             name = name.rsplit(".", 1)[0]
         return name
@@ -239,11 +258,11 @@ class Published:
                         raise AuroraError(f"{self.name}: there is no folder {path}, which files.{self.media} names")
                     inside = path.is_relative_to(self.root)
                     start = path.relative_to(self.root).as_posix() if inside else path.as_posix()
-                    places += [place if start == "." else f"{start}/{place}" for place in _walk(path)]
+                    places += [place if start == "." else f"{start}/{place}" for place in walk(path, hidden=False)]
             self._media = defaultdict(list)
             if self.clips:
                 files = [place for place in places if place.lower().endswith(CLIP_SUFFIXES + ANIMATION_SUFFIXES)]
-                pictures = (place for place in places if place.lower().endswith(PICTURE_SUFFIXES) and "/" in place)
+                pictures = (place for place in places if place.lower().endswith(FRAME_SUFFIXES) and "/" in place)
                 files += dict.fromkeys(place.rsplit("/", 1)[0] for place in pictures)
             else:
                 files = [place for place in places if place.lower().endswith(PICTURE_SUFFIXES)]
@@ -280,10 +299,10 @@ class Published:
         missing = len(self._unlocated)
         said = (
             f"{self.name}: {missing:,} of {len(self._located):,} {self.media} are missing under {self.root}: "
-            + listed(list(self._unlocated))
+            + listed([brief(name) for name in self._unlocated])
         )
         if missing and self.broken == "skip" and rows and not self.problems:
-            print(f"{said}; left out, and with them {sum(self._unlocated.values()):,} rows")
+            print(one_line(f"{said}; left out, and with them {sum(self._unlocated.values()):,} rows"))
             return
         if missing:
             self.problems.append(
@@ -314,30 +333,12 @@ class Captions:
         if known is None:
             self.items[place] = Item(place, texts, media, split, row, table.name)
         elif known.split != split:
-            self.source.problem(table, row, f"{media} is in split {split} here and in {known.split} in {known.source}")
+            self.source.problem(
+                table, row, f"{brief(media)} is in split {split} here and in {known.split} in {known.source}"
+            )
         else:
             self.items[place] = replace(known, captions=known.captions + texts)
 
 
 def _names(tables: Mapping[str, Table]) -> str:
     return ", ".join(table.name for table in tables.values())
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _walk(root: Path) -> Iterator[str]:
-    """Files under a folder, relative to it, links followed but no folder entered twice."""
-    entered = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in entered:
-            folders.clear()
-            continue
-        entered.add(real)
-        folders.sort()
-        start = Path(folder).relative_to(root).as_posix()
-        prefix = "" if start == "." else f"{start}/"
-        yield from (prefix + name for name in sorted(names) if not name.startswith("."))

@@ -2,90 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import random
-import tarfile
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
-from posixpath import normpath
-from typing import Any, Generic, Protocol, Self, TypeVar
+from pathlib import PurePosixPath
+from typing import Generic, Self, TypeVar
 
 from PIL import Image
 from tqdm import tqdm
 
 from ..distributed import objects, own_share, rank, together
-from ..errors import AuroraError
+from ..errors import AuroraError, first_line, one_line, short
 from .media import load_image
-from .video import frame_names, load_frames, sample
+from .places import Files
+from .video import load_frames, sample
 
 SPLITS = ("train", "validation", "test")
-_SHOWN = 5  # problems that a message lists
-
-
-class Files(Protocol):
-    """Where a dataset's files are read from."""
-
-    name: str
-
-    def names(self) -> set[str]: ...
-
-    def read(self, name: str) -> bytes: ...
-
-    def frames(self, name: str) -> list[str]:
-        """The pictures in the folder ``name``, which is a clip in extracted frames; none if it is a file."""
-        ...
-
-
-class Folder:
-    """Files under a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.name = path, str(path)
-
-    def names(self) -> set[str]:
-        return {path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if path.is_file()}
-
-    def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
-
-    def frames(self, name: str) -> list[str]:
-        try:
-            return [f"{name}/{frame}" for frame in frame_names(os.listdir(self.path / name))]
-        except OSError:
-            return []
-
-
-class Tar:
-    """Members of a tar, read in place; nothing is unpacked."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.name = path, str(path)
-        self._lock = threading.Lock()
-        try:
-            with tarfile.open(path, "r:") as archive:
-                self._places = {normpath(m.name): (m.offset_data, m.size) for m in archive if m.isfile()}
-        except (tarfile.TarError, OSError) as error:
-            raise AuroraError(f"{path} is not a plain tar ({error}); pack the folder with tar -cf") from error
-
-    def names(self) -> set[str]:
-        return set(self._places)
-
-    def read(self, name: str) -> bytes:
-        if name not in self._places:
-            raise FileNotFoundError(name)
-        offset, size = self._places[name]
-        with open(self.path, "rb") as file:
-            file.seek(offset)
-            return file.read(size)
-
-    def frames(self, name: str) -> list[str]:
-        held = (PurePosixPath(place) for place in self._places if place.startswith(f"{name}/"))
-        return [f"{name}/{frame}" for frame in frame_names(path.name for path in held if str(path.parent) == name)]
-
-    def __getstate__(self) -> dict[str, Any]:  # loader workers get a copy, which needs no lock
-        return {key: value for key, value in vars(self).items() if key != "_lock"}
+SHOWN = 5  # problems that a message lists
 
 
 @dataclass(frozen=True)
@@ -136,7 +69,7 @@ class Dataset(Sequence[Row], Generic[Row]):
 
     def __post_init__(self) -> None:
         if self.broken not in ("stop", "skip"):
-            raise AuroraError(f"broken is {self.broken!r}; choose stop or skip")
+            raise AuroraError(f"broken is {short(self.broken)}; choose stop or skip")
 
     def __len__(self) -> int:
         return len(self.items)
@@ -151,19 +84,27 @@ class Dataset(Sequence[Row], Generic[Row]):
         """What messages call the picture or clip of a row: file, line and name."""
         item = self.items[index]
         source = item.source or self.source
-        return f"{source}, {'row' if source.endswith('.json') else 'line'} {item.line}: {item.image}"
+        return f"{source}, {'row' if source.endswith('.json') else 'line'} {item.line}: {brief(item.image)}"
 
     def read(self, index: int) -> bytes:
         """The encoded picture or clip of a row.
 
         Raises:
-            AuroraError: naming file and line, if it is missing.
+            AuroraError: naming file and line, if it is missing or cannot be read.
         """
+        return self._read(index, self.items[index].image)
+
+    def _read(self, index: int, name: str) -> bytes:
         try:
-            return self.files.read(self.items[index].image)
-        except OSError as error:
+            return self.files.read(name)
+        except FileNotFoundError as error:
             what = "clip" if self.clips else "picture"
             raise AuroraError(f"{self.where(index)}: no such {what} in {self.files.name}") from error
+        except OSError as error:
+            why = error.strerror or first_line(error)
+            raise AuroraError(f"{self.where(index)} cannot be read from {self.files.name}: {why}") from error
+        except MemoryError as error:
+            raise AuroraError(f"{self.where(index)}: larger than the memory that is free") from error
 
     def content(self, index: int) -> Iterator[bytes]:
         """All that the picture or clip of a row is made of, encoded: one file, or the frames of a folder.
@@ -172,10 +113,8 @@ class Dataset(Sequence[Row], Generic[Row]):
             AuroraError: naming file and line, if it is missing.
         """
         names = self.files.frames(self.items[index].image) if self.clips else []
-        if names:
-            yield from (self.files.read(name) for name in names)
-        else:
-            yield self.read(index)
+        for name in names or [self.items[index].image]:
+            yield self._read(index, name)
 
     def image(self, index: int) -> Image.Image:
         """Picture ``index``, or the frame in the middle of clip ``index``, as upright RGB.
@@ -194,7 +133,7 @@ class Dataset(Sequence[Row], Generic[Row]):
         where = self.where(index)
         if names := self.files.frames(self.items[index].image):
             chosen = [names[number] for number in sample(range(len(names)), len(names), count, rng)]
-            return [load_image(self.files.read(name), f"{where}: {PurePosixPath(name).name}") for name in chosen]
+            return [load_image(self._read(index, name), f"{where}: {PurePosixPath(name).name}") for name in chosen]
         return load_frames(self.read(index), count, rng, where)
 
     def split(self, name: str) -> Self:
@@ -208,7 +147,7 @@ class Dataset(Sequence[Row], Generic[Row]):
             counts = {split: sum(item.split == split for item in self.items) for split in SPLITS}
             held = ", ".join(f"{split} {count}" for split, count in counts.items() if count)
             raise AuroraError(
-                f'{self.name}: no rows of split {name!r} (it has {held}); name it in the rows\' "split", or leave '
+                f'{self.name}: no rows of split {short(name)} (it has {held}); name it in the rows\' "split", or leave '
                 "split out of every row and have at least 3 pictures, then one is made"
             )
         return replace(self, name=f"{self.name}/{name}", items=chosen)
@@ -236,14 +175,12 @@ class Dataset(Sequence[Row], Generic[Row]):
         kept = [item for item in self.items if item.image not in broken]
         if self.broken == "stop" or (broken and not kept):
             with together():
-                refuse(self.name, list(broken.values()))
+                refuse(list(broken.values()))
         elif broken:
             rows = len(self.items) - len(kept)
             if rank() == 0:
-                print(
-                    f"{self.name}: {len(broken):,} of {len(first):,} {what} left out, {rows:,} rows: "
-                    + listed(list(broken.values()))
-                )
+                said = f"{self.name}: {len(broken):,} of {len(first):,} {what} left out, {rows:,} rows: "
+                print(one_line(said + listed(list(broken.values()))))
             self.items = kept
 
 
@@ -259,7 +196,7 @@ class QuestionDataset(Dataset[Question]):
     candidates: tuple[str, ...] = ()
 
 
-def refuse(where: str, problems: list[str]) -> None:
+def refuse(problems: list[str]) -> None:
     """Raise the first few ``problems`` and how many there are, if there are any."""
     if problems:
         raise AuroraError(listed(problems))
@@ -267,5 +204,10 @@ def refuse(where: str, problems: list[str]) -> None:
 
 def listed(problems: list[str]) -> str:
     """The first few of ``problems``, and how many more there are."""
-    more = f" (and {len(problems) - _SHOWN:,} more)" if len(problems) > _SHOWN else ""
-    return "; ".join(problems[:_SHOWN]) + more
+    more = f" (and {len(problems) - SHOWN:,} more)" if len(problems) > SHOWN else ""
+    return "; ".join(one_line(problem, 2000) for problem in problems[:SHOWN]) + more
+
+
+def brief(name: str) -> str:
+    """A name as messages show it: on one line, and not longer than people read."""
+    return one_line(name, 120)

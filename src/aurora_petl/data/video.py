@@ -12,6 +12,7 @@ and PNG, which Pillow reads.
 from __future__ import annotations
 
 import io
+import os
 import random
 import re
 from bisect import bisect_right
@@ -23,14 +24,16 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import AuroraError, install
-from .media import load_image, to_rgb
+from ..errors import AuroraError, first_line, install
+from ..files import read_bytes
+from .kinds import FRAME_SUFFIXES
+from .media import faults, load_image, opened, upright
 
-CLIP_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv")
-ANIMATION_SUFFIXES = (".gif", ".webp")
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
 _TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
 _PILLOW = re.compile(rb"GIF8[79]a|RIFF....WEBP|\x89PNG|\xff\xd8\xff", re.DOTALL)  # how such files begin
+_ANIMATED = ("GIF", "WEBP", "PNG")  # a photograph's further pictures are no frames
+_JPEG = b"\xff\xd8\xff"
+_SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # a marker that ends a JPEG's coded pixels
 
 
 def load_frames(
@@ -50,17 +53,20 @@ def load_frames(
     name = name or (str(source) if isinstance(source, (str, Path)) else "clip")
     if not isinstance(source, bytes):
         path = Path(source)
-        if path.is_dir():
-            names = frame_names(file.name for file in path.iterdir())
-            if not names:
-                raise AuroraError(f"{name}: a folder without frames; it must hold pictures such as 0001.jpg")
-            chosen = sample(range(len(names)), len(names), count, rng)
-            return [load_image(path / names[number], f"{name}/{names[number]}") for number in chosen]
         try:
-            source = path.read_bytes()
-        except OSError as error:
+            if path.is_dir():
+                if not (names := frames_in(path)):
+                    raise AuroraError(f"{name}: a folder without frames; it must hold pictures such as 0001.jpg")
+                chosen = sample(range(len(names)), len(names), count, rng)
+                return [load_image(path / names[number], f"{name}/{names[number]}") for number in chosen]
+            source = read_bytes(path)
+        except FileNotFoundError as error:
             raise AuroraError(f"{name}: no such clip") from error
-    return (_animation if _PILLOW.match(source) else _video)(source, count, rng, name)
+        except OSError as error:
+            raise AuroraError(f"{name} cannot be read: {error.strerror or first_line(error)}") from error
+    with faults(source, name, _broken):
+        animated = _PILLOW.match(source) and not _follow_each_other(source)
+        return (_animation if animated else _video)(source, count, rng, name)
 
 
 def sample(times: Sequence[int], end: int, count: int, rng: random.Random | None = None) -> list[int]:
@@ -81,29 +87,58 @@ def sample(times: Sequence[int], end: int, count: int, rng: random.Random | None
 
 def frame_names(names: Iterable[str]) -> list[str]:
     """The pictures among a folder's file names, sorted, with 2 before 10."""
-    kept = [name for name in names if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(".")]
+    kept = [name for name in names if name.lower().endswith(FRAME_SUFFIXES) and not name.startswith(".")]
     return sorted(kept, key=lambda name: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)])
 
 
-def _broken(name: str, why: object) -> AuroraError:
+def frames_in(folder: Path) -> list[str]:
+    """The same of a folder: its files, not the folders and pipes of such names.
+
+    Raises:
+        OSError: if it cannot be listed.
+    """
+    with os.scandir(folder) as entries:
+        return frame_names(entry.name for entry in entries if entry.is_file())
+
+
+def _broken(name: str, why: str) -> AuroraError:
     return AuroraError(f"{name}: the clip is broken ({why}); replace it, or leave broken ones out with broken=skip")
 
 
+def _follow_each_other(data: bytes) -> bool:
+    """Whether JPEG follows JPEG, as in raw MJPEG; pictures that lie behind a photograph, a preview or a map of its
+    brightness, are listed in its head (MPF)."""
+    place = 2
+    while data.startswith(b"\xff", place) and place + 4 <= len(data):
+        marker = data[place + 1]
+        if marker == 0xD9:
+            return data[place + 2 :].lstrip(b"\0").startswith(_JPEG)
+        if marker == 0xFF:  # a byte that fills
+            place += 1
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD7:  # without a length
+            place += 2
+        elif marker == 0xE2 and data.startswith(b"MPF\0", place + 4):
+            return False
+        else:
+            place += 2 + int.from_bytes(data[place + 2 : place + 4])
+            if marker == 0xDA:
+                end = _SCAN_END.search(data, place)
+                place = end.start() if end else len(data)
+    return False
+
+
 def _animation(data: bytes, count: int, rng: random.Random | None, name: str) -> list[Image.Image]:
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            times, end = [], 0
-            for number in range(getattr(opened, "n_frames", 1)):
-                opened.seek(number)
-                opened.load()
-                times.append(end)
-                end += max(1, round(opened.info.get("duration", 0) or 100))  # ms; 100 is what browsers make of none
-            frames = {}
-            for number in sorted(set(chosen := sample(times, end, count, rng))):
-                opened.seek(number)
-                frames[number] = to_rgb(opened)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _broken(name, error) from error
+    with opened(data, name) as picture:
+        times, end = [], 0
+        for number in range(getattr(picture, "n_frames", 1) if picture.format in _ANIMATED else 1):
+            picture.seek(number)
+            picture.load()
+            times.append(end)
+            end += max(1, round(picture.info.get("duration", 0) or 100))  # ms; 100 is what browsers make of none
+        frames = {}
+        for number in sorted(set(chosen := sample(times, end, count, rng))):
+            picture.seek(number)
+            frames[number] = upright(picture)
     return [frames[number] for number in chosen]
 
 
@@ -118,14 +153,15 @@ def _av() -> ModuleType:
 def _video(data: bytes, count: int, rng: random.Random | None, name: str) -> list[Image.Image]:
     av = _av()
     try:
-        with av.open(io.BytesIO(data), metadata_errors="ignore") as container:
-            if not container.streams.video:
-                raise _broken(name, "it has no video stream")
-            stream = container.streams.video[0]
+        # playlists, which name other files and addresses, open none
+        options = {"protocol_whitelist": "none"}
+        with av.open(io.BytesIO(data), metadata_errors="ignore", options=options) as container:
+            stream = _stream(container, name)
             packets, shown = _packets(container, stream, name)
             if not packets:
                 raise _broken(name, "its video stream is empty")
             stream.codec_context.thread_count = 1  # loader workers are the parallel part
+            _check_size(stream.codec_context, name)
             times: Sequence[int] = sorted({packet.pts for packet in packets if not packet.is_discard})
             if shown is None:
                 chosen = sample(range(len(packets)), len(packets), count, rng)
@@ -135,7 +171,23 @@ def _video(data: bytes, count: int, rng: random.Random | None, name: str) -> lis
             frames = _by_time(stream.codec_context, packets, chosen, name)
             return [frames[time] for time in chosen]
     except av.error.FFmpegError as error:
-        raise _broken(name, error.strerror) from error
+        raise _broken(name, error.strerror or first_line(error)) from error
+
+
+def _stream(container: Any, name: str) -> Any:
+    """The first stream of moving pictures; sound files hold their cover as a stream of one picture."""
+    streams = container.streams.video
+    moving = [stream for stream in streams if not stream.disposition & stream.disposition.attached_pic]
+    if not moving:
+        raise _broken(name, "it has no video stream" + (", only a cover picture" if streams else ""))
+    return moving[0]
+
+
+def _check_size(picture: Any, name: str) -> None:
+    """The limit that Pillow sets to pictures, for frames."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit and picture.width * picture.height > 2 * limit:
+        raise AuroraError(f"{name}: too many pixels ({picture.width} x {picture.height}); scale it down")
 
 
 def _packets(container: Any, stream: Any, name: str) -> tuple[list[Any], int | None]:

@@ -66,7 +66,7 @@ def read_vqav2(
         questions += _merged(source, tables["vg"], "train")
     _refuse_twins(source, tables, questions)
     if "answers" in tables:
-        candidates = tables["answers"].rows()
+        candidates = [answer for _, answer in tables["answers"].rows()]
         if not all(isinstance(answer, str) for answer in candidates):
             raise AuroraError(f"{tables['answers'].path} is not a list of answers; is it BLIP's answer_list.json?")
     else:
@@ -81,9 +81,9 @@ def _merged(source: Published, table: Table, split: str) -> list[Question]:
         image = source.text(table, number, row, "image")
         asked = source.text(table, number, row, "question")
         genome = row.get("dataset") == "vg"
-        answers = [] if split == "test" else source.texts(table, number, row, "answer")
-        if "question_id" not in row and not genome:
-            source.problem(table, number, 'no "question_id"')
+        answers = [] if split == "test" else source.texts(table, number, row, "answer", blanks=True)
+        if not genome and not _is_id(row.get("question_id")):
+            source.problem(table, number, '"question_id" must be a number or a name')
             continue
         if not image or not asked or answers is None or (place := source.locate(image)) is None:
             continue
@@ -102,7 +102,7 @@ def _merged(source: Published, table: Table, split: str) -> list[Question]:
                 number,
                 table.name,
                 tuple(answers),
-                str(row.get("answer_type", "")),
+                _kind(row),
             )
         )
     return made
@@ -118,13 +118,17 @@ def _official(source: Published, table: Table, answers: Table | None, split: str
     annotations: dict[Any, tuple[int, dict[str, Any]]] = {}
     if answers is not None:
         for number, row in source.objects(answers, "annotations"):
-            if row.get("question_id") in annotations:
-                source.problem(answers, number, f"question {row['question_id']} is annotated twice")
-            annotations[row.get("question_id")] = number, row
+            name = row.get("question_id")
+            if not _is_id(name):
+                source.problem(answers, number, '"question_id" must be a number')
+            elif name in annotations:
+                source.problem(answers, number, f"question {name} is annotated twice")
+            else:
+                annotations[name] = number, row
     made = []
     for number, row in source.objects(table, "questions"):
         asked, name, image = source.text(table, number, row, "question"), row.get("question_id"), row.get("image_id")
-        if not isinstance(name, int) or not isinstance(image, int):
+        if not (_is_id(name) and isinstance(name, int) and _is_id(image) and isinstance(image, int)):
             source.problem(table, number, '"question_id" and "image_id" must be numbers')
             continue
         said: list[str] | None = []
@@ -140,7 +144,7 @@ def _official(source: Published, table: Table, answers: Table | None, split: str
             continue
         if place := source.locate(f"{subset}/COCO_{subset}_{image:012d}.jpg"):
             distinct, weights = shares(said) if said else ((), ())
-            kind = str(annotation.get("answer_type", ""))
+            kind = _kind(annotation)
             made.append(
                 Question(
                     place,
@@ -161,12 +165,23 @@ def _official(source: Published, table: Table, answers: Table | None, split: str
     return made
 
 
+def _is_id(value: Any) -> bool:
+    return isinstance(value, (int, str)) and not isinstance(value, bool) and len(str(value)) <= 100
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+    kind = row.get("answer_type", "")
+    return kind if isinstance(kind, str) else ""
+
+
 def _said(annotation: Mapping[str, Any]) -> list[str] | None:
     answers = annotation.get("answers")
     if not isinstance(answers, list) or not answers:
         return None
-    said = [answer.get("answer") if isinstance(answer, dict) else None for answer in answers]
-    return [answer for answer in said if isinstance(answer, str)] if all(isinstance(a, str) for a in said) else None
+    said: list[Any] = [answer.get("answer") if isinstance(answer, dict) else None for answer in answers]
+    if not all(isinstance(answer, str) for answer in said) or not any(map(str.strip, said)):
+        return None
+    return said
 
 
 def _refuse_twins(source: Published, tables: Mapping[str, Table], questions: list[Question]) -> None:

@@ -1,0 +1,34 @@
+"""Which files count as pictures and as clips, and which formats of pictures are decoded."""
+
+from __future__ import annotations
+
+# Pillow's name of a format, and its suffixes. Pillow decodes all of them itself; the formats that are left out start
+# other programs (EPS), need plugins of their own, or are no pictures of the world. Those with the surest heads come
+# first, since Pillow asks them in this order.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "AVIF": (".avif", ".avifs"),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp",),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpf", ".jpx"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "QOI": (".qoi",),
+    "DDS": (".dds",),
+    "ICO": (".ico",),
+    "DIB": (".dib",),
+    "PCX": (".pcx",),
+    "TGA": (".tga",),
+}
+UNDECODED_SUFFIXES = (".heic", ".heif")  # pictures all the same: whoever has some is told, not left without a word
+PICTURE_SUFFIXES = (*(suffix for suffixes in FORMATS.values() for suffix in suffixes), *UNDECODED_SUFFIXES)
+ANIMATION_SUFFIXES = (".gif", ".webp", ".apng", ".avifs")
+FRAME_SUFFIXES = tuple(
+    suffix for suffix in PICTURE_SUFFIXES if suffix not in (".gif", ".apng", ".avifs")
+)  # of a folder
+CLIP_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".webm", ".mkv", ".avi", ".wmv", ".asf", ".flv", ".ogv"),
+    *(".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".vob", ".mjpeg", ".mjpg"),
+)

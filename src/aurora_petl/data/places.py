@@ -1,0 +1,149 @@
+"""Where a dataset's files are read from: a folder, or a tar of one, which is read in place."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections import defaultdict
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from posixpath import normpath
+from typing import Protocol
+
+from ..errors import AuroraError, first_line
+from ..files import LFS_POINTER, read_bytes, walk
+from .video import frame_names, frames_in
+
+
+class Files(Protocol):
+    """Files by their names, which are relative and have forward slashes."""
+
+    name: str
+
+    def names(self) -> set[str]: ...
+
+    def read(self, name: str) -> bytes:
+        """Raises OSError, with words for users, if there is no such file or it cannot be read."""
+        ...
+
+    def frames(self, name: str) -> list[str]:
+        """The pictures in the folder ``name``, which is a clip in extracted frames; none if it is a file."""
+        ...
+
+    def why(self, name: str) -> str | None:
+        """Why ``name``, which is not among the names, cannot be read although something is there."""
+        ...
+
+
+class Folder:
+    """Files under a folder; links are followed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, str(path)
+
+    def names(self) -> set[str]:
+        return set(walk(self.path))
+
+    def read(self, name: str) -> bytes:
+        return read_bytes(self.path / name)
+
+    def frames(self, name: str) -> list[str]:
+        try:
+            return [f"{name}/{frame}" for frame in frames_in(self.path / name)]
+        except (OSError, ValueError):
+            return []
+
+    def why(self, name: str) -> str | None:
+        path = self.path / name
+        try:
+            read_bytes(path)
+        except FileNotFoundError:
+            return "it is a link to nothing" if os.path.islink(path) else None
+        except OSError as error:
+            return error.strerror or first_line(error)
+        return None
+
+
+class Tar:
+    """Members of a tar. Links to members are followed; of two members of one name the last counts, as where a tar is
+    unpacked.
+
+    Raises:
+        AuroraError: if it is no plain tar, or not whole.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, str(path)
+        self._places: dict[str, tuple[int, int]] = {}
+        self._odd: dict[str, str] = {}
+        try:
+            self._list()
+        except (tarfile.TarError, OSError) as error:
+            with path.open("rb") as file:
+                if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                    raise AuroraError(f"{path} is a pointer of git-lfs; fetch the tar with git lfs pull") from error
+            what = "empty" if not path.stat().st_size else f"not a plain tar ({first_line(error)})"
+            raise AuroraError(f"{path} is {what}; pack the folder with tar -cf") from error
+        except Exception as error:  # numbers and texts in heads may be anything
+            raise AuroraError(f"{path} is broken ({first_line(error)}); pack the folder again, with tar -cf") from error
+
+    def _list(self) -> None:
+        links: dict[str, str] = {}
+        with tarfile.open(self.path, "r:") as archive:
+            for member in archive:
+                name = _name(member.name)
+                for known in (self._places, links, self._odd):
+                    known.pop(name, None)  # type: ignore[attr-defined]
+                if member.issparse():
+                    self._odd[name] = "it is stored sparsely; pack the folder again without that (tar -S)"
+                elif member.isfile():
+                    self._places[name] = member.offset_data, member.size
+                elif member.islnk():
+                    links[name] = _name(member.linkname)
+                elif member.issym():
+                    links[name] = _name(str(PurePosixPath(name).parent / member.linkname))
+            file = archive.fileobj
+            assert file is not None
+            file.seek(archive.offset)
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes a broken head for the end
+                raise tarfile.ReadError(f"a member's head is broken at byte {archive.offset:,}")
+        for name in links:
+            target, seen = name, set()
+            while target in links and target not in seen:
+                seen.add(target)
+                target = links[target]
+            if target in self._places:
+                self._places[name] = self._places[target]
+            else:
+                self._odd[name] = "it is a link to what is no file of the tar; pack the folder with tar -chf"
+
+    def names(self) -> set[str]:
+        return set(self._places)
+
+    def read(self, name: str) -> bytes:
+        if name not in self._places:
+            raise FileNotFoundError(name)
+        offset, size = self._places[name]
+        with open(self.path, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def frames(self, name: str) -> list[str]:
+        return self._frames.get(name, [])
+
+    @cached_property
+    def _frames(self) -> dict[str, list[str]]:
+        inside = defaultdict(list)
+        for place in self._places:
+            folder, _, file = place.rpartition("/")
+            inside[folder].append(file)
+        return {folder: [f"{folder}/{file}" for file in frame_names(files)] for folder, files in inside.items()}
+
+    def why(self, name: str) -> str | None:
+        above = [name, *(str(parent) for parent in PurePosixPath(name).parents)]
+        return next((self._odd[place] for place in above if place in self._odd), None)
+
+
+def _name(name: str) -> str:
+    """A member's name as it is unpacked: below the folder."""
+    return normpath(name.lstrip("/") or ".")
