@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from aurora_petl.adapter import layer as layer_module
+from aurora_petl.adapter.frozen import merge_pays
 
 from .tiny import Net, aurora_config
 
@@ -24,8 +24,8 @@ each_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
 def dense_update(layer, factors, core, kind, scale):
     """dW by a loop over slices and one einsum each, from the definition."""
     in_features, out_features, rows, columns = kind
-    U = factors.get_parameter(f"U_{in_features // columns}")
-    V = factors.get_parameter(f"V_{out_features // rows}")
+    U = getattr(factors, f"U_{in_features // columns}")
+    V = getattr(factors, f"V_{out_features // rows}")
     blocks = []
     for row in layer.aurora_P["default"]:
         if core == "diagonal":
@@ -67,7 +67,7 @@ def test_equals_dense(core, kind, tokens):
     y = model(x)
     grads = torch.autograd.grad((y * probe).sum(), (x, *weights))
 
-    assert layer_module._merge_pays(x, base.weight) == (tokens == MANY)
+    assert merge_pays(x, base.weight) == (tokens == MANY)
     assert torch.allclose(layer.get_delta_weight("default"), update, atol=1e-6)
     assert torch.allclose(y, expected, atol=1e-5)
     for name, got, want in zip(("x", *names), grads, expected_grads, strict=True):
@@ -81,7 +81,7 @@ def test_gradcheck(core, kind, tokens):
     model, layer, _ = adapted_layer(core, kind, torch.float64)
     x = torch.randn(*tokens, kind[0], dtype=torch.float64, requires_grad=True)
     names, weights = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
-    assert len(weights) == 4 and layer_module._merge_pays(x, layer.base_layer.weight) == (tokens == MANY)
+    assert len(weights) == 4 and merge_pays(x, layer.base_layer.weight) == (tokens == MANY)
 
     def apply(x, *weights):
         return functional_call(model, dict(zip(names, weights, strict=True)), (x,))

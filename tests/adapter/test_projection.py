@@ -9,8 +9,8 @@ from peft import get_peft_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from aurora_petl.adapter import layer as layer_module
-from aurora_petl.adapter.layer import project_once
+from aurora_petl.adapter.frozen import Projection
+from aurora_petl.adapter.layer import AuroraLinear, project_once
 from aurora_petl.adapter.norm import RecomputableLayerNorm
 
 from .tiny import aurora_config
@@ -55,7 +55,7 @@ def gradients(model, h, run=None):
 def projections(monkeypatch):
     """How often x U was formed for several layers, and how often a layer was given it."""
     found = {"formed": 0, "given": 0}
-    project, projected = layer_module._Projection.apply, layer_module.AuroraLinear._projected
+    project, projected = Projection.apply, AuroraLinear._projected
 
     def formed(*args):
         found["formed"] += 1
@@ -66,8 +66,8 @@ def projections(monkeypatch):
         found["given"] += h is not None
         return h
 
-    monkeypatch.setattr(layer_module._Projection, "apply", formed)
-    monkeypatch.setattr(layer_module.AuroraLinear, "_projected", given)
+    monkeypatch.setattr(Projection, "apply", formed)
+    monkeypatch.setattr(AuroraLinear, "_projected", given)
     return found
 
 

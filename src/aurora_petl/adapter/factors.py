@@ -81,8 +81,8 @@ class AuroraFactors(nn.Module):
             V: (out_width, R)
             mode: of `mode`, (slices, R) or (slices, R, R)
         """
-        U = self.get_parameter(f"U_{in_width}").to(rows.device)
-        V = self.get_parameter(f"V_{out_width}").to(rows.device)
+        U = getattr(self, f"U_{in_width}").to(rows.device)
+        V = getattr(self, f"V_{out_width}").to(rows.device)
         with no_autocast(rows.device):
             return U, V, self.mode(rows, training)
 
@@ -96,7 +96,7 @@ class AuroraFactors(nn.Module):
         Returns:
             "diagonal": the diagonals, (slices, R). "full": the matrices, (slices, R, R).
         """
-        core = self.get_parameter("lambda_" if self.core == "diagonal" else "C").to(rows.device)
+        core = (self.lambda_ if self.core == "diagonal" else self.C).to(rows.device)
         mode = core * rows if self.core == "diagonal" else torch.einsum("abs,ks->kab", core, rows)
         if training and self.dropout > 0:
             keep = torch.empty_like(rows).bernoulli_(1 - self.dropout) / (1 - self.dropout)

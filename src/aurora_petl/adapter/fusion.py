@@ -21,12 +21,14 @@ score does not depend on who shares the batch.
 Neither part stands for a layer that peft could replace, and a wrapped text layer would hide its attention layers from
 peft and rename their weights. So both are children that work by forward hooks. These are bound methods, which copying
 and pickling carry along; those of the gates sit on parts of the text layer, so they run again when gradient
-checkpointing computes the layer again.
+checkpointing computes the layer again. What one hook leaves for a later one lies in `PASS`, by thread, so that several
+threads may run one model.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -39,11 +41,24 @@ from transformers.models.blip.modeling_blip_text import BlipTextEncoder, BlipTex
 
 from .config import AuroraConfig
 from .factors import no_autocast
-from .layer import AuroraLayer
+from .layer import AuroraLayer, check_mixed_batch
 
 BANK = 128  # texts; 400 KB at a width of 768, as much as the rest of BLIP-base's adapter
 RELEASED = 0.1  # the constant of the released code's gates and context
 RELEASED_STD = 2e-4
+
+
+class Pass(threading.local):
+    """What hooks know of the forward pass of their own thread. Layers run one after the other, so one place for the
+    states of a layer is enough, and a pass that broke off leaves nothing that the next one could take for its own."""
+
+    gate: AuroraGate | None = None  # whose layer is between its cross-attention and its output
+    states: tuple[Tensor, ...] = ()  # that layer's s and m on their way to the output
+    done: int = 0  # tokens that passed the output: the feed-forward part may take them in chunks
+    mixed: tuple[nn.ModuleDict, list[str]] | None = None  # a tuner model's factors, the adapter of each item of a batch
+
+
+PASS = Pass()
 
 
 class AuroraAddition(nn.Module, AuroraLayer):
@@ -56,7 +71,6 @@ class AuroraAddition(nn.Module, AuroraLayer):
     about = ""
     other_param_names: tuple[str, ...] = ("aurora_form", "aurora_factors")
     handles: list[RemovableHandle]
-    batch_names: list[str] | None = None  # the adapter of each item while a batch mixes them
 
     def __init__(self, factors: nn.ModuleDict) -> None:
         super().__init__()
@@ -68,18 +82,18 @@ class AuroraAddition(nn.Module, AuroraLayer):
         """Adapters that act now, each with the items of the batch that it acts on, (batch,) of bool; None: on all.
 
         Raises:
-            ValueError: if `adapter_names` has another length than the batch.
+            ValueError: if `adapter_names` has another length than the batch, or adapters are merged.
         """
         if self.disable_adapters:
             self.merged_adapters = []  # as the adapted layers do
-        elif self.batch_names is None:
+        elif PASS.mixed is None or PASS.mixed[0] is not self.aurora_factors:
             names = self.merged_adapters or self.active_adapters
             yield from ((name, None) for name in names if name in self.aurora_form)
-        elif len(self.batch_names) != batch:
-            raise ValueError(f"`adapter_names` has {len(self.batch_names)} names for a batch of {batch} items")
         else:
-            for adapter in sorted(set(self.batch_names) & set(self.aurora_form)):
-                yield adapter, torch.tensor([name == adapter for name in self.batch_names], device=device)
+            names = PASS.mixed[1]
+            check_mixed_batch(batch, names, self.merged)
+            for adapter in sorted(set(names) & set(self.aurora_form)):
+                yield adapter, torch.tensor([name == adapter for name in names], device=device)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Nothing here folds into weights: what is merged goes on being applied as it was."""
@@ -123,8 +137,6 @@ class AuroraGate(AuroraAddition):
         self.aurora_a = nn.ParameterDict()  # adapter name -> (2, width), of s and of m
         self.aurora_b = nn.ParameterDict()
         self.aurora_gamma = nn.ParameterDict()  # (2,); none in the released form
-        self._states: tuple[Tensor, Tensor] | None = None  # s and m on their way to the output
-        self._done = 0  # tokens that passed the output: the feed-forward part may take them in chunks
         self.handles = [
             layer.attention.register_forward_hook(self._begin),
             layer.crossattention.register_forward_hook(self._take),
@@ -143,18 +155,19 @@ class AuroraGate(AuroraAddition):
         self.aurora_a[name], self.aurora_b[name] = nn.Parameter(a), nn.Parameter(b)
 
     def _begin(self, attention: nn.Module, args: tuple, output: tuple) -> None:
-        self._states = None  # recomputation under gradient checkpointing stops as soon as it can, maybe half-way
+        PASS.gate, PASS.states = None, ()  # recomputation under gradient checkpointing may stop half-way
 
     def _take(self, crossattention: nn.Module, args: tuple, output: tuple) -> None:
-        self._states, self._done = (args[0], output[0]), 0
+        PASS.gate, PASS.states, PASS.done = self, (args[0], output[0]), 0
 
     def _add(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        if self._states is None:
+        if PASS.gate is not self:
             return output
-        first, self._done = self._done, self._done + output.shape[1]
-        s, m = (state[:, first : self._done] for state in self._states)
-        if self._done >= self._states[0].shape[1]:
-            self._states = None
+        first, done = PASS.done, PASS.done + output.shape[1]
+        s, m = (state[:, first:done] for state in PASS.states)
+        PASS.done = done
+        if done >= PASS.states[0].shape[1]:
+            PASS.gate, PASS.states = None, ()
         for name, items in self.applied(len(output), output.device):
             a, b = self.aurora_a[name].to(output.device), self.aurora_b[name].to(output.device)
             if self.aurora_form[name] == "released":

@@ -39,8 +39,9 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
-from .factors import AuroraFactors, autocast_dtype, no_autocast, thin, thin_backward
-from .norm import NormInputs, norm_inputs
+from .factors import AuroraFactors, autocast_dtype, no_autocast, thin
+from .frozen import FrozenLinear, Projection, merge_pays, plain_operations
+from .norm import norm_inputs
 
 
 class AuroraLayer(BaseTunerLayer):
@@ -100,7 +101,10 @@ class AuroraLinear(nn.Module, AuroraLayer):
 
         Raises:
             ValueError: if `adapter_names` has another length than x, or adapters are merged.
+            RuntimeError: as the base layer does, for x of another dtype than its weight outside autocast.
         """
+        if adapter_names is not None:
+            check_mixed_batch(len(x), adapter_names, self.merged)
         if self.disable_adapters and self.merged:
             self.unmerge()
         if self.disable_adapters:
@@ -110,12 +114,12 @@ class AuroraLinear(nn.Module, AuroraLayer):
         adapters = [name for name in self.active_adapters if name in self.aurora_P]
         if self.merged or not adapters:
             return self.base_layer(x, *args, **kwargs)
-        if len(adapters) == 1 and not args and not kwargs and _is_frozen_linear(self.base_layer):
+        if len(adapters) == 1 and not args and not kwargs and _one_step(self.base_layer, x):
             linear = base_linear(self)
             weight, bias = linear.weight, linear.bias
             h, from_norm, columns = self._projected(x, adapters[0]), norm_inputs(x), self._columns(adapters[0])
-            x, merge = _autocast(x), _merge_pays(x, weight)
-            return _FrozenLinear.apply(  # type: ignore[return-value]
+            x, merge = x.to(_taken_as(x)), merge_pays(x, weight)
+            return FrozenLinear.apply(  # type: ignore[return-value]
                 x, weight, bias, *self._of_layer(adapters[0], self.training), h, columns, merge, from_norm
             )
         y = self.base_layer(x, *args, **kwargs)
@@ -126,10 +130,6 @@ class AuroraLinear(nn.Module, AuroraLayer):
     def _mixed_batch_forward(
         self, x: torch.Tensor, *args: Any, adapter_names: list[str], **kwargs: Any
     ) -> torch.Tensor:
-        if len(x) != len(adapter_names):
-            raise ValueError(f"`adapter_names` has {len(adapter_names)} names for a batch of {len(x)} items")
-        if self.merged:
-            raise ValueError("Cannot use `adapter_names` with merged adapters, please call `unmerge_adapter` first")
         y = self.base_layer(x, *args, **kwargs)
         for adapter in sorted(set(adapter_names) & set(self.aurora_P)):
             items = torch.tensor([i for i, name in enumerate(adapter_names) if name == adapter], device=x.device)
@@ -146,7 +146,7 @@ class AuroraLinear(nn.Module, AuroraLayer):
             if name in self.aurora_P:
                 merged = self._shifted_base_weight(name, sign=1)
                 if safe_merge and not torch.isfinite(merged).all():
-                    raise ValueError(f"NaNs detected in the merged weights: adapter {name} seems to be broken")
+                    raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
                 self.set_base_weight(merged)
                 self.merged_adapters.append(name)
 
@@ -184,11 +184,11 @@ class AuroraLinear(nn.Module, AuroraLayer):
     def _project(self, x: torch.Tensor) -> None:
         """Leave x U of the active adapter as a note on x, see `project_once`."""
         adapter = self._only_adapter()
-        if adapter is None or self._columns(adapter):
+        if adapter is None or self._columns(adapter) or not _one_step(self.base_layer, x):
             return
-        U = self._factors(adapter).get_parameter(f"U_{x.shape[-1]}")
+        U = getattr(self._factors(adapter), f"U_{x.shape[-1]}")
         if torch.is_grad_enabled() and U.requires_grad:
-            h = _Projection.apply(_autocast(x), U.to(x.device), norm_inputs(x))
+            h = Projection.apply(x.to(_taken_as(x)), U.to(x.device), norm_inputs(x))
             x._aurora_projection = (h, U, (U._version, x._version))  # type: ignore[attr-defined]
 
     def _projected(self, x: torch.Tensor, adapter: str) -> torch.Tensor | None:
@@ -196,7 +196,7 @@ class AuroraLinear(nn.Module, AuroraLayer):
         if torch.compiler.is_compiling() or self._columns(adapter) or not torch.is_grad_enabled():
             return None
         h, noted, versions = getattr(x, "_aurora_projection", (None, None, None))
-        U = self._factors(adapter).get_parameter(f"U_{x.shape[-1]}")
+        U = getattr(self._factors(adapter), f"U_{x.shape[-1]}")
         return h if noted is U and versions == (U._version, x._version) else None
 
     def _only_adapter(self) -> str | None:
@@ -253,121 +253,13 @@ def frozen_update(layer: nn.Module, x: torch.Tensor) -> FrozenUpdate | None:
     if not isinstance(layer, AuroraLinear) or torch.compiler.is_compiling() or _has_hooks(layer):
         return None
     adapter = layer._only_adapter()
-    if adapter is None or not _is_frozen_linear(layer.base_layer):
+    if adapter is None or not _one_step(layer.base_layer, x):
         return None
     linear, h = base_linear(layer), layer._projected(x, adapter)
-    if h is None or h.dtype != torch.float32 or linear.weight.dtype != h.dtype or not _merge_pays(x, linear.weight):
+    if h is None or h.dtype != torch.float32 or linear.weight.dtype != h.dtype or not merge_pays(x, linear.weight):
         return None
     E, U = layer._thin(adapter, layer.training)
     return FrozenUpdate(linear.weight, linear.bias, E, U.detach(), h)
-
-
-class _Projection(torch.autograd.Function):
-    """x U, for layers that share x and U. Keeps x, or what x was formed from."""
-
-    @staticmethod
-    def forward(x, U, from_norm):  # type: ignore[override]
-        with no_autocast(x.device):
-            return x @ U.to(x.dtype)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):  # type: ignore[override]
-        x, U, from_norm = inputs
-        # x carries the output, by `project_once`: kept itself, it would keep itself alive
-        _keep(ctx, x.detach(), from_norm, U)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dh):  # type: ignore[override]
-        x, (U,) = _kept(ctx, dh.dtype)
-        dx = dU = None
-        with no_autocast(dh.device):
-            if ctx.needs_input_grad[0]:
-                dx = dh @ U.t().to(dh.dtype)
-            if ctx.needs_input_grad[1]:
-                dU = (x.reshape(-1, x.shape[-1]).t() @ dh.reshape(-1, dh.shape[-1])).to(U.dtype)
-        return dx, dU, None
-
-
-class _FrozenLinear(torch.autograd.Function):
-    """y = x (W + E D^T)^T + b with W and b frozen. Of the size of x it keeps x, or what x was formed from; given
-    h = x D (`project_once`), h alone."""
-
-    @staticmethod
-    def forward(x, weight, bias, U, V, mode, h, columns, merge, from_norm):  # type: ignore[override]
-        E, D = thin(U, V, mode, columns)
-        with no_autocast(x.device):
-            bias = None if bias is None else bias.to(x.dtype)
-            if merge:
-                return F.linear(x, _merged(weight, E, D).to(x.dtype), bias)
-            h = x @ D.to(x.dtype) if h is None else h
-            return F.linear(x, weight.to(x.dtype), bias) + F.linear(h, E.to(x.dtype))
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):  # type: ignore[override]
-        x, weight, _, U, V, mode, h, ctx.columns, ctx.merge, from_norm = inputs
-        learns = any(ctx.needs_input_grad[3:6])
-        _keep(ctx, x if learns and h is None else None, from_norm, weight, U, V, mode, h)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dy):  # type: ignore[override]
-        x, (weight, U, V, mode, h) = _kept(ctx, dy.dtype)
-        need_x, _, _, need_U, need_V, need_mode, need_h, *_ = ctx.needs_input_grad
-        given = h is not None
-        need_E = need_V or (need_mode and not ctx.columns)
-        need_D = not given and (need_U or (need_mode and ctx.columns))
-        dx = dE = dD = None
-        dh: Any = None
-        with no_autocast(dy.device):
-            E, D = thin(U, V, mode, ctx.columns)
-            dy_rows = dy.reshape(-1, dy.shape[-1])  # (tokens, out)
-            merge = ctx.merge and not given and not (need_D and len(dy_rows) < len(weight))
-            if need_D or need_h or not (merge or given):
-                dh = dy_rows @ E.to(dy.dtype)  # (tokens, R)
-            if need_x:
-                if merge:
-                    dx = dy_rows @ _merged(weight, E, D).to(dy.dtype)
-                else:
-                    dx = dy_rows @ weight.to(dy.dtype)
-                    if not given:  # else it comes by way of h
-                        dx.addmm_(dh, D.t().to(dy.dtype))
-                dx = dx.view(*dy.shape[:-1], D.shape[0])
-            if need_D:
-                dD = (x.reshape(-1, D.shape[0]).t() @ dh).to(D.dtype)
-            if need_E:
-                h_rows = (h if given else x @ D.to(x.dtype)).reshape(-1, D.shape[1])
-                dE = (dy_rows.t() @ h_rows).to(E.dtype)
-            dU, dV, dmode = thin_backward(U, V, mode, ctx.columns, dE, dD)
-        dh = dh.view(*dy.shape[:-1], D.shape[1]) if need_h else None
-        return dx, None, None, dU, dV, dmode, dh, None, None, None
-
-
-def _keep(ctx: Any, x: torch.Tensor | None, from_norm: NormInputs | None, *others: torch.Tensor | None) -> None:
-    """Save ``x`` for the backward pass, or what it can be formed from again, and the others; `_kept` returns them."""
-    ctx.eps, kept = None, [x]
-    if x is not None and from_norm is not None:
-        *kept, ctx.eps = from_norm
-    ctx.save_for_backward(*kept, *others)
-
-
-def _kept(ctx: Any, dtype: torch.dtype) -> tuple[Any, list[Any]]:
-    x, *others = ctx.saved_tensors
-    if ctx.eps is None:
-        return x, others
-    norm_weight, norm_bias, *others = others
-    return NormInputs(x, norm_weight, norm_bias, ctx.eps).output().to(dtype), others
-
-
-def _merged(weight: torch.Tensor, E: torch.Tensor, D: torch.Tensor) -> torch.Tensor:
-    return torch.addmm(weight, E.to(weight.dtype), D.t().to(weight.dtype))
-
-
-def _merge_pays(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether forming W + dW loses nothing (see the top of this file) and costs less than applying it."""
-    out_features, in_features = weight.shape
-    tokens = x.numel() // in_features
-    return weight.dtype.itemsize >= 4 and tokens * (in_features + out_features) >= in_features * out_features
 
 
 def base_linear(module: nn.Module | BaseTunerLayer) -> nn.Linear:
@@ -375,13 +267,34 @@ def base_linear(module: nn.Module | BaseTunerLayer) -> nn.Linear:
     return cast(nn.Linear, module.get_base_layer() if isinstance(module, BaseTunerLayer) else module)
 
 
-def _is_frozen_linear(layer: nn.Module) -> bool:
-    """Whether `layer` is F.linear with frozen weights: no subclass, no hook, no patched forward."""
+def check_mixed_batch(items: int, adapter_names: list[str], merged: bool) -> None:
+    """Check what peft's `adapter_names` say of a batch of so many items.
+
+    Raises:
+        ValueError: in peft's words, if the number of names is another or adapters are merged.
+    """
+    if items != len(adapter_names):
+        raise ValueError(
+            "Length of `adapter_names` should be the same as the number of inputs, but got "
+            f"{len(adapter_names)} and {items} respectively."
+        )
+    if merged:
+        raise ValueError(
+            "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+        )
+
+
+def _one_step(layer: nn.Module, x: torch.Tensor) -> bool:
+    """Whether `FrozenLinear` may stand in for `layer` and an update: the layer is F.linear with frozen weights, no
+    subclass, no hook, no patched forward; it takes x; and derivatives are first ones in reverse mode.
+    """
     return (
         type(layer) is nn.Linear
-        and not any(parameter.requires_grad for parameter in layer.parameters())
+        and not (layer.weight.requires_grad or (layer.bias is not None and layer.bias.requires_grad))
         and not _has_hooks(layer)
         and "forward" not in vars(layer)
+        and (x.dtype == layer.weight.dtype or _taken_as(x) == _taken_as(layer.weight))
+        and not plain_operations()
     )
 
 
@@ -390,7 +303,9 @@ def _has_hooks(layer: nn.Module) -> bool:
     return any(hooks)
 
 
-def _autocast(x: torch.Tensor) -> torch.Tensor:
-    """`x` as F.linear would take it under the current autocast state."""
-    dtype = autocast_dtype(x.device)
-    return x if dtype is None or x.dtype == torch.float64 else x.to(dtype)
+def _taken_as(tensor: torch.Tensor) -> torch.dtype:
+    """The dtype in which F.linear takes a tensor under the current autocast state."""
+    dtype = autocast_dtype(tensor.device)
+    if dtype is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return tensor.dtype
+    return dtype

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from ..errors import AuroraWarning
 from .config import AuroraConfig
 from .factors import AuroraFactors
-from .fusion import add_fusion, additions, fusion_encoders
+from .fusion import PASS, add_fusion, additions, fusion_encoders
 from .layer import AuroraLayer, AuroraLinear, base_linear
 
 _BERT = ["query", "key", "value"]
@@ -139,7 +140,8 @@ class AuroraModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """peft enters this around a forward pass: hands `adapter_names`, if given, to every adapted layer.
+        """peft enters this around a forward pass: hands `adapter_names`, if given, to every adapted layer, in this thread
+        alone.
 
         Raises:
             ValueError: in training, with beam search, and for names of no adapter.
@@ -149,25 +151,24 @@ class AuroraModel(BaseTuner):
             yield
             return
         if self.training:
-            raise ValueError("`adapter_names` is for inference: please call `model.eval()` first")
+            raise ValueError(
+                "Cannot pass `adapter_names` when the model is in training mode. Please call `model.eval()` first."
+            )
         if (kwargs.get("num_beams") or 1) > 1:
             raise ValueError("`adapter_names` does not go with beam search: please set `num_beams=1`")
         if unknown := set(names) - {"__base__", *self.aurora_factors}:
             raise ValueError(
-                f"`adapter_names` has {', '.join(map(repr, sorted(unknown)))}, but the adapters are "
-                f"{', '.join(map(repr, self.aurora_factors))} (and '__base__' for none)"
+                f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}. The adapters are "
+                f"{', '.join(map(repr, self.aurora_factors))} (and '__base__' for none)."
             )
         layers = [m for m in self.modules() if isinstance(m, (AuroraLinear, AuxiliaryTrainingWrapper))]
-        give_names = functools.partial(_give_names, adapter_names=names)
+        give_names = functools.partial(_give_names, adapter_names=list(names), thread=threading.get_ident())
         hooks = [layer.register_forward_pre_hook(give_names, with_kwargs=True) for layer in layers]
-        added = [addition for _, _, addition in additions(self.model)]
+        around, PASS.mixed = PASS.mixed, (self.aurora_factors, list(names))
         try:
-            for addition in added:
-                addition.batch_names = list(names)
             yield
         finally:
-            for addition in added:
-                addition.batch_names = None
+            PASS.mixed = around
             for hook in hooks:
                 hook.remove()
 
@@ -212,8 +213,12 @@ class AuroraModel(BaseTuner):
         factors.to(device or base_linear(next(layers)).weight.device)
 
 
-def _give_names(layer: nn.Module, args: tuple, kwargs: dict, adapter_names: list[str]) -> tuple[tuple, dict]:
-    return args, {**kwargs, "adapter_names": adapter_names}
+def _give_names(
+    layer: nn.Module, args: tuple, kwargs: dict | None = None, *, adapter_names: list[str], thread: int
+) -> tuple[tuple, dict] | None:
+    if threading.get_ident() != thread:  # hooks are the layer's; `kwargs` is missing if it is just being removed there
+        return None
+    return args, {**(kwargs or {}), "adapter_names": adapter_names}
 
 
 def _check_target(config: AuroraConfig, name: str, module: nn.Module | BaseTunerLayer) -> tuple[int, int]:
