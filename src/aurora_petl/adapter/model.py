@@ -21,6 +21,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from ..errors import AuroraWarning
 from .config import AuroraConfig
 from .factors import AuroraFactors
+from .fit import misfit
 from .fusion import PASS, add_fusion, additions, fusion_encoders
 from .layer import AuroraLayer, AuroraLinear, base_linear
 
@@ -196,6 +197,50 @@ class AuroraModel(BaseTuner):
                 addition.merge(adapter_names=adapter_names)
             addition.leave(parent, name)
         return model
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, torch.Tensor]:
+        # peft takes names from the modules, whose units of FSDP1 lengthen them, and would leave out what is in a unit
+        return {name: state_dict[name] for name in cls._own_names(model, state_dict)}
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """peft's names of a file's weights in the model.
+
+        Raises:
+            ValueError: if these are not the weights of this adapter; torch tells of shapes.
+        """
+        weights = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        places = model.state_dict()
+        own = [name for name in cls._own_names(model, places) if adapter_name in name.split(".")[-2:]]
+        if words := misfit(weights, own, places):
+            raise ValueError(f"the weights do not fit adapter {adapter_name!r} of {type(model).__name__}: {words}")
+        return weights
+
+    @classmethod
+    def _own_names(cls, model: nn.Module, state_dict: dict[str, torch.Tensor]) -> list[str]:
+        """The names in a state dict that are of adapters."""
+        owners = (name for name, module in model.named_modules() if isinstance(module, (AuroraModel, AuroraLayer)))
+        starts = tuple(f"{name}.{cls.prefix}".replace("_fsdp_wrapped_module.", "") for name in owners)
+        return [name for name in state_dict if name.startswith(starts)]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "add_weighted_adapter":
+            raise AttributeError(
+                "AuroraModel has no add_weighted_adapter: please activate several adapters, "
+                "`model.base_model.set_adapter([...])`, which adds their updates up, or save each as a LoRA "
+                "(`peft.save_as_lora`) and combine these."
+            )
+        return super().__getattr__(name)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)  # the rows in the layers
