@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import InitVar, dataclass, field
+from pathlib import Path
+from typing import Any
 
 from aenum import extend_enum
 from peft.config import PeftConfig
 from peft.utils.peft_types import PeftType
+
+from ..files import write_text
+from .card import REQUIRES, with_loading
 
 # peft has no hook for methods outside its tree, so its enum gains a member here, in memory only. The member
 # AURORA is left to the unrelated package `aurora-peft`; both can be installed.
@@ -132,8 +137,9 @@ class AuroraConfig(PeftConfig):
     )
     rank_pattern: InitVar[dict | None] = None  # LoRA's; taken only to say why they are refused
     alpha_pattern: InitVar[dict | None] = None
+    requires: InitVar[str | None] = None  # what `to_dict` says to readers of the file
 
-    def __post_init__(self, rank_pattern: dict | None, alpha_pattern: dict | None) -> None:
+    def __post_init__(self, rank_pattern: dict | None, alpha_pattern: dict | None, requires: str | None) -> None:
         super().__post_init__()
         for name, given in (("rank_pattern", rank_pattern), ("alpha_pattern", alpha_pattern)):
             if given:
@@ -173,6 +179,17 @@ class AuroraConfig(PeftConfig):
             for name, slices in getattr(self, table).items():
                 if not _is_int(slices) or slices <= 0:
                     raise ValueError(f"`{table}[{name!r}]` should be a positive integer but is {slices!r}")
+
+    def to_dict(self) -> dict:
+        """The fields, and for whoever opens the saved file what peft needs to read it."""
+        return {**super().to_dict(), "requires": REQUIRES}
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write `adapter_config.json` as peft does, and how to load the adapter into the model card that peft has
+        written beside it, in place of the blanks of peft's template."""
+        super().save_pretrained(save_directory, **kwargs)
+        if (path := Path(save_directory) / "README.md").is_file():
+            write_text(path, with_loading(path.read_text(encoding="utf-8")))
 
     def split_of(self, name: str) -> tuple[int, int]:
         """How many matrices the linear layer `name` stacks by rows, and how many it holds side by side."""
