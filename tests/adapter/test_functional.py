@@ -31,10 +31,10 @@ def plain(model, x):
     swapped = {}
     for name, module in net.named_children():
         source = getattr(base, name)
-        weight = source.get_base_layer().weight + source.get_delta_weight("default") if name != "head" else source.weight
-        swapped[f"{name}.weight"] = weight
+        frozen = getattr(source, "base_layer", source)
+        swapped[f"{name}.weight"] = frozen.weight + (0 if frozen is source else source.get_delta_weight("default"))
         if module.bias is not None:
-            swapped[f"{name}.bias"] = getattr(source, "base_layer", source).bias
+            swapped[f"{name}.bias"] = frozen.bias
     return functional_call(net, swapped, (x,))
 
 

@@ -54,9 +54,9 @@ def test_one_batch_of_several_adapters(pair_of_adapters):
 def test_errors_of_adapter_names(pair_of_adapters):
     model = pair_of_adapters
     expected = model(X)
-    with pytest.raises(ValueError, match=r"Length of `adapter_names` should be the same as the number of inputs, but got 3 and 4"):
+    with pytest.raises(ValueError, match="should be the same as the number of inputs, but got 3 and 4 "):
         model(X, adapter_names=["default"] * 3)
-    with pytest.raises(ValueError, match=r"Trying to infer with non-existing adapter\(s\): third.*'default', 'second'.*'__base__'"):
+    with pytest.raises(ValueError, match=r"non-existing adapter\(s\): third.*'default', 'second'.*'__base__'"):
         model(X, adapter_names=["default"] * 3 + ["third"])
     with pytest.raises(ValueError, match="num_beams=1"):
         model.generate(X, adapter_names=["default"] * 4, num_beams=2)

@@ -96,7 +96,7 @@ class AuroraFactors(nn.Module):
         Returns:
             "diagonal": the diagonals, (slices, R). "full": the matrices, (slices, R, R).
         """
-        core = (self.lambda_ if self.core == "diagonal" else self.C).to(rows.device)
+        core: torch.Tensor = getattr(self, "lambda_" if self.core == "diagonal" else "C").to(rows.device)
         mode = core * rows if self.core == "diagonal" else torch.einsum("abs,ks->kab", core, rows)
         if training and self.dropout > 0:
             keep = torch.empty_like(rows).bernoulli_(1 - self.dropout) / (1 - self.dropout)

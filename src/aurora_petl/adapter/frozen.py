@@ -19,8 +19,8 @@ from .norm import NormInputs
 
 
 def plain_operations() -> bool:
-    """Whether derivatives are under way that only plain operations have: a transform of `torch.func` (vmap, jvp, jacrev,
-    hessian, also grad, which asks for higher ones in advance), or forward-mode AD."""
+    """Whether derivatives are under way that only plain operations have: forward-mode AD, or a transform of torch.func
+    (vmap, jvp, jacrev, hessian, also grad, which asks for higher ones in advance)."""
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

@@ -186,7 +186,7 @@ class AuroraLinear(nn.Module, AuroraLayer):
         adapter = self._only_adapter()
         if adapter is None or self._columns(adapter) or not _one_step(self.base_layer, x):
             return
-        U = getattr(self._factors(adapter), f"U_{x.shape[-1]}")
+        U: torch.Tensor = getattr(self._factors(adapter), f"U_{self.in_features}")
         if torch.is_grad_enabled() and U.requires_grad:
             h = Projection.apply(x.to(_taken_as(x)), U.to(x.device), norm_inputs(x))
             x._aurora_projection = (h, U, (U._version, x._version))  # type: ignore[attr-defined]
@@ -196,7 +196,7 @@ class AuroraLinear(nn.Module, AuroraLayer):
         if torch.compiler.is_compiling() or self._columns(adapter) or not torch.is_grad_enabled():
             return None
         h, noted, versions = getattr(x, "_aurora_projection", (None, None, None))
-        U = getattr(self._factors(adapter), f"U_{x.shape[-1]}")
+        U: torch.Tensor = getattr(self._factors(adapter), f"U_{self.in_features}")
         return h if noted is U and versions == (U._version, x._version) else None
 
     def _only_adapter(self) -> str | None:

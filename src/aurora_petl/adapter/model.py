@@ -141,8 +141,8 @@ class AuroraModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """peft enters this around a forward pass: hands `adapter_names`, if given, to every adapted layer, in this thread
-        alone.
+        """peft enters this around a forward pass: hands `adapter_names`, if given, to every adapted layer, in this
+        thread alone.
 
         Raises:
             ValueError: in training, with beam search, and for names of no adapter.

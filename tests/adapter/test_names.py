@@ -1,0 +1,65 @@
+"""Names that this package takes from the insides of its libraries: a release that moves one fails here, by name."""
+
+import inspect
+from importlib import import_module
+
+import pytest
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+
+IMPORTED = [
+    ("peft.tuners._buffer_dict", "BufferDict"),
+    ("peft.tuners.tuners_utils", "_maybe_include_all_linear_layers"),
+    ("peft.tuners.tuners_utils", "check_adapters_to_merge"),
+    ("peft.utils.constants", "DUMMY_TARGET_MODULES"),
+    ("peft.utils.error", "NoMatchingPeftModuleError"),
+    ("peft.utils.other", "AuxiliaryTrainingWrapper"),
+    ("peft.mapping", "PEFT_TYPE_TO_TUNER_MAPPING"),
+    ("torch._C", "_are_functorch_transforms_active"),
+    ("torch.autograd.forward_ad", "_current_level"),
+    ("torch.nn.modules.linear", "NonDynamicallyQuantizableLinear"),
+]
+
+# methods of peft that ours stand in for, with the arguments that peft gives
+REPLACED = [
+    (BaseTuner, "_pre_injection_hook", ["model", "config", "adapter_name"]),
+    (BaseTuner, "_prepare_adapter_config", ["peft_config", "model_config"]),
+    (BaseTuner, "_prepare_model", ["peft_config", "model"]),
+    (BaseTuner, "_create_and_replace", ["peft_config", "adapter_name", "target", "target_name", "parent"]),
+    (BaseTuner, "_check_merge_allowed", []),
+    (BaseTuner, "_unload_and_optionally_merge", ["merge", "progressbar", "safe_merge", "adapter_names"]),
+    (BaseTuner, "_cast_adapter_dtype", ["adapter_name", "autocast_adapter_dtype"]),
+    (BaseTunerLayer, "_move_adapter_to_device_of_base_layer", ["adapter_name", "device"]),
+    (BaseTunerLayer, "_get_available_adapters", []),
+    (BaseTunerLayer, "supports_lora_conversion", ["adapter_name"]),
+]
+CALLED = [
+    (BaseTuner, "_check_target_module_exists"),
+    (BaseTuner, "_replace_module"),
+    (PeftModel, "_enable_peft_forward_hooks"),
+    (BaseTunerLayer, "set_base_weight"),
+    (BaseTunerLayer, "get_base_weight"),
+]
+SINCE_0_21 = ["_get_adapter_state_dict", "_remap_adapter_state_dict_for_load"]
+
+
+@pytest.mark.parametrize(("module", "name"), IMPORTED)
+def test_imported(module, name):
+    assert hasattr(import_module(module), name), f"{module}.{name} has moved"
+
+
+@pytest.mark.parametrize(("owner", "name", "arguments"), REPLACED)
+def test_replaced(owner, name, arguments):
+    assert hasattr(owner, name), f"peft's {owner.__name__}.{name} has moved: ours is not called any more"
+    given = [*inspect.signature(getattr(owner, name)).parameters][1:]
+    assert given[: len(arguments)] == arguments, f"peft's {owner.__name__}.{name} takes other arguments"
+
+
+@pytest.mark.parametrize(("owner", "name"), CALLED)
+def test_called(owner, name):
+    assert hasattr(owner, name), f"peft's {owner.__name__}.{name} has moved"
+
+
+def test_both_halves_of_saving():
+    present = [hasattr(BaseTuner, name) for name in SINCE_0_21]
+    assert len(set(present)) == 1, f"one of peft's BaseTuner.{SINCE_0_21} has moved"
