@@ -10,7 +10,6 @@ import warnings
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTuner
 from safetensors.torch import load_file, save_file
 
 from aurora_petl.adapter.card import LOADING, with_loading
@@ -21,9 +20,6 @@ from .tiny import Net, aurora_config
 INSIDE = "base_model.model."
 FACTORS = "base_model.aurora_factors."
 NAN, INFINITE = float("nan"), float("inf")
-newer_peft = pytest.mark.skipif(
-    not hasattr(BaseTuner, "_remap_adapter_state_dict_for_load"), reason="peft before 0.21 asks no method of its names"
-)
 
 
 @pytest.fixture
@@ -148,7 +144,6 @@ def spoiled(folder, spoil):
     return weights
 
 
-@newer_peft
 @each_misfit
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
 def test_misfits_are_refused_by_peft(folder, spoil, words, low_cpu_mem_usage):

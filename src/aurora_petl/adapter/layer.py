@@ -147,7 +147,7 @@ class AuroraLinear(nn.Module, AuroraLayer):
                 merged = self._shifted_base_weight(name, sign=1)
                 if safe_merge and not torch.isfinite(merged).all():
                     raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
-                self.set_base_weight(merged)
+                base_linear(self).weight.data = merged
                 self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
@@ -155,11 +155,11 @@ class AuroraLinear(nn.Module, AuroraLayer):
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
         while self.merged_adapters:
-            self.set_base_weight(self._shifted_base_weight(self.merged_adapters.pop(), sign=-1))
+            base_linear(self).weight.data = self._shifted_base_weight(self.merged_adapters.pop(), sign=-1)
 
     @torch.no_grad()
     def _shifted_base_weight(self, adapter: str, sign: int) -> torch.Tensor:
-        weight, delta = self.get_base_weight(), self.get_delta_weight(adapter)
+        weight, delta = base_linear(self).weight, self.get_delta_weight(adapter)
         return (weight.to(delta.dtype) + sign * delta.to(weight.device)).to(weight.dtype)
 
     def _factors(self, adapter: str) -> AuroraFactors:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
+from peft import NoMatchingPeftModuleError
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
 from peft.utils.constants import DUMMY_TARGET_MODULES
-from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -175,6 +176,17 @@ class AuroraModel(BaseTuner):
 
     def _check_merge_allowed(self) -> None:
         super()._check_merge_allowed()
+        uses: Counter[int] = Counter()
+        for module in self.model.modules():
+            uses.update(map(id, [*module._parameters.values(), *module._modules.values()]))
+        for name, module in self.model.named_modules():
+            if isinstance(module, AuroraLinear):
+                linear = base_linear(module)
+                if max(uses[id(linear)], uses[id(linear.weight)]) > 1:
+                    raise ValueError(
+                        f"{name} shares its weight with another layer, into which the update would be merged as well: "
+                        "please leave the adapter unmerged, or give the layers weights of their own before it is added."
+                    )
         kept = sorted({addition.about for _, _, addition in additions(self.model) if addition.aurora_form})
         if kept:
             warnings.warn(
