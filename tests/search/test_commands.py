@@ -137,7 +137,8 @@ def test_serve_says_where_it_is(aurora, library, monkeypatch):
     asked = []
     monkeypatch.setattr(serving.uvicorn.Server, "run", lambda self, sockets: asked.append(sockets[0].getsockname()))
     status, out, _ = aurora("serve", "--index", library.out, "--port", 0)
-    assert status == 0 and out == f"http://127.0.0.1:{asked[0][1]}  (stop with Ctrl-C)\n"
+    address = rf"http://127.0.0.1:{asked[0][1]}/\?token=[0-9a-f]{{48}}  \(stop with Ctrl-C\)\n"
+    assert status == 0 and re.fullmatch(address, out)
     assert asked[0][0] == "127.0.0.1"
 
 
