@@ -107,7 +107,7 @@ def test_captions_by_picture(aurora, library, here):
         ("search x --index INDEX -k 0", "-k is 0; it must be at least 1"),
         ("search x --index INDEX --texts", "captions are found by a picture; give one with --image"),
         ("index gone --model blip-mini", "no folder gone; name the one that holds your pictures"),
-        ("index . --model blip-mini", ". holds no pictures (.avif, .bmp"),
+        ("index . --model blip-mini", ". holds no pictures (.jpg, .png, .webp"),
         ("index FOLDER --model gone", "no model 'gone': it is neither embedded (blip-mini), nor a folder"),
         ("serve", "no index here; make one with aurora index FOLDER, or name one with --index"),
         ("serve --index INDEX --port 99999", "port 99999 can't be used"),
@@ -162,3 +162,71 @@ def test_serve_without_its_packages(aurora, library, monkeypatch):
 def test_help_mentions_every_option(command, options, aurora):
     status, out, _ = aurora(*command.split(), "--help")
     assert status == 0 and [option for option in options.split() if option not in out] == []
+
+
+def test_what_was_left_out_is_said_in_lines(aurora, album, here):
+    (album / "photo\x1b[2J.heic").write_bytes(b"x")
+    (album / "two\nlines.png").write_text("no picture")
+    for n in range(7):
+        (album / f"images/{n}.png").unlink()
+    status, out, err = aurora("index", album, "--model", "blip-mini", "--quiet")
+    assert (status, err) == (0, "") and out.splitlines() == [
+        "album.index: 3 pictures (3 encoded now, 0 removed), 6 captions",
+        "1 skipped; mend or remove them and run aurora index again:",
+        "  two\\nlines.png: not a picture that can be read; save it again as JPEG or PNG",
+        "not indexed, being of kinds that cannot be read here: 1 .heic; save them as JPEG or PNG",
+        "captions of 7 pictures that are not there are left out: images/0.png, images/1.png, images/2.png, "
+        "images/3.png, images/4.png, ...",
+    ]
+
+
+def test_pictures_that_are_gone_are_said(aurora, album, here):
+    assert aurora("index", album, "--model", "blip-mini", "--quiet")[0] == 0
+    for n in range(8):
+        (album / f"images/{n}.png").unlink()
+    status, out, err = aurora("search", "a red circle", "-k", 5)
+    assert status == 0 and len(out.splitlines()) == 4
+    assert err == "aurora: 8 more are gone since they were indexed; run aurora index again\n"
+
+
+def test_names_stay_on_their_lines(aurora, album, here):
+    (album / "images/0.png").rename(album / "images/two\nlines\x1b[2J.png")
+    (album / "captions.jsonl").unlink()
+    aurora("index", album, "--model", "blip-mini", "--quiet")
+    out = aurora("search", "a red circle")[1]
+    assert len(out.splitlines()) == 12 and "two\\nlines\\x1b[2J.png" in out
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["caf\udce9"], "the query 'caf\\udce9' is not UTF-8; write it anew"),
+        (["--image", "pipe.png"], "pipe.png cannot be read: a pipe or a device, not a file"),
+        (["--image", "."], ". cannot be read: a folder"),
+        (["--image", "caf\udce9.png"], "caf\\udce9.png: no such picture"),
+        (["x", "-k", "1001", "--sheet", "a.png"], "-k is 1001; a sheet shows at most 1,000"),
+    ],
+)
+def test_queries_that_cannot_be_read(given, message, aurora, library, here):
+    os.mkfifo("pipe.png")
+    status, out, err = aurora("search", *given, "--index", library.out)
+    assert (status, out, err) == (1, "", f"aurora: error: {message}\n")
+
+
+@pytest.mark.parametrize("option", ["--sheet", "--json"])
+@pytest.mark.parametrize("place", ["file/x.png", "/proc/x.png", "folder"])
+def test_places_that_cannot_be_written(option, place, aurora, library, here):
+    (here / "file").write_text("mine")
+    (here / "folder").mkdir()
+    status, _, err = aurora("search", "x", "--index", library.out, option, place)
+    assert status == 1 and err.startswith("aurora: error: ") and err.count("\n") == 1
+    assert (here / "file").read_text() == "mine" and not list((here / "folder").iterdir())
+    assert sorted(path.name for path in here.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("place", ["file", "file/x.index", "/proc/x.index"])
+def test_an_index_that_cannot_be_written(place, aurora, album, here):
+    (here / "file").write_text("mine")
+    status, out, err = aurora("index", album, "--model", "blip-mini", "--quiet", "--out", place)
+    assert status == 1 and not out and err.startswith("aurora: error: ") and err.count("\n") == 1
+    assert (here / "file").read_text() == "mine"

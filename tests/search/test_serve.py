@@ -333,4 +333,17 @@ def test_a_browser_shows_what_was_found(client, library, tmp_path):
     for hit in answer[:4]:  # the first row of the page has the colours of its pictures
         picture = load_image(library.path(hit["row"]))
         wanted = picture.getpixel((picture.width // 2, picture.height // 2))
-        assert any(max(abs(a - b) for a, b in zip(colour, wanted, strict=True)) < 12 for colour in colours)
+        assert any(close(colour, wanted) for colour in colours)
+
+    browse(client, tmp_path, f"--screenshot={tmp_path / 'narrow.png'}", "--window-size=400,900")
+    with Image.open(tmp_path / "narrow.png") as file:
+        narrow = file.convert("RGB")
+    middles = [load_image(library.path(hit["row"])).getpixel((48, 48)) for hit in answer[:2]]
+    assert any(  # the two best stand side by side on a telephone
+        all(close(narrow.getpixel((x, y)), wanted) for x, wanted in zip((100, 286), middles, strict=True))
+        for y in range(150, 450)
+    )
+
+
+def close(colour, wanted):
+    return max(abs(a - b) for a, b in zip(colour, wanted, strict=True)) < 12

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.kinds import PICTURE_SUFFIXES, UNDECODED_SUFFIXES
+from ..data.kinds import FORMATS, PICTURE_SUFFIXES, UNDECODED_SUFFIXES
 from ..data.media import load_image
 from ..distributed import from_first, objects, own_share, rank, start, together
 from ..errors import AuroraError, one_line
@@ -160,7 +160,8 @@ def _look(folder: Path, out: Path) -> _Content:
     if not files:
         also = f"; {_counted(others)} are of kinds that are not read" if others else ""
         also += f"; {len(skipped)} cannot be read, such as {next(iter(skipped.values()))}" if skipped else ""
-        raise AuroraError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}){also}")
+        kinds = ", ".join(suffixes[0] for suffixes in FORMATS.values())
+        raise AuroraError(f"{folder} holds no pictures ({kinds}){also}")
     return _Content(files, skipped, dict(others), *read_captions(folder))
 
 
