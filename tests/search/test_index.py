@@ -220,3 +220,9 @@ def test_places_that_hold_no_pictures_or_no_index(album, tmp_path):
         build(album, out=album)
     with pytest.raises(AuroraError, match="gone.index is no index"):
         Library(tmp_path / "gone.index")
+
+
+def test_the_model_computes_on_the_chosen_device(backbone, monkeypatch):
+    monkeypatch.setattr("aurora_petl.search.encoder.choose", lambda: torch.device("meta"))
+    encoder = Encoder(backbone, 35)
+    assert encoder.device.type == "meta" and {weight.device.type for weight in backbone.parameters()} == {"meta"}

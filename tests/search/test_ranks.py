@@ -48,7 +48,7 @@ def work(rank: int, folder: str, out: str, fatal: int) -> None:
 
 def spawn(album, out, monkeypatch, fatal=0):
     monkeypatch.setenv("MASTER_PORT", str(20_000 + os.getpid() % 20_000))
-    mp.spawn(work, (str(album), str(out), fatal), nprocs=RANKS)
+    mp.start_processes(work, (str(album), str(out), fatal), nprocs=RANKS, start_method="fork")
     return [json.loads(out.with_name(f"{out.name}.{rank}").read_text()) for rank in range(RANKS)]
 
 
