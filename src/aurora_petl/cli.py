@@ -159,7 +159,7 @@ def _index(options: argparse.Namespace) -> None:
     from .search.index import build_index
     from .search.lines import summary
 
-    out = options.out or Path(f"{options.folder.resolve().name}.index")
+    out = options.out or Path(f"{os.path.basename(os.path.realpath(options.folder))}.index")
     update = build_index(options.folder, out, options.model, progress=progress(options.quiet))
     if rank() == 0:
         print(summary(out, update))
@@ -187,7 +187,7 @@ def _search(options: argparse.Namespace) -> None:
         what = hit.what if options.texts else os.path.relpath(library.folder / hit.what)
         print(f"{rank:4}  {hit.score:7.3f}  {one_line(what)}")
     if library.gone:
-        say(f"warning: {len(library.gone)} more are gone since they were indexed; run aurora index again")
+        say(f"aurora: {len(library.gone)} more are gone since they were indexed; run aurora index again")
     if options.json:
         rows = [{"rank": rank, "score": hit.score, "found": hit.what} for rank, hit in enumerate(found, 1)]
         options.json.parent.mkdir(parents=True, exist_ok=True)

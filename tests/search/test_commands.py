@@ -107,13 +107,17 @@ def test_captions_by_picture(aurora, library, here):
         ("search x --index INDEX -k 0", "-k is 0; it must be at least 1"),
         ("search x --index INDEX --texts", "captions are found by a picture; give one with --image"),
         ("index gone --model blip-mini", "no folder gone; name the one that holds your pictures"),
+        ("index LOOP --model blip-mini", "no folder LOOP; name the one that holds your pictures"),
         ("index . --model blip-mini", ". holds no pictures (.jpg, .png, .webp"),
         ("index FOLDER --model gone", "no model 'gone': it is neither embedded (blip-mini), nor a folder"),
         ("serve", "no index here; make one with aurora index FOLDER, or name one with --index"),
         ("serve --index INDEX --port 99999", "port 99999 can't be used"),
     ],
 )
-def test_wrong_use_is_one_line_and_leaves_nothing(given, message, aurora, library, here, folder):
+def test_wrong_use_is_one_line_and_leaves_nothing(given, message, aurora, library, here, folder, tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    given, message = given.replace("LOOP", str(loop)), message.replace("LOOP", str(loop))
     filled = given.replace("INDEX", str(library.out)).replace("FOLDER", str(folder))
     status, out, err = aurora(*filled.split())
     assert status == 1 and not out and err.startswith(f"aurora: error: {message}") and err.count("\n") == 1
@@ -201,8 +205,8 @@ def test_names_stay_on_their_lines(aurora, album, here):
     ("given", "message"),
     [
         (["caf\udce9"], "the query 'caf\\udce9' is not UTF-8; write it anew"),
-        (["--image", "pipe.png"], "pipe.png cannot be read: a pipe or a device, not a file"),
-        (["--image", "."], ". cannot be read: a folder"),
+        (["--image", "pipe.png"], "pipe.png cannot be read: it is a pipe or a device"),
+        (["--image", "."], ". cannot be read: it is a folder"),
         (["--image", "caf\udce9.png"], "caf\\udce9.png: no such picture"),
         (["x", "-k", "1001", "--sheet", "a.png"], "-k is 1001; a sheet shows at most 1,000"),
     ],
@@ -224,9 +228,10 @@ def test_places_that_cannot_be_written(option, place, aurora, library, here):
     assert sorted(path.name for path in here.iterdir()) == ["file", "folder"]
 
 
-@pytest.mark.parametrize("place", ["file", "file/x.index", "/proc/x.index"])
+@pytest.mark.parametrize("place", ["file", "file/x.index", "/proc/x.index", "loop"])
 def test_an_index_that_cannot_be_written(place, aurora, album, here):
     (here / "file").write_text("mine")
+    (here / "loop").symlink_to("loop")
     status, out, err = aurora("index", album, "--model", "blip-mini", "--quiet", "--out", place)
     assert status == 1 and not out and err.startswith("aurora: error: ") and err.count("\n") == 1
     assert (here / "file").read_text() == "mine"

@@ -19,7 +19,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -92,11 +92,12 @@ def build_index(folder: Path, out: Path, model: str, *, progress: bool = True) -
         keys = {view: encoder.key() for view, encoder in encoders.items()}
         if first:
             out.mkdir(parents=True, exist_ok=True)
-    with lock(out, "being updated") if first else nullcontext():
+    with ExitStack() as until_done:
         with together():
             known: dict[str, Picture] = {}
             wanted: tuple[list[str], list[str]] = ([], [])
             if content is not None:
+                until_done.enter_context(lock(out, "being updated"))
                 head, before = _begin(folder, out, model, keys)
                 held = _verified(out, keys)
                 known = _unchanged(content.files, before, held)
@@ -134,11 +135,11 @@ def build_index(folder: Path, out: Path, model: str, *, progress: bool = True) -
 
 def _look(folder: Path, out: Path) -> _Content:
     """What there is to index, before anything is loaded or written."""
-    for named in (folder, out):
-        if not _is_utf8(str(named.resolve())):
-            raise AuroraError(f"{named}: the name is not UTF-8; rename the folder")
     if not folder.is_dir():
         raise AuroraError(f"no folder {folder}; name the one that holds your pictures")
+    for named in (folder, out):
+        if not _is_utf8(os.path.realpath(named)):
+            raise AuroraError(f"{named}: the name is not UTF-8; rename the folder")
     if out.exists() and not (out.is_dir() and _is_ours(out)):
         raise AuroraError(f"{out} is no index; name another --out")
     files: dict[str, os.stat_result] = {}
