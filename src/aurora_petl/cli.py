@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .arguments import parse
-from .errors import AuroraError, install
+from .errors import AuroraError, install, one_line
 from .terminal import close_output, ending, progress, say, settle
 
 
@@ -155,17 +155,14 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _index(options: argparse.Namespace) -> None:
+    from .distributed import rank
     from .search.index import build_index
+    from .search.lines import summary
 
-    out = options.out or Path(f"{options.folder.resolve().name}.index")
+    out = options.out or Path(f"{os.path.basename(os.path.realpath(options.folder))}.index")
     update = build_index(options.folder, out, options.model, progress=progress(options.quiet))
-    print(
-        f"{out}: {update.pictures:,} pictures ({update.encoded:,} encoded now, {update.removed:,} removed), "
-        f"{update.texts:,} captions"
-    )
-    if update.skipped:
-        print(f"{len(update.skipped)} skipped; mend or remove them and run aurora index again:")
-        print("\n".join(f"  {why}" for why in update.skipped.values()))
+    if rank() == 0:
+        print(summary(out, update))
 
 
 def _search(options: argparse.Namespace) -> None:
@@ -173,20 +170,24 @@ def _search(options: argparse.Namespace) -> None:
         raise AuroraError('say what to look for, or give a picture with --image: aurora search "a dog on a beach"')
     from .data.media import load_image
     from .files import write_json
-    from .search.index import Library
+    from .search.library import Library
     from .search.query import Searcher, find_index
-    from .search.sheet import contact_sheet
+    from .search.sheet import MOST, SIDE, contact_sheet
 
+    if options.sheet and options.k > MOST:
+        raise AuroraError(f"-k is {options.k}; a sheet shows at most {MOST:,}")
     library = Library(find_index(options.index))
     query = options.text if options.image is None else load_image(options.image)
     searcher = Searcher(library)
     found = searcher.search(query, options.k, texts=options.texts, rerank=options.rerank)
     score = searcher.scored_by(options.k, options.rerank)
     about = f"{library.out}, {'captions' if options.texts else 'pictures'}, {searcher.view} model, score: {score}"
-    print(f"{options.text or options.image}\n{about}")
+    print(f"{one_line(str(options.text or options.image))}\n{one_line(about)}")
     for rank, hit in enumerate(found, 1):
         what = hit.what if options.texts else os.path.relpath(library.folder / hit.what)
-        print(f"{rank:4}  {hit.score:7.3f}  {what}")
+        print(f"{rank:4}  {hit.score:7.3f}  {one_line(what)}")
+    if library.gone:
+        say(f"aurora: {len(library.gone)} more are gone since they were indexed; run aurora index again")
     if options.json:
         rows = [{"rank": rank, "score": hit.score, "found": hit.what} for rank, hit in enumerate(found, 1)]
         options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -194,13 +195,18 @@ def _search(options: argparse.Namespace) -> None:
         asked = {name: str(value).encode("utf-8", "backslashreplace").decode() for name, value in places.items()}
         write_json(options.json, {**asked, "view": searcher.view, "score": score, "found": rows})
     if options.sheet:
-        shown = [(None if options.texts else searcher.picture(hit.row), hit.score, hit.what) for hit in found]
+        shown = []
+        for hit in found:
+            image = None if options.texts else searcher.picture(hit.row)
+            if image is not None:
+                image.thumbnail((2 * SIDE, 2 * SIDE))  # so that not all are in memory as they are
+            shown.append((image, hit.score, hit.what))
         options.sheet.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(options.sheet, query, about, shown)
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from .search.index import Library
+    from .search.library import Library
     from .search.query import find_index
 
     library = Library(find_index(options.index))

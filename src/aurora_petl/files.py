@@ -16,7 +16,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -350,7 +350,7 @@ def lock(folder: Path, what: str = "in use") -> Iterator[None]:
 # Listing
 
 
-def walk(folder: Path, *, hidden: bool = True) -> Iterator[str]:
+def walk(folder: Path, *, hidden: bool = True, problem: Callable[[str, str], None] | None = None) -> Iterator[str]:
     """Files under ``folder``, relative to it with forward slashes, in the order of their names.
 
     Links to folders are followed, but never to a folder that contains them, and those inside of a linked folder only
@@ -358,6 +358,8 @@ def walk(folder: Path, *, hidden: bool = True) -> Iterator[str]:
 
     Args:
         hidden: whether names that begin with a dot are listed.
+        problem: is told what is left out, by its relative path, and why: a folder that cannot be listed, a link to
+            nothing, a pipe.
 
     Raises:
         AuroraError: if ``folder`` itself cannot be listed; folders inside that cannot are left out.
@@ -368,7 +370,8 @@ def walk(folder: Path, *, hidden: bool = True) -> Iterator[str]:
     except OSError as error:
         raise AuroraError(f"{folder} cannot be listed: {error.strerror or first_line(error)}") from error
     known = {root}
-    open_folders = [("", {root}, False, first)]
+    containing = {_identity(place) for place in folder.resolve().parents}
+    open_folders = [("", {root} | containing, False, first)]
     while open_folders:
         prefix, above, linked, entries = open_folders[-1]
         for entry in entries:
@@ -378,13 +381,18 @@ def walk(folder: Path, *, hidden: bool = True) -> Iterator[str]:
                 if not entry.is_dir():
                     if entry.is_file():
                         yield prefix + entry.name
+                    elif problem:
+                        why = "a link to nothing" if entry.is_symlink() else "a pipe or a device, not a file"
+                        problem(prefix + entry.name, why)
                     continue
                 place, link = _identity(Path(entry.path)), entry.is_symlink()
                 if place in above or (link and linked and place in known):
                     continue
                 known.add(place)
                 inside = (f"{prefix}{entry.name}/", above | {place}, linked or link, _entries(Path(entry.path)))
-            except OSError:  # no right to list it, or a link to itself
+            except OSError as error:  # no right to list it, or a link to itself
+                if problem:
+                    problem(prefix + entry.name, error.strerror or first_line(error))
                 continue
             open_folders.append(inside)
             break

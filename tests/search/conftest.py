@@ -6,23 +6,26 @@ import torch
 from aurora_petl.backbones import load_backbone
 from aurora_petl.baselines import apply_method, save_adapter
 from aurora_petl.recipe import load_recipe
-from aurora_petl.search import index
-from aurora_petl.search.index import Library, build_index
+from aurora_petl.search import encoder, index, library
+from aurora_petl.search.index import build_index
+from aurora_petl.search.library import Library
 from tests.helpers.pictures import make_folder
 
 
 @pytest.fixture(scope="session")
 def blip_mini():
-    return index.load_encoder("blip-mini", "untuned")
+    return encoder.load_encoder("blip-mini", "untuned")
 
 
 @pytest.fixture(autouse=True)
 def loaded_once(blip_mini, monkeypatch):
     """An encoder has no state, so tests share blip-mini's."""
-    load = index.load_encoder
-    monkeypatch.setattr(
-        index, "load_encoder", lambda model, view: blip_mini if model == "blip-mini" else load(model, view)
-    )
+
+    def load(model, view):
+        return blip_mini if model == "blip-mini" else encoder.load_encoder(model, view)
+
+    monkeypatch.setattr(index, "load_encoder", load)
+    monkeypatch.setattr(library, "load_encoder", load)
 
 
 @pytest.fixture
@@ -48,8 +51,8 @@ def run(tmp_path_factory, folder):
     return out
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory, folder, run):
+@pytest.fixture(scope="session", name="library")
+def indexed(tmp_path_factory, folder, run):
     """The 24 drawn pictures, indexed by the run."""
     out = tmp_path_factory.mktemp("indexes") / "shapes.index"
     build_index(folder, out, str(run), progress=False)

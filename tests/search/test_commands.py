@@ -107,13 +107,17 @@ def test_captions_by_picture(aurora, library, here):
         ("search x --index INDEX -k 0", "-k is 0; it must be at least 1"),
         ("search x --index INDEX --texts", "captions are found by a picture; give one with --image"),
         ("index gone --model blip-mini", "no folder gone; name the one that holds your pictures"),
-        ("index . --model blip-mini", ". holds no pictures (.avif, .bmp"),
+        ("index LOOP --model blip-mini", "no folder LOOP; name the one that holds your pictures"),
+        ("index . --model blip-mini", ". holds no pictures (.jpg, .png, .webp"),
         ("index FOLDER --model gone", "no model 'gone': it is neither embedded (blip-mini), nor a folder"),
         ("serve", "no index here; make one with aurora index FOLDER, or name one with --index"),
         ("serve --index INDEX --port 99999", "port 99999 can't be used"),
     ],
 )
-def test_wrong_use_is_one_line_and_leaves_nothing(given, message, aurora, library, here, folder):
+def test_wrong_use_is_one_line_and_leaves_nothing(given, message, aurora, library, here, folder, tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    given, message = given.replace("LOOP", str(loop)), message.replace("LOOP", str(loop))
     filled = given.replace("INDEX", str(library.out)).replace("FOLDER", str(folder))
     status, out, err = aurora(*filled.split())
     assert status == 1 and not out and err.startswith(f"aurora: error: {message}") and err.count("\n") == 1
@@ -137,7 +141,8 @@ def test_serve_says_where_it_is(aurora, library, monkeypatch):
     asked = []
     monkeypatch.setattr(serving.uvicorn.Server, "run", lambda self, sockets: asked.append(sockets[0].getsockname()))
     status, out, _ = aurora("serve", "--index", library.out, "--port", 0)
-    assert status == 0 and out == f"http://127.0.0.1:{asked[0][1]}  (stop with Ctrl-C)\n"
+    address = rf"http://127.0.0.1:{asked[0][1]}/\?token=[0-9a-f]{{48}}  \(stop with Ctrl-C\)\n"
+    assert status == 0 and re.fullmatch(address, out)
     assert asked[0][0] == "127.0.0.1"
 
 
@@ -161,3 +166,71 @@ def test_serve_without_its_packages(aurora, library, monkeypatch):
 def test_help_mentions_every_option(command, options, aurora):
     status, out, _ = aurora(*command.split(), "--help")
     assert status == 0 and [option for option in options.split() if option not in out] == []
+
+
+def test_what_was_left_out_is_said_in_lines(aurora, album, here):
+    (album / "photo\x1b[2J.heic").write_bytes(b"x")
+    (album / "two\nlines.png").write_text("no picture")
+    for n in range(7):
+        (album / f"images/{n}.png").unlink()
+    status, out, err = aurora("index", album, "--model", "blip-mini", "--quiet")
+    assert (status, err) == (0, "") and out.splitlines() == [
+        "album.index: 3 pictures (3 encoded now, 0 removed), 6 captions",
+        "1 skipped; mend or remove them and run aurora index again:",
+        "  two\\nlines.png: not a picture that can be read; save it again as JPEG or PNG",
+        "not indexed, being of kinds that cannot be read here: 1 .heic; save them as JPEG or PNG",
+        "captions of 7 pictures that are not there are left out: images/0.png, images/1.png, images/2.png, "
+        "images/3.png, images/4.png, ...",
+    ]
+
+
+def test_pictures_that_are_gone_are_said(aurora, album, here):
+    assert aurora("index", album, "--model", "blip-mini", "--quiet")[0] == 0
+    for n in range(8):
+        (album / f"images/{n}.png").unlink()
+    status, out, err = aurora("search", "a red circle", "-k", 5)
+    assert status == 0 and len(out.splitlines()) == 4
+    assert err == "aurora: 8 more are gone since they were indexed; run aurora index again\n"
+
+
+def test_names_stay_on_their_lines(aurora, album, here):
+    (album / "images/0.png").rename(album / "images/two\nlines\x1b[2J.png")
+    (album / "captions.jsonl").unlink()
+    aurora("index", album, "--model", "blip-mini", "--quiet")
+    out = aurora("search", "a red circle")[1]
+    assert len(out.splitlines()) == 12 and "two\\nlines\\x1b[2J.png" in out
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--image", "pipe.png"], "pipe.png cannot be read: it is a pipe or a device"),
+        (["--image", "."], ". cannot be read: it is a folder"),
+        (["--image", "caf\udce9.png"], "caf\\udce9.png: no such picture"),
+        (["x", "-k", "1001", "--sheet", "a.png"], "-k is 1001; a sheet shows at most 1,000"),
+    ],
+)
+def test_queries_that_cannot_be_read(given, message, aurora, library, here):
+    os.mkfifo("pipe.png")
+    status, out, err = aurora("search", *given, "--index", library.out)
+    assert (status, out, err) == (1, "", f"aurora: error: {message}\n")
+
+
+@pytest.mark.parametrize("option", ["--sheet", "--json"])
+@pytest.mark.parametrize("place", ["file/x.png", "/proc/x.png", "folder"])
+def test_places_that_cannot_be_written(option, place, aurora, library, here):
+    (here / "file").write_text("mine")
+    (here / "folder").mkdir()
+    status, _, err = aurora("search", "x", "--index", library.out, option, place)
+    assert status == 1 and err.startswith("aurora: error: ") and err.count("\n") == 1
+    assert (here / "file").read_text() == "mine" and not list((here / "folder").iterdir())
+    assert sorted(path.name for path in here.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("place", ["file", "file/x.index", "/proc/x.index", "loop"])
+def test_an_index_that_cannot_be_written(place, aurora, album, here):
+    (here / "file").write_text("mine")
+    (here / "loop").symlink_to("loop")
+    status, out, err = aurora("index", album, "--model", "blip-mini", "--quiet", "--out", place)
+    assert status == 1 and not out and err.startswith("aurora: error: ") and err.count("\n") == 1
+    assert (here / "file").read_text() == "mine"

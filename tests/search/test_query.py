@@ -1,5 +1,7 @@
 """Queries in memory, against similarities and matching scores that are computed pair by pair."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ import torch
 from aurora_petl.data.media import EvalTransform, load_image
 from aurora_petl.errors import AuroraError
 from aurora_petl.evaluation.features import tokenize
-from aurora_petl.search.index import Library, build_index
+from aurora_petl.search.index import build_index
+from aurora_petl.search.library import Library
 from aurora_petl.search.query import Searcher, find_index
 from aurora_petl.training import load_run
 from tests.helpers.pictures import draw
@@ -103,6 +106,8 @@ def test_the_untuned_view_has_scores_of_its_own(searcher, library, folder, backb
     [
         ("", {}, "the query is empty"),
         ("  ", {}, "the query is empty"),
+        ("a \ud83d", {}, "the query .* is not UTF-8; write it anew"),
+        ("caf\udce9", {}, "the query .* is not UTF-8; write it anew"),
         ("x", {"k": 0}, "-k is 0; it must be at least 1"),
         ("x", {"rerank": -1}, "--rerank is -1; it must be at least 0"),
         ("x", {"texts": True}, "captions are found by a picture"),
@@ -121,16 +126,35 @@ def test_an_index_without_captions(album):
         Searcher(Library(album.with_suffix(".index"))).search(draw("cross", "red"), texts=True)
 
 
-def test_a_picture_that_is_gone_or_changed_is_not_rescored(album):
+def test_a_picture_that_has_changed_is_not_rescored(album):
     out = album.with_suffix(".index")
     build_index(album, out, "blip-mini", progress=False)
     searcher = Searcher(Library(out))
+    os.utime(album / "images/1.png", ns=(1, 1))  # the content counts
     draw("cross", "red").save(album / "images/0.png")
     with pytest.raises(AuroraError, match="images/0.png has changed since it was indexed; run aurora index again"):
         searcher.search("a red circle", 10, rerank=10)
-    (album / "images/0.png").unlink()
-    with pytest.raises(AuroraError, match="images/0.png is gone since it was indexed"):
-        searcher.search("a red circle", 10, rerank=10)
+    assert searcher.picture(1).size == (96, 96)
+
+
+def test_pictures_that_are_gone_are_not_found(album):
+    out = album.with_suffix(".index")
+    build_index(album, out, "blip-mini", progress=False)
+    before = best(Searcher(Library(out)), 10)
+    for name in before[:4]:
+        (album / name).unlink()
+    searcher = Searcher(Library(out))
+    assert best(searcher, 2) == before[4:6] and searcher.library.gone == set(before[:4])
+    assert best(searcher, 10) == before[4:]
+    assert set(best(searcher, 10, rerank=10)) == set(before[4:])
+    for name in before[4:]:
+        (album / name).unlink()
+    with pytest.raises(AuroraError, match="album holds none of the pictures any more; put them back"):
+        best(searcher, 2)
+
+
+def best(searcher, k, **options):
+    return [hit.what for hit in searcher.search("a red circle", k, **options)]
 
 
 def test_the_only_index_here_is_found(tmp_path, monkeypatch):

@@ -10,32 +10,36 @@ import socket
 import subprocess
 import threading
 from contextlib import closing
+from urllib.parse import quote
 
 import pytest
-import uvicorn
 from PIL import Image
 
 from aurora_petl.data.media import load_image
 from aurora_petl.errors import AuroraError
+from aurora_petl.search import guard
 from aurora_petl.search import serve as module
-from aurora_petl.search.index import Library, build_index
+from aurora_petl.search.index import build_index
+from aurora_petl.search.library import Library
 from aurora_petl.search.query import Searcher
-from aurora_petl.search.serve import make_app, serve
+from aurora_petl.search.serve import make_app, make_server, serve
 from tests.helpers.pictures import draw
 
 JSON = {"Content-Type": "application/json"}
+TOKEN = "0123abc"
 
 
 class Client:
-    """One request at a time, its path sent as it is; status, headers and body."""
+    """One request at a time, its path sent as it is, by who knows the token; status, headers and body."""
 
     def __init__(self, port):
         self.port = port
 
-    def __call__(self, path, body=None, headers=None, host=None):
+    def __call__(self, path, body=None, headers=None, host=None, method=None, known=True):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        connection.putrequest("POST" if body is not None else "GET", path, skip_host=True)
-        sent = {"Host": host or f"127.0.0.1:{self.port}", **(headers or {})}
+        connection.putrequest(method or ("POST" if body is not None else "GET"), path, skip_host=True)
+        told = {"Authorization": f"Bearer {TOKEN}"} if known else {}
+        sent = {"Host": host or f"127.0.0.1:{self.port}", **told, **(headers or {})}
         for name, value in ({**sent, "Content-Length": str(len(body))} if body is not None else sent).items():
             connection.putheader(name, value)
         connection.endheaders(body)
@@ -51,7 +55,7 @@ class Client:
 def started(library):
     """A running server of ``library`` and what stops it."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(make_app(library), log_level="warning", lifespan="off"))
+    server = make_server(make_app(library, TOKEN))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
 
@@ -68,6 +72,16 @@ def client(library):
     client, stop = started(library)
     yield client
     stop()
+
+
+def refused(answer):
+    """Status and message of an error, which carries the security headers."""
+    status, headers, body = answer
+    assert headers["Content-Security-Policy"].startswith("default-src 'none'")
+    assert headers["X-Content-Type-Options"] == "nosniff" and headers["Cache-Control"] == "no-store"
+    message = json.loads(body)["error"]
+    assert "\n" not in message and len(message) < 300
+    return status, message
 
 
 def words(text):
@@ -114,13 +128,17 @@ def test_a_picture_goes_out_small_and_without_metadata(album, tmp_path):
             status, headers, body = client(path)
             assert status == 200 and headers["Content-Type"] == "image/jpeg" and b"where I live" not in body
             assert Image.open(io.BytesIO(body)).size == (side, side)
-        shutil.copy(album / "0.jpg", tmp_path / "secret.jpg")
-        (album / "0.jpg").unlink()
+        draw("circle", "red", 40).save(tmp_path / "secret.jpg")
+        (album / "0.jpg").rename(tmp_path / "moved.jpg")
         (album / "0.jpg").symlink_to(tmp_path / "secret.jpg")
-        assert client("/thumbnail/0")[0] == 410  # although it was served before
+        message = "0.jpg has changed since it was indexed; run aurora index again"  # although it was served before
+        assert refused(client("/thumbnail/0")) == (410, message)
         (album / "0.jpg").unlink()
-        status, _, body = client("/thumbnail/0")
-        assert status == 410 and "is gone since it was indexed" in json.loads(body)["error"]
+        (album / "0.jpg").symlink_to(tmp_path / "moved.jpg")  # the same bytes
+        assert client("/thumbnail/0")[0] == 200
+        (album / "0.jpg").unlink()
+        message = "0.jpg is gone since it was indexed; run aurora index again"  # and no path of this machine
+        assert refused(client("/thumbnail/0")) == (410, message)
     finally:
         stop()
 
@@ -158,26 +176,118 @@ def test_another_host_name_is_refused(host, client):
     ("body", "headers", "query", "status", "message"),
     [
         (words(" "), JSON, "", 400, "the query is empty"),
-        (b"{", JSON, "", 400, 'send {"text": "what to look for"}'),
+        (b"{", JSON, "", 400, "the query: not JSON"),
+        (b"\xff", JSON, "", 400, "the query: not UTF-8"),
+        (b'{"text": "a circle \\ud83d"}', JSON, "", 400, "the query: holds half of a surrogate pair"),
+        (b'{"text": %s}' % (b"[" * 20_000), JSON, "", 400, "the query: nested too deeply"),
+        (b'{"text": %s}' % (b"9" * 5_000), JSON, "", 400, "the query: Exceeds the limit"),
+        (b" " * 66_000, JSON, "", 413, "the query is larger than 64 KB; send a smaller one"),
         (b"[1]", JSON, "", 400, 'send {"text": "what to look for"}'),
         (b'{"text": 1}', JSON, "", 400, 'send {"text": "what to look for"}'),
         (b"no picture", {"Content-Type": "image/png"}, "", 400, "the picture: not a picture that can be read"),
         (words("x"), JSON, "?view=other", 400, "no view 'other'; choose one of tuned, untuned"),
         (words("x"), JSON, "?k=0", 400, "k is 0; it must be a number from 1 to 200"),
         (words("x"), JSON, "?k=-1", 400, "k is -1; it must be a number from 1 to 200"),
+        (words("x"), JSON, "?k=" + "9" * 5_000, 400, "k is 999"),
+        (words("x"), JSON, "?k=\u0663", 400, "k is "),
         (words("x"), {"Content-Type": "text/plain"}, "", 415, "send application/json or a picture"),
         (b"text=x", {"Content-Type": "application/x-www-form-urlencoded"}, "", 415, "send application/json"),
     ],
 )
 def test_wrong_queries(body, headers, query, status, message, client):
-    found, answer = client.found(body, headers, query)
-    assert found == status and answer["error"].startswith(message)
+    found, text = refused(client(f"/search{quote(query, safe='?=')}", body, headers))
+    assert found == status and text.startswith(message)
+
+
+def test_words_may_name_their_coding(client):
+    for kind in ("application/json; charset=utf-8", "Application/JSON;charset=utf-8"):
+        assert client.found(words("a red circle"), {"Content-Type": kind})[0] == 200
+
+
+def test_what_no_decoder_takes_is_a_wrong_query(client, monkeypatch):
+    for error in (RuntimeError, TypeError, IndexError, NotImplementedError, MemoryError):
+
+        def fail(*given, error=error):
+            raise error("deep inside a decoder")
+
+        monkeypatch.setattr(Image, "open", fail)
+        status, message = refused(client("/search", b"x", {"Content-Type": "image/png"}))
+        assert status == 400 and message.startswith("the picture: ")
 
 
 def test_an_upload_has_a_limit(client, monkeypatch):
     monkeypatch.setattr(module, "UPLOAD", 1024**2)
-    status, answer = client.found(b"x" * (1024**2 + 1), {"Content-Type": "image/png"})
-    assert (status, answer["error"]) == (413, "the picture is larger than 1 MB; send a smaller one")
+    message = "the picture is larger than 1 MB; send a smaller one"
+    big, kind = b"x" * (1024**2 + 1), {"Content-Type": "image/png"}
+    assert refused(client("/search", big, kind)) == (413, message)
+    with socket.create_connection(("127.0.0.1", client.port)) as sender:  # in chunks, which do not say how many
+        lines = f"POST /search?token={TOKEN} HTTP/1.1", "Host: localhost", "Content-Type: image/png"
+        sender.sendall("\r\n".join([*lines, "Transfer-Encoding: chunked", "", ""]).encode())
+        sender.sendall(b"%x\r\n%s\r\n" % (len(big), big))
+        assert sender.recv(1 << 16).startswith(b"HTTP/1.1 413")
+
+
+def test_errors_of_the_framework_are_refusals_too(client):
+    assert refused(client("/nothing")) == (404, "Not Found")
+    assert refused(client("/search")) == (405, "Method Not Allowed")
+    assert refused(client("/", b"x")) == (405, "Method Not Allowed")
+    assert refused(client("/thumbnail/" + "9" * 5_000)) == (400, "row is a number of 5,000 digits")
+    assert refused(client("/about", host="evil.example"))[0] == 400
+
+
+def test_a_failure_of_the_server_is_a_refusal_too(client, monkeypatch):
+    def fail(*given):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Searcher, "search", fail)
+    message = "the server failed; what went wrong stands where aurora serve runs"
+    assert refused(client("/search", words("x"), JSON)) == (500, message)
+
+
+@pytest.mark.parametrize("path", ["/", "/about", "/thumbnail/0", "/picture/0", "/nothing"])
+def test_who_does_not_know_the_token_gets_nothing(path, client):
+    message = "the token is missing or wrong; open the address that aurora serve printed"
+    for end, headers in (
+        ("", {}),
+        ("?token=", {}),
+        (f"?token={TOKEN[:-1]}", {}),
+        (f"?token=wrong&token={TOKEN}", {}),
+        ("?token=%ed%a0%bd", {}),
+        ("", {"Authorization": f"Basic {TOKEN}"}),
+        ("", {"Authorization": "Bearer "}),
+        (f"?token={TOKEN}", {"Authorization": "Bearer wrong"}),
+    ):
+        assert refused(client(path + end, headers=headers, known=False)) == (403, message)
+    status = 404 if path == "/nothing" else 200
+    assert client(f"{path}?token={TOKEN}", known=False)[0] == client(path)[0] == status
+    assert refused(client("/search", words("x"), JSON, known=False))[0] == 403
+
+
+def test_a_client_that_goes_away_or_is_slow(library, monkeypatch, capfd):
+    monkeypatch.setattr(module, "REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr(guard, "REQUEST_SECONDS", 1.5)
+    client, stop = started(library)
+    begun = (
+        f"POST /search?token={TOKEN} HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 99\r\n"
+    )
+    try:
+        with socket.create_connection(("127.0.0.1", client.port)) as sender:
+            sender.sendall(f"{begun}\r\nabc".encode())
+        for sent in ("", "GET / HT", begun):  # no whole header ever comes
+            with socket.create_connection(("127.0.0.1", client.port)) as sender:
+                sender.settimeout(10)
+                sender.sendall(sent.encode())
+                assert sender.recv(1) == b""
+        with socket.create_connection(("127.0.0.1", client.port)) as sender:
+            sender.settimeout(10)
+            sender.sendall(f"{begun}\r\nabc".encode())
+            assert sender.recv(1 << 16).startswith(b"HTTP/1.1 408")
+            while sender.recv(1 << 16):
+                pass  # until the server closes the connection
+        assert client("/about")[0] == 200
+    finally:
+        stop()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_port_that_is_taken(client, library):
@@ -199,7 +309,7 @@ def browse(client, folder, *how):
             *("--disable-component-update", "--disable-sync", "--disable-quic", "--virtual-time-budget=20000"),
             f"--user-data-dir={folder}",
             *how,
-            f"http://127.0.0.1:{client.port}/#a%20red%20circle",
+            f"http://127.0.0.1:{client.port}/?token={TOKEN}#a%20red%20circle",
         ],
         capture_output=True,
         text=True,
@@ -213,7 +323,7 @@ def test_a_browser_shows_what_was_found(client, library, tmp_path):
     """The page runs, asks for the words behind its #, and lists the pictures with their scores, for the eye too."""
     page = browse(client, tmp_path, "--dump-dom")
     answer = client.found(words("a red circle"), JSON)[1]["found"]
-    shown = re.findall(r'<img src="/thumbnail/(\d+)"', page)
+    shown = re.findall(rf'<img src="/thumbnail/(\d+)\?token={TOKEN}"', page)
     assert shown == [str(hit["row"]) for hit in answer]
     assert f"{answer[0]['score']:.3f}" in page and "After tuning" in page
 
@@ -223,4 +333,17 @@ def test_a_browser_shows_what_was_found(client, library, tmp_path):
     for hit in answer[:4]:  # the first row of the page has the colours of its pictures
         picture = load_image(library.path(hit["row"]))
         wanted = picture.getpixel((picture.width // 2, picture.height // 2))
-        assert any(max(abs(a - b) for a, b in zip(colour, wanted, strict=True)) < 12 for colour in colours)
+        assert any(close(colour, wanted) for colour in colours)
+
+    browse(client, tmp_path, f"--screenshot={tmp_path / 'narrow.png'}", "--window-size=400,900")
+    with Image.open(tmp_path / "narrow.png") as file:
+        narrow = file.convert("RGB")
+    middles = [load_image(library.path(hit["row"])).getpixel((48, 48)) for hit in answer[:2]]
+    assert any(  # the two best stand side by side on a telephone
+        all(close(narrow.getpixel((x, y)), wanted) for x, wanted in zip((100, 286), middles, strict=True))
+        for y in range(150, 450)
+    )
+
+
+def close(colour, wanted):
+    return max(abs(a - b) for a, b in zip(colour, wanted, strict=True)) < 12

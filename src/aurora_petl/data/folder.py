@@ -47,6 +47,7 @@ class _Table:
     path: Path
     files: Files
     name: str
+    absent: list[str] | None = None  # takes the media that are missing, which are a problem otherwise
 
     def __post_init__(self) -> None:
         self.where = f"{self.path.name}/{self.name}"
@@ -70,7 +71,9 @@ class _Table:
             place = self._place(made.image, self.held)
             if place is None and "clip" in row:
                 place = self._place(made.image, self.folders)
-            if place is None:
+            if place is None and self.absent is not None:
+                self.absent.append(made.image)
+            elif place is None:
                 self._missing(line, "clip" if "clip" in row else "picture", made.image)
             else:
                 yield made if place == made.image else replace(made, image=place)
@@ -145,19 +148,22 @@ class _Table:
     def settle(self, rows: list[Row]) -> list[Row]:
         """The rows with their splits, if nothing is wrong."""
         refuse(self.problems)
+        if not rows and self.absent:
+            return rows
         if not rows:
             raise AuroraError(f"{self.where} holds no rows")
         return _with_splits(rows, self.where)
 
 
 def read_folder(
-    path: str | Path, rows_file: str | None = None, broken: str = "stop"
+    path: str | Path, rows_file: str | None = None, broken: str = "stop", absent: list[str] | None = None
 ) -> ImageTextDataset | QuestionDataset:
     """Read and check the captions or questions of a folder or tar; pictures and clips are looked up, not decoded.
 
     Args:
         rows_file: the file with the rows, if it is none of ``ROW_FILES`` or not the first of those there.
         broken: what `Dataset.check` does with what does not decode.
+        absent: takes the names of media that are missing, whose rows are then left out; None: they are refused.
 
     Raises:
         AuroraError: with the first few wrong rows and how many there are.
@@ -177,7 +183,7 @@ def read_folder(
             f"{path} has no {short(chosen) if chosen else _choices()}; it holds {len(held):,} files"
             + (f", of which {brief(near[0])} may be meant: rename it" if near else "")
         )
-    table = _Table(path, files, chosen)
+    table = _Table(path, files, chosen, absent)
     return _questions(table, broken) if PurePosixPath(chosen).name.startswith("questions") else _captions(table, broken)
 
 

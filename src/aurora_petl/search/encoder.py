@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ..backbones import Backbone, load_backbone
+from ..backbones.base import embedded_models
 from ..data.media import EvalTransform
+from ..devices import choose
 from ..errors import AuroraError
 from ..evaluation.features import tokenize
 from ..recipe import load_recipe
@@ -21,14 +23,14 @@ TUNED, UNTUNED = "tuned", "untuned"
 
 
 class Encoder:
-    """A backbone in evaluation mode, on the GPU if there is one.
+    """A backbone in evaluation mode, on the device that `devices.choose` gives.
 
     Args:
         beta: weight of the ITC similarity beside the match logit in a reranked score, as the model's recipe has it.
     """
 
     def __init__(self, backbone: Backbone, max_tokens: int, beta: float = 0.0) -> None:
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = choose()
         self.backbone, self.max_tokens, self.beta = backbone, max_tokens, beta
         self.backbone.module.to(self.device).eval()
         self.transform = EvalTransform(backbone.image_size)
@@ -74,9 +76,15 @@ class Encoder:
         return tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
 
 
+def model_folder(model: str) -> Path | None:
+    """The folder of a model, if it has one that is not the package's own."""
+    return Path(model) if model not in embedded_models() and Path(model).is_dir() else None
+
+
 def views_of(model: str) -> tuple[str, ...]:
     """The forms in which ``model`` can be asked: a finished run's tuned and untuned, any other model's untuned."""
-    return (TUNED, UNTUNED) if (Path(model) / "recipe.yaml").is_file() else (UNTUNED,)
+    folder = model_folder(model)
+    return (TUNED, UNTUNED) if folder and (folder / "recipe.yaml").is_file() else (UNTUNED,)
 
 
 def load_encoder(model: str, view: str) -> Encoder:

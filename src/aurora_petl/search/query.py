@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ..data.media import load_image
-from ..errors import AuroraError
+from ..errors import AuroraError, short
 from ..evaluation.candidates import Nearest
-from .index import Library
+from .library import Library
 
 MATCH_BATCH = 32
 
@@ -51,15 +52,16 @@ class Searcher:
         return f"ITM match logit{more} of the {max(rerank, k)} best by ITC"
 
     def search(self, query: str | Image.Image, k: int = 10, *, texts: bool = False, rerank: int = 0) -> list[Found]:
-        """The ``k`` best pictures, or captions if ``texts``, for words or a picture, best first.
+        """The ``k`` best pictures, or captions if ``texts``, for words or a picture, best first. Pictures whose files
+        are gone are left out and noted in the library's ``gone``.
 
         Args:
             rerank: this many candidates, at least ``k``, are ordered as evaluation orders them: by ITM match logit +
                 beta * similarity, beta of the model's recipe; 0 leaves them to ITC.
 
         Raises:
-            AuroraError: if the query is empty, ``k`` or ``rerank`` wrong, or two pictures or two texts would have to be
-                matched.
+            AuroraError: if the query is empty or no UTF-8, ``k`` or ``rerank`` wrong, two pictures or two texts would
+                have to be matched, or none of the pictures is there any more.
         """
         if k < 1:
             raise AuroraError(f"-k is {k}; it must be at least 1")
@@ -67,6 +69,11 @@ class Searcher:
             raise AuroraError(f"--rerank is {rerank}; it must be at least 0")
         if isinstance(query, str) and not query.strip():
             raise AuroraError("the query is empty; say what to look for, or give a picture")
+        if isinstance(query, str):
+            try:
+                query.encode()
+            except UnicodeEncodeError as error:
+                raise AuroraError(f"the query {short(query)} is not UTF-8; write it anew") from error
         if isinstance(query, str) and texts:
             raise AuroraError("captions are found by a picture; give one with --image")
         if rerank and not isinstance(query, str) and not texts:
@@ -77,12 +84,27 @@ class Searcher:
                 feature = self.encoder.texts([query])
             else:
                 feature = self.encoder.pictures(self.encoder.transform(query)[None])
-            scores, rows = nearest.search(feature, max(k, rerank) if rerank else k)
-            pairs = [(int(row), float(score)) for row, score in zip(rows[0], scores[0], strict=True) if row >= 0]
+            pairs = self._best(nearest, feature, max(k, rerank) if rerank else k, texts)
             if rerank:
                 pairs = self._rerank(query, pairs)
-        held = self.library.texts if texts else [picture.path for picture in self.library.pictures]
-        return [Found(row, score, held[row]) for row, score in pairs[:k]]
+        if texts:
+            return [Found(row, score, self.library.texts[row]) for row, score in pairs[:k]]
+        return [Found(row, score, self.library.pictures[row].path) for row, score in pairs[:k]]
+
+    def _best(self, nearest: Nearest, feature: Tensor, want: int, texts: bool) -> list[tuple[int, float]]:
+        """Rows and scores of the best captions, or of the best pictures that are still there."""
+        total = len(self.library.texts if texts else self.library.pictures)
+        count = want
+        while True:
+            scores, rows = nearest.search(feature, min(count, total))
+            pairs = [(int(row), float(score)) for row, score in zip(rows[0], scores[0], strict=True) if row >= 0]
+            there = pairs if texts else [pair for pair in pairs if self.library.has(pair[0])]
+            if len(there) >= want or count >= total:
+                break
+            count *= 4
+        if not there and pairs:
+            raise AuroraError(f"{self.library.folder} holds none of the pictures any more; put them back")
+        return there[:want]
 
     @cached_property
     def _texts(self) -> Nearest:
@@ -110,7 +132,7 @@ class Searcher:
         Raises:
             AuroraError: if it is not the file that was indexed.
         """
-        return load_image(self.library.path(row))
+        return load_image(self.library.content(row), self.library.pictures[row].path)
 
 
 def find_index(named: Path | None) -> Path:

@@ -10,7 +10,9 @@ from PIL import Image, ImageDraw, ImageOps
 from ..files import whole
 from ..report import _font, _wrap
 
-_SIDE, _GAP, _LINE, _COLUMNS = 160, 12, 18, 5
+MOST = 1000  # pictures or captions of a sheet
+SIDE = 160  # pixels
+_GAP, _LINE, _COLUMNS = 12, 18, 5
 _INK, _PALE, _EDGE = (25, 25, 25), (120, 120, 120), (205, 205, 205)
 
 
@@ -26,9 +28,9 @@ def contact_sheet(
     small, bold = _font(12), _font(15, bold=True)
     pictures = bool(found) and found[0][0] is not None
     columns = max(3, min(_COLUMNS, len(found))) if pictures else _COLUMNS
-    width = _GAP + columns * (_SIDE + _GAP)
-    head = _GAP + (_SIDE if isinstance(query, Image.Image) else _LINE) + 6 + _LINE + _GAP
-    cell = _SIDE + _GAP + 2 * _LINE if pictures else _LINE + 6
+    width = _GAP + columns * (SIDE + _GAP)
+    head = _GAP + (SIDE if isinstance(query, Image.Image) else _LINE) + 6 + _LINE + _GAP
+    cell = SIDE + _GAP + 2 * _LINE if pictures else _LINE + 6
     rows = -(-len(found) // columns) if pictures else len(found)
     sheet = Image.new("RGB", (width, head + rows * cell + _GAP), "white")
     draw = ImageDraw.Draw(sheet)
@@ -42,14 +44,14 @@ def contact_sheet(
             line = f"{n + 1}.  {score:.3f}  {name}"
             draw.text((_GAP, head + n * cell), _wrap(line, width - 2 * _GAP, small, 1)[0], _INK, small)
             continue
-        left, top = _GAP + n % columns * (_SIDE + _GAP), head + n // columns * cell
+        left, top = _GAP + n % columns * (SIDE + _GAP), head + n // columns * cell
         _paste(sheet, draw, image, left, top)
-        draw.text((left, top + _SIDE + 4), f"{n + 1}.  {score:.3f}", _INK, _font(12, bold=True))
-        draw.text((left, top + _SIDE + 4 + _LINE), _wrap(name, _SIDE, small, 1)[0], _PALE, small)
+        draw.text((left, top + SIDE + 4), f"{n + 1}.  {score:.3f}", _INK, _font(12, bold=True))
+        draw.text((left, top + SIDE + 4 + _LINE), _wrap(name, SIDE, small, 1)[0], _PALE, small)
     with whole(path) as partial:
         sheet.save(partial, format="PNG", optimize=True)
 
 
 def _paste(sheet: Image.Image, draw: ImageDraw.ImageDraw, image: Image.Image, left: int, top: int) -> None:
-    sheet.paste(ImageOps.pad(image, (_SIDE, _SIDE), color="white"), (left, top))
-    draw.rectangle((left - 1, top - 1, left + _SIDE, top + _SIDE), outline=_EDGE)
+    sheet.paste(ImageOps.pad(image, (SIDE, SIDE), color="white"), (left, top))
+    draw.rectangle((left - 1, top - 1, left + SIDE, top + SIDE), outline=_EDGE)

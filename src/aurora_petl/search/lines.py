@@ -1,0 +1,28 @@
+"""What the command says of an update."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import one_line
+from .index import Update
+
+_SHOWN = 5  # names that a line lists
+
+
+def summary(out: Path, update: Update) -> str:
+    """An update in figures, then what was left out and why, a line each."""
+    lines = [
+        f"{out}: {update.pictures:,} pictures ({update.encoded:,} encoded now, {update.removed:,} removed), "
+        f"{update.texts:,} captions"
+    ]
+    if update.skipped:
+        lines.append(f"{len(update.skipped)} skipped; mend or remove them and run aurora index again:")
+        lines += [f"  {why}" for why in update.skipped.values()]
+    if update.others:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(update.others.items()))
+        lines.append(f"not indexed, being of kinds that cannot be read here: {kinds}; save them as JPEG or PNG")
+    if update.absent:
+        names = ", ".join(update.absent[:_SHOWN]) + (", ..." if len(update.absent) > _SHOWN else "")
+        lines.append(f"captions of {len(update.absent):,} pictures that are not there are left out: {names}")
+    return "\n".join(map(one_line, lines))
