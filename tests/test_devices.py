@@ -22,7 +22,8 @@ from aurora_petl.data.media import load_image
 from aurora_petl.evaluation import rerank as engine
 from aurora_petl.recipe import Recipe, load_recipe
 from aurora_petl.search.encoder import Encoder
-from aurora_petl.search.index import Library, build_index
+from aurora_petl.search.index import build_index
+from aurora_petl.search.library import Library
 from aurora_petl.search.query import Searcher
 from aurora_petl.tasks.base import Task
 from aurora_petl.tasks.retrieval import Retrieval, RetrievalSettings

@@ -252,7 +252,7 @@ def test_one_process_that_sees_several_gpus_trains_on_one(tmp_path, capsys):
 
 def test_figures_are_told_where_the_cache_cannot_be_written(finished, tmp_path, capsys):
     run = tmp_path / "run"
-    shutil.copytree(finished, run)
+    shutil.copytree(finished, run, ignore=shutil.ignore_patterns("features"))
     (run / "features").write_text("a file stands in the way")
     assert main(["evaluate", str(run)]) == 0
     out, err = capsys.readouterr()
