@@ -185,7 +185,9 @@ class VisionAttention(BlipAttention):
 class TextAttention(BlipTextAttention):
     """Self-attention, or cross-attention to ``encoder_hidden_states``, with the residual that follows."""
 
-    def forward(self, hidden_states, attention_mask=None, encoder_hidden_states=None, cache=None, **kwargs):
+    def forward(  # type: ignore[override]  # see `KNOWN`
+        self, hidden_states, attention_mask=None, encoder_hidden_states=None, cache=None, **kwargs
+    ):
         inner, states, meeting = self.self, encoder_hidden_states, kwargs.get("meeting") or Meeting()
         cache = _cache(cache, kwargs)
         if cache is not None or _wants_probabilities(inner.config, kwargs):
@@ -244,7 +246,7 @@ class TextLayer(BlipTextLayer):
     """transformers' layer, which drops the keyword arguments on the way to attention. ``meeting`` travels among them,
     and not by the side, so that gradient checkpointing has it again when it recomputes the layer."""
 
-    def forward(
+    def forward(  # type: ignore[override]  # see `KNOWN`
         self,
         hidden_states,
         encoder_hidden_states=None,
