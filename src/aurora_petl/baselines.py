@@ -86,7 +86,10 @@ def apply_method(backbone: Tunable, name: str, options: dict[str, Any] | None = 
     if train_heads and backbone.heads:
         options.setdefault("modules_to_save", list(backbone.heads))
     try:
-        backbone.adapter = cast(PeftModel, get_peft_model(backbone.model, method.config(**options)))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks by the old name
+            warnings.filterwarnings("ignore", "Specified to not save vera_A")  # see `METHODS`
+            backbone.adapter = cast(PeftModel, get_peft_model(backbone.model, method.config(**options)))
     except (
         TypeError,
         ValueError,
@@ -236,7 +239,8 @@ def _read_config(path: Path, method: str, kind: Method, state: Mapping[str, Tens
 
 def _peft_type(method: Method) -> str | None:
     """peft's name of a method."""
-    kind = method.config().peft_type if method.config else None
+    with _silence():
+        kind = method.config().peft_type if method.config else None
     return getattr(kind, "value", None)
 
 

@@ -16,6 +16,7 @@ from transformers import (
 from transformers.models.blip.modeling_blip_text import BlipTextLayer
 
 from aurora_petl.adapter import AuroraConfig
+from aurora_petl.backbones import checkpoint_layers
 from aurora_petl.backbones.blip import ENC, BlipBackbone
 from aurora_petl.backbones.blip_attention import (
     KNOWN,
@@ -259,7 +260,7 @@ def test_unknown_classes_are_left_alone_and_pictures_repeated(monkeypatch):
     with torch.no_grad():
         found, expected = (one.match(*words(3), states, which) for one in (backbone, reference))
     assert torch.allclose(found, expected, atol=1e-5)
-    backbone.model.train().gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_layers(backbone.model.train())
     backbone.model.enable_input_require_grads()
     backbone.match(*words(3), states, which).sum().backward()
     monkeypatch.undo()
@@ -349,7 +350,7 @@ def test_gradient_checkpointing_changes_nothing(adapter, reentrant):
         return {"logits": logits.detach()}, {name: value.clone() for name, value in gradients(model).items()}
 
     plain = run()
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    checkpoint_layers(model, reentrant)
     model.enable_input_require_grads()  # as `Trainer` and peft do for frozen models
     for found, expected in zip(run(), plain, strict=True):
         assert_same(found, expected, 1e-6)

@@ -245,3 +245,9 @@ def resolve(name_or_path: str | Path) -> str:
         f"no model {short(name)}: it is neither embedded ({', '.join(embedded_models())}), nor a folder on this "
         "machine, nor a hub id like Salesforce/blip-itm-base-coco"
     )
+
+
+def checkpoint_layers(model: Any, reentrant: bool = False) -> None:
+    """Switch on gradient checkpointing of a transformers model, under whichever of its two names it has there."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": reentrant})
