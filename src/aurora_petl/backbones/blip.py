@@ -292,7 +292,7 @@ def load(folder: Path, config: Any, name: str, task: str = "retrieval", image_si
     _check_parts(skeleton, set(stored), name, task)
     check_tokenizer_files(folder, name)
     with quiet():
-        tokenizer = _tokenizer(folder, name)
+        tokenizer = _tokenizer(folder, config, name)
         check_tokenizer(tokenizer, config, name)
         try:
             loaded, report = kind.from_pretrained(
@@ -322,9 +322,10 @@ def load(folder: Path, config: Any, name: str, task: str = "retrieval", image_si
     return backbone
 
 
-def _tokenizer(folder: Path, name: str) -> Any:
+def _tokenizer(folder: Path, config: Any, name: str) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        # without the configuration, the library would read the file anew, odd fields included
+        return AutoTokenizer.from_pretrained(str(folder), config=config, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # odd files can raise anything in the library and in its Rust core
         raise AuroraError(
             f"model {name}: its tokenizer cannot be read ({type(error).__name__}: {first_line(error)}); copy "
