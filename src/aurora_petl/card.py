@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .backbones import Tunable, embedded_models
+from .backbones import Tunable
 
 
 def adapter_card(backbone: Tunable, about: Mapping[str, Any]) -> str:
@@ -24,7 +24,7 @@ def adapter_card(backbone: Tunable, about: Mapping[str, Any]) -> str:
     lines = ["---", "library_name: peft", *([f"base_model: {base}"] if base else []), "---", "", "# Adapter", ""]
     lines += ["| | |", "|---|---|"]
     lines += [f"| {name} | {_cell(value)} |" for name, value in rows.items() if value not in (None, "", {}, [])]
-    place = f"{backbone.name}, which comes with aurora_petl" if backbone.name in embedded_models() else backbone.name
+    task = ", task='vqa'" if "QuestionAnswering" in kind else ""
     lines += [
         "",
         "## How to load it",
@@ -33,7 +33,8 @@ def adapter_card(backbone: Tunable, about: Mapping[str, Any]) -> str:
         "import aurora_petl  # tells peft of the method AURORA_PETL",
         "from peft import PeftModel",
         "",
-        f"backbone = aurora_petl.load_backbone({backbone.name!r})  # {kind} with its tokenizer; {place}",
+        f"# a {kind} and its tokenizer",
+        f"backbone = aurora_petl.load_backbone({backbone.name!r}{task}, image_size={backbone.image_size})",
         'model = PeftModel.from_pretrained(backbone.model, "this folder")',
         "```",
         "",
