@@ -3,10 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help setup demo test lint format pretrain packs bench clean
+.PHONY: help setup demo test test-versions lint format pretrain packs bench clean
 
 help:  ## show these targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
 
 setup: $(VENV)/.installed  ## make .venv with Aurora in it
 
@@ -15,6 +15,9 @@ demo: setup  ## tune the embedded model on embedded pictures, beside LoRA and fu
 
 test: lint  ## lint, then the default tests
 	$(BIN)/pytest -n 2
+
+test-versions: $(VENV)/bin/python  ## the tests with the oldest and the newest releases that pyproject.toml allows
+	$(BIN)/python tests/versions.py
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,9 +1,18 @@
 """What each method trains, and that exactly this is saved and found again."""
 
+import copy
+import errno
+import json
+import os
+import re
+import stat
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from aurora_petl.adapter import adapter_size
@@ -23,8 +32,6 @@ ADAPTER = {
     "dora": LORA + ROWS,  # a magnitude for every row
     "vera": ROWS + R * len(LAYERS),  # its two vectors a layer
 }
-# vera warns at every save and load that its projections follow from their seed
-pytestmark = pytest.mark.filterwarnings("ignore:Specified to not")
 
 
 def options(method):
@@ -187,29 +194,180 @@ def test_loading_by_an_unknown_method(tmp_path, backbone):
         load_adapter(backbone, tmp_path, "lorra")
 
 
-def refusal(folder, method):
+def refusal(folder, method, fresh=None):
     with pytest.raises(AuroraError) as caught:
-        load_adapter(load_backbone("blip-mini"), folder, method)
+        load_adapter(copy.deepcopy(fresh) if fresh else load_backbone("blip-mini"), folder, method)
     message = str(caught.value)
     assert "\n" not in message
     return message
 
 
-@pytest.mark.parametrize("method", ["aurora", "lora", "heads"])
-def test_files_that_are_broken_or_of_another_model(method, tmp_path):
+def lacking(state):
+    state.pop(max(state))
+
+
+def surplus(state):
+    state["text_decoder.bias"] = torch.zeros(3)
+
+
+def misshapen(state):
+    state[next(name for name in state if name.endswith("vision_proj.weight"))] = torch.zeros(7, 5)
+
+
+def not_a_number(state):
+    state[max(state)] = torch.full_like(state[max(state)], torch.nan)
+
+
+def whole_numbers(state):
+    state[max(state)] = torch.zeros_like(state[max(state)], dtype=torch.int32)
+
+
+WRONG_WEIGHTS = {
+    "lacking": (lacking, r"is not whole: it lacks 1 weights, .* among them"),
+    "surplus": (surplus, r"is of another model or method: 'text_decoder\.bias' has no place in blip-mini"),
+    "misshapen": (misshapen, r"is of another model than blip-mini: .*vision_proj.* is \(7, 5\), not \(128, 192\)"),
+    "not a number": (not_a_number, r"holds NaN or infinity; train anew, with a lower train\.learning_rate"),
+    "whole numbers": (whole_numbers, r"is of type torch\.int32, no weight"),
+}
+WRONG_BYTES = {
+    "empty": (b"", "is empty"),
+    "a pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "pointer of git-lfs"),
+    "no safetensors": (b"nothing of the kind" * 9, "is broken"),
+}
+
+
+@pytest.mark.parametrize("method", ["aurora", "vera", "heads"])
+def test_weights_that_do_not_fit_are_refused(method, tmp_path):
     save_adapter(shaken(method), tmp_path / "adapter")
     (file,) = (tmp_path / "adapter").glob("*.safetensors")
+    original, fresh = file.read_bytes(), load_backbone("blip-mini")
+    for change, message in WRONG_WEIGHTS.values():
+        file.write_bytes(original)
+        state = load_file(file)
+        change(state)
+        save_file(state, file)
+        assert re.fullmatch(rf"{re.escape(str(file))}:? .*{message}.*", refusal(tmp_path / "adapter", method, fresh))
+    for content, message in (*WRONG_BYTES.values(), (original[:-9], "is broken"), (original[:1000], "is broken")):
+        file.write_bytes(content)
+        assert re.fullmatch(rf"{re.escape(str(file))} .*{message}.*", refusal(tmp_path / "adapter", method, fresh))
+
+
+def test_every_single_weight_is_missed(tmp_path):
+    """Context with its bank, gates, factors, rows and heads."""
+    backbone = load_backbone("blip-mini")
+    apply_method(backbone, "aurora", {"r": 4, "core": "full", "context": "batch", "gate": "scale_shift"})
+    save_adapter(backbone, tmp_path / "adapter")
+    file = tmp_path / "adapter/adapter_model.safetensors"
     state = load_file(file)
-    name = next(name for name in state if "vision_proj" in name and "weight" in name)
-    save_file({**state, name: torch.zeros(7, 5)}, file)
-    message = refusal(tmp_path / "adapter", method)
-    assert message.startswith(f"{file} is broken or of another model than blip-mini: size mismatch for ")
-    assert "[7, 5]" in message and "[128, 192]" in message
-    file.write_bytes(file.read_bytes()[:1000])
-    assert refusal(tmp_path / "adapter", method).startswith(f"{file} is broken or of another model than blip-mini: ")
+    own = {name.rpartition(".")[2]: name for name in state}  # one of each kind
+    assert len(own) > 7 and any("bank" in name for name in own)
+    fresh = load_backbone("blip-mini")
+    for name in own.values():
+        save_file({key: value for key, value in state.items() if key != name}, file)
+        with pytest.raises(AuroraError, match=re.escape(f"lacks 1 weights, {name} ")):
+            load_adapter(copy.deepcopy(fresh), tmp_path / "adapter", "aurora")
 
 
-def test_weights_that_the_model_does_not_have(tmp_path):
-    save_file({"text_decoder.bias": torch.zeros(3)}, tmp_path / WEIGHTS)
-    message = refusal(tmp_path, "full")
-    assert message == f"{tmp_path / WEIGHTS} is of another model: text_decoder.bias has no place in blip-mini"
+def config_with(**values):
+    return lambda content: json.dumps(json.loads(content) | values)
+
+
+WRONG_CONFIGS = {
+    "empty": (lambda _: "", "not JSON"),
+    "cut": (lambda content: content[:40], "not JSON"),
+    "a list": (lambda _: "[1]", "holds a list of 1, not the configuration of an adapter"),
+    "no type": (lambda _: "{}", "the adapter is of peft type None, but the run's method is aurora"),
+    "an unknown type": (config_with(peft_type="NEWEST"), "of peft type 'NEWEST', but"),
+    "an odd type": (config_with(peft_type=[[1]]), "of peft type a list of 1, but"),
+    "another method": (config_with(peft_type="LORA"), "the adapter is of lora or dora, but the run's method is aurora"),
+    "another rank": (config_with(r=5), "is 4, not 5|is .*4.*, not .*5"),
+    "a huge rank": (config_with(r=10**9), "r is 1000000000, which no weight beside it has"),
+    "no rank": (config_with(r="x"), "no configuration of peft"),
+    "another core": (config_with(core="full"), "lambda_. has no place"),
+    "an unknown core": (config_with(core="cubic"), "no configuration of peft"),
+    "other targets": (config_with(target_modules=["qkv"]), "has no place in blip-mini"),
+    "odd targets": (config_with(target_modules=5), "does not fit blip-mini|no configuration of peft"),
+    "no such targets": (config_with(target_modules=["zzz"]), "does not fit blip-mini"),
+    "odd pattern": (config_with(target_modules="("), "does not fit blip-mini|no configuration of peft"),
+    "odd heads": (config_with(modules_to_save=7), "does not fit blip-mini|no configuration of peft"),
+    "no heads": (config_with(modules_to_save=None), "has no place in blip-mini"),
+    "another base": (
+        config_with(base_model_name_or_path="Salesforce/blip-itm-base-coco"),
+        "was trained on 'Salesforce/blip-itm-base-coco', not on blip-mini",
+    ),
+}
+
+
+def test_configurations_that_do_not_fit_are_refused(tmp_path, recwarn):
+    save_adapter(shaken("aurora"), tmp_path / "adapter")
+    file, fresh = tmp_path / "adapter/adapter_config.json", load_backbone("blip-mini")
+    original = file.read_text()
+    for case, (change, message) in WRONG_CONFIGS.items():
+        file.write_text(change(original))
+        with pytest.raises(AuroraError) as caught:
+            load_adapter(copy.deepcopy(fresh), tmp_path / "adapter", "aurora")
+        assert re.search(message, str(caught.value)), (case, str(caught.value))
+        assert "\n" not in str(caught.value) and str(tmp_path / "adapter") in str(caught.value), case
+    file.unlink()
+    assert "adapter_config.json cannot be read" in refusal(tmp_path / "adapter", "aurora")
+    assert not [str(warning.message) for warning in recwarn]
+
+
+@pytest.mark.filterwarnings("ignore:Specified to not")  # peft's own loading
+@pytest.mark.parametrize("method", ADAPTER)
+def test_peft_loads_it_to_the_same_model(method, tmp_path, backbone):
+    save_adapter(shaken(method), tmp_path / "adapter")
+    theirs = load_backbone("blip-mini")
+    theirs.adapter = PeftModel.from_pretrained(theirs.model, str(tmp_path / "adapter"))
+    load_adapter(backbone, tmp_path / "adapter", method)
+    assert torch.equal(outputs(backbone), outputs(theirs))
+
+
+# The card
+
+
+def test_the_card_says_what_was_trained_and_how_to_load_it(tmp_path, backbone):
+    apply_method(backbone, "aurora", options("aurora"))
+    about = {"data": "photos|2", "method": "aurora", "options": {"r": R, "gate": "released"}, "left out": None}
+    save_adapter(backbone, tmp_path / "adapter", about)
+    card = (tmp_path / "adapter/README.md").read_text()
+    assert "More Information Needed" not in card and "left out" not in card and "license" not in card.lower()
+    for row in ("| model | blip-mini |", r"| data | photos\|2 |", f"| options | r={R}, gate=released |"):
+        assert row in card.splitlines()
+    every = sum(weight.numel() for weight in trainable(backbone).values())
+    assert f"| weights that train | {every:,}, {HEADS:,} of them in vision_proj, text_proj" in card
+    assert "KeyError: 'AURORA_PETL'" in card and "pip install ." in card
+    code = card.split("```python")[1].split("```")[0].replace("this folder", str(tmp_path / "adapter"))
+    names = {}
+    exec(code, names)  # what the card tells a reader to run
+    assert any("aurora_" in name for name, _ in names["model"].named_parameters())
+
+
+# A full disk
+
+
+@pytest.mark.parametrize(("method", "writer"), [("aurora", "peft.peft_model.safe_save_file"), ("heads", "save_file")])
+def test_a_full_disk_leaves_nothing_half_written(method, writer, tmp_path, monkeypatch):
+    backbone = shaken(method)
+    (tmp_path / "other").mkdir()
+
+    def full(tensors, path, *_, **__):
+        Path(path).write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(writer if "." in writer else f"aurora_petl.baselines.{writer}", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        save_adapter(backbone, tmp_path / "adapter")
+    assert caught.value.errno == errno.ENOSPC and str(tmp_path / "adapter") in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_files_have_the_permissions_of_the_umask(tmp_path, backbone):
+    before = os.umask(0o022)
+    try:
+        apply_method(backbone, "aurora", options("aurora"))
+        save_adapter(backbone, tmp_path / "adapter")
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "adapter").iterdir()}
+    assert modes == {0o644} and stat.S_IMODE((tmp_path / "adapter").stat().st_mode) == 0o755

@@ -1,30 +1,38 @@
 """Ways to tune a backbone, by name: Aurora, any peft method beside it, heads only, full fine-tuning.
 
-A new one is one `Method` here. Methods of peft train the heads through ``modules_to_save``.
+A new one is one `Method` here. Methods of peft train the heads through ``modules_to_save``. What a method trained is
+saved as peft's files, else as one safetensors file. peft itself loads what it finds: it warns of a missing weight and
+goes on with a half-tuned model. `load_adapter` takes exactly the weights that the method has, or none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import peft
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .adapter import AuroraConfig
 from .adapter.fusion import additions
 from .adapter.model import TARGET_MODULES
-from .backbones import Tunable
+from .backbones import Tunable, embedded_models
+from .card import adapter_card
 from .errors import AuroraError, first_line, short
-from .files import as_os_error, whole_folder
+from .files import as_os_error, open_tensors, read_json, whole_folder
 from .method_options import typed_options
 
 WEIGHTS = "trained.safetensors"  # of methods that are not peft's
+PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+MEND = "copy the run's folder again, or train anew"
 
 
 @dataclass(frozen=True)
@@ -66,20 +74,22 @@ def apply_method(backbone: Tunable, name: str, options: dict[str, Any] | None = 
     if method.config is None:
         if options:
             raise AuroraError(f"method {name} takes no method_options, got {short(', '.join(options))[1:-1]}")
+        if method.trains == "heads" and not backbone.heads:
+            raise AuroraError(f"method heads: {backbone.name} has no heads for its task; choose another method")
         for weight in backbone.parameters():
-            weight.requires_grad_(method.trains == "everything")
-        if method.trains == "heads":
-            if not backbone.heads:
-                raise AuroraError(f"method heads: {backbone.name} has no heads for its task; choose another method")
-            for head in _heads(backbone):
-                head.requires_grad_(True)
+            weight.requires_grad_(False)
+        for weight in trained_weights(backbone, method).values():
+            weight.requires_grad_(True)
         return
     options = typed_options(name, method.config, options)
     options.setdefault("target_modules", TARGET_MODULES.get(backbone.model.config.model_type))
     if train_heads and backbone.heads:
         options.setdefault("modules_to_save", list(backbone.heads))
     try:
-        backbone.adapter = cast(PeftModel, get_peft_model(backbone.model, method.config(**options)))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks by the old name
+            warnings.filterwarnings("ignore", "Specified to not save vera_A")  # see `METHODS`
+            backbone.adapter = cast(PeftModel, get_peft_model(backbone.model, method.config(**options)))
     except (
         TypeError,
         ValueError,
@@ -103,23 +113,33 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-def _heads(backbone: Tunable) -> list[nn.Module]:
-    return [backbone.model.get_submodule(name) for name in backbone.heads]
+def trained_weights(backbone: Tunable, method: Method) -> dict[str, nn.Parameter]:
+    """The model's own weights that a method without a peft configuration trains, by name."""
+    heads = tuple(f"{head}." for head in backbone.heads)
+    return {
+        name: weight
+        for name, weight in backbone.model.named_parameters()
+        if method.trains == "everything" or (method.trains == "heads" and name.startswith(heads))
+    }
 
 
-def save_adapter(backbone: Tunable, folder: Path) -> None:
-    """Write what was trained to ``folder``: peft's files for its methods, else one safetensors file. Atomic: the
-    folder appears whole.
+def save_adapter(backbone: Tunable, folder: Path, about: Mapping[str, Any] | None = None) -> None:
+    """Write what was trained to ``folder``, which appears whole or not at all.
+
+    Args:
+        about: what the card beside peft's files says of the training, by heading: data, method, options.
 
     Raises:
         AuroraError: if ``folder`` exists.
+        OSError: if there is no room or no right to write.
     """
     if folder.exists():
         raise AuroraError(f"{folder} exists already")
     with whole_folder(folder) as partial, as_os_error(folder):
         if backbone.adapter is not None:
-            # otherwise peft asks the hub whether the vocabulary grew
-            backbone.adapter.save_pretrained(str(partial), save_embedding_layers=False)
+            with _silence():  # otherwise peft asks the hub whether the vocabulary grew
+                backbone.adapter.save_pretrained(str(partial), save_embedding_layers=False)
+            (partial / "README.md").write_text(adapter_card(backbone, about or {}), encoding="utf-8")
         else:
             save_file(_trained(backbone), partial / WEIGHTS)
 
@@ -141,23 +161,102 @@ def load_adapter(backbone: Tunable, folder: Path, method: str) -> None:
     """Put what `save_adapter` wrote back into a freshly loaded backbone, frozen.
 
     Raises:
-        AuroraError: if files are missing, broken or of another model.
+        AuroraError: if files are missing or broken, if they are of another method or model, or if a weight is missing,
+            surplus, of another shape or not finite.
     """
-    config = find_method(method).config
-    wanted = folder / ("adapter_model.safetensors" if config else WEIGHTS)
-    if not wanted.is_file():
-        raise AuroraError(f"{folder} has no {wanted.name}; the run did not finish, continue it with --resume")
-    try:
-        if config is not None:
-            backbone.adapter = PeftModel.from_pretrained(backbone.model, str(folder))
-            return
+    kind = find_method(method)
+    file = folder / (PEFT_WEIGHTS if kind.config else WEIGHTS)
+    if not file.exists():
+        raise AuroraError(f"{folder} has no {file.name}; the run did not finish, continue it with --resume")
+    with open_tensors(file, mend=MEND) as opened:
+        state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    for key, value in state.items():
+        if not value.is_floating_point():
+            raise AuroraError(f"{file}: {short(key)} is of type {value.dtype}, no weight; {MEND}")
+        if not value.isfinite().all():
+            raise AuroraError(
+                f"{file}: {short(key)} holds NaN or infinity; train anew, with a lower train.learning_rate"
+            )
+    if kind.config is None:
         backbone.model.requires_grad_(False)
-        unexpected = backbone.model.load_state_dict(load_file(wanted), strict=False).unexpected_keys
-    except (RuntimeError, SafetensorError) as error:
-        last = str(error).strip().splitlines()[-1].strip()
-        raise AuroraError(f"{wanted} is broken or of another model than {backbone.name}: {last}") from error
-    if unexpected:
-        raise AuroraError(f"{wanted} is of another model: {unexpected[0]} has no place in {backbone.name}")
+        own = trained_weights(backbone, kind)
+        _compare(state, own, file, backbone.name)
+        with torch.no_grad():
+            for key, weight in own.items():
+                weight.copy_(state[key])
+        return
+    config = _read_config(folder / PEFT_CONFIG, method, kind, state, backbone.name)
+    with _silence():
+        try:
+            adapter = PeftModel(backbone.model, config)
+        except Exception as error:  # an odd configuration can raise anything in peft
+            raise AuroraError(
+                f"{folder / PEFT_CONFIG} does not fit {backbone.name}: {first_line(error)}; {MEND}"
+            ) from error
+        _compare(state, get_peft_model_state_dict(adapter, save_embedding_layers=False), file, backbone.name)
+        set_peft_model_state_dict(adapter, state)
+    adapter.requires_grad_(False)
+    backbone.adapter = adapter.eval()
+
+
+def _compare(state: Mapping[str, Tensor], own: Mapping[str, Tensor], file: Path, name: str) -> None:
+    if surplus := sorted(state.keys() - own.keys()):
+        raise AuroraError(f"{file} is of another model or method: {short(surplus[0], 200)} has no place in {name}")
+    if missing := sorted(own.keys() - state.keys()):
+        raise AuroraError(f"{file} is not whole: it lacks {len(missing)} weights, {missing[0]} among them; {MEND}")
+    for key, value in state.items():
+        if value.shape != own[key].shape:
+            raise AuroraError(
+                f"{file} is of another model than {name}: {key} is {tuple(value.shape)}, not {tuple(own[key].shape)}"
+            )
+
+
+def _read_config(path: Path, method: str, kind: Method, state: Mapping[str, Tensor], name: str) -> PeftConfig:
+    """A saved peft configuration, of the method and of the size of the weights beside it."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise AuroraError(f"{path} holds {short(content)}, not the configuration of an adapter; {MEND}")
+    wanted, given = _peft_type(kind), content.get("peft_type")
+    if given != wanted:
+        made = [other for other, way in METHODS.items() if _peft_type(way) == given is not None]
+        of = " or ".join(made) or f"peft type {short(given)}"
+        raise AuroraError(f"{path}: the adapter is of {of}, but the run's method is {method}; {MEND}")
+    try:
+        with _silence():
+            config: Any = PeftConfig.from_pretrained(str(path.parent))
+    except Exception as error:  # odd values can raise anything in peft
+        raise AuroraError(f"{path} is no configuration of peft: {first_line(error)}; {MEND}") from error
+    widest = max((size for value in state.values() for size in value.shape), default=0)
+    for rank in (config.r, *(getattr(config, "rank_pattern", None) or {}).values()):
+        if not isinstance(rank, int) or not 0 < rank <= widest:  # before memory is taken for it
+            raise AuroraError(f"{path}: r is {short(rank)}, which no weight beside it has; {MEND}")
+    trained_on = config.base_model_name_or_path
+    if trained_on != name and _is_published(trained_on) and _is_published(name):
+        raise AuroraError(f"{path}: the adapter was trained on {short(trained_on)}, not on {name}; set model to that")
+    config.inference_mode = True
+    return config
+
+
+def _peft_type(method: Method) -> str | None:
+    """peft's name of a method."""
+    with _silence():
+        kind = method.config().peft_type if method.config else None
+    return getattr(kind, "value", None)
+
+
+def _is_published(name: object) -> bool:
+    """Whether a model's name says which model it is, as those of folders do not: they move."""
+    if not isinstance(name, str):
+        return False
+    return name in embedded_models() or (name.count("/") == 1 and not name.startswith(".") and not Path(name).exists())
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Without peft's warnings: what they say is compared here, or follows from how methods are saved."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def is_head(backbone: Tunable, name: str) -> bool:

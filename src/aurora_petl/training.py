@@ -20,7 +20,7 @@ import torch
 from transformers import TrainerCallback
 
 from . import checkpoints, distributed
-from .backbones import Tunable, load_backbone
+from .backbones import Tunable, checkpoint_layers, load_backbone
 from .baselines import apply_method, find_method, load_adapter, save_adapter, weight_counts
 from .checks import check as check_recipe
 from .data import load_dataset
@@ -100,9 +100,7 @@ def _model(recipe: Recipe, dataset: Rows) -> tuple[Tunable, Task]:
             )
         kind.fit_settings(settings, batch, examples)
         if recipe.train.gradient_checkpointing:
-            model = backbone.model  # newer transformers have another name for it
-            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
+            checkpoint_layers(backbone.model)
     backbone.module.to(choose())  # only now: a seed draws the same adapter on every device
     return backbone, kind(backbone, settings)
 
@@ -204,7 +202,8 @@ def _write(run: Run, test: Rows, before: tuple[Any, ...], metrics: dict[str, flo
     folder, recipe = run.folder, run.recipe
     if (folder / ADAPTER).exists():
         shutil.rmtree(folder / ADAPTER)  # of a run that was killed while it wrote its results
-    save_adapter(run.backbone, folder / ADAPTER)
+    about = {"data": Path(recipe.data).name, "method": recipe.method, "options": recipe.method_options}
+    save_adapter(run.backbone, folder / ADAPTER, about)
     run.metrics["test"] = metrics
     for name, others in run.task.other_metrics(*found).items():
         run.metrics[f"test_{name.lower().replace(' ', '_')}"] = others

@@ -12,6 +12,7 @@ from transformers import BlipConfig, BlipForImageTextRetrieval, BlipForQuestionA
 
 from aurora_petl.adapter import AuroraConfig, AuroraContext, AuroraGate, adapter_size, fusion_size
 from aurora_petl.adapter.fusion import BANK, PASS, additions
+from aurora_petl.backbones import checkpoint_layers
 from aurora_petl.backbones.blip_attention import use_sdpa
 
 from .tiny import aurora_config, blip_config
@@ -220,7 +221,7 @@ def test_gradient_checkpointing():
     grads = []
     for on in (False, True):
         if on:
-            model.base_model.model.activation_checkpointing_enable({"use_reentrant": False})
+            checkpoint_layers(model.base_model.model)
             model.base_model.model.disable_input_require_grads()
             assert model.text_encoder.encoder.layer[0].gradient_checkpointing
         model.zero_grad()

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from aurora_petl.adapter import AuroraConfig, AuroraLinear, adapter_size
+from aurora_petl.backbones import checkpoint_layers
 
 from .tiny import SPLIT, Net, aurora_config, blip_config
 
@@ -300,7 +301,7 @@ def test_gradient_checkpointing_of_blip(blip, pair):
     grads = []
     for on in (False, True):
         if on:
-            blip.activation_checkpointing_enable({"use_reentrant": False})
+            checkpoint_layers(blip)
             blip.disable_input_require_grads()  # BLIP adds to its embeddings in place
             assert blip.vision_model.encoder.gradient_checkpointing
         model.zero_grad()

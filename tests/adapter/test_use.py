@@ -10,6 +10,7 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, Trainer, TrainingArguments
 
 from aurora_petl.adapter import AuroraConfig
+from aurora_petl.backbones import checkpoint_layers
 
 from .tiny import SPLIT, Net, aurora_config
 
@@ -172,9 +173,6 @@ def test_inside_another_module(tmp_path, net):
     assert torch.equal(other["inner"](X), outer["inner"](X))
 
 
-@pytest.mark.filterwarnings(
-    "ignore:`gradient_checkpointing_enable`:FutureWarning"
-)  # its newer name is tested with BLIP
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_of_clip(reentrant):
     small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
@@ -188,7 +186,7 @@ def test_gradient_checkpointing_of_clip(reentrant):
     grads = []
     for on in (False, True):
         if on:
-            clip.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+            checkpoint_layers(clip, reentrant)
             clip.enable_input_require_grads()
         model.zero_grad()
         model(**batch, return_loss=True).loss.backward()

@@ -11,13 +11,23 @@ from transformers import (
     BlipForConditionalGeneration,
     BlipForImageTextRetrieval,
     BlipForQuestionAnswering,
+    DynamicCache,
 )
 from transformers.models.blip.modeling_blip_text import BlipTextLayer
 
 from aurora_petl.adapter import AuroraConfig
-from aurora_petl.backbones import blip_attention
+from aurora_petl.backbones import checkpoint_layers
 from aurora_petl.backbones.blip import ENC, BlipBackbone
-from aurora_petl.backbones.blip_attention import REPLACED, Meeting, attend, share, use_sdpa
+from aurora_petl.backbones.blip_attention import (
+    KNOWN,
+    REPLACED,
+    Meeting,
+    TextEmbeddings,
+    _is_known,
+    attend,
+    share,
+    use_sdpa,
+)
 from aurora_petl.tasks.retrieval import Retrieval
 
 TOKENS = 9
@@ -220,23 +230,49 @@ def test_generation_with_a_cache_equals_transformers():
         assert torch.equal(theirs, ours)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_a_cache_is_taken_by_its_old_name_and_its_new_one(name):
+    theirs, ours = both(BlipForConditionalGeneration)
+    part, states, caches = "text_decoder.bert.encoder.layer.0", torch.randn(2, 3, 64), [DynamicCache(), DynamicCache()]
+    for _ in range(2):  # the second time, three tokens more are read from the cache
+        expected = theirs.get_submodule(f"{part}.attention")(states, None, None, caches[0])[0]
+        found = ours.get_submodule(f"{part}.attention")(states, **{name: caches[1]})[0]
+        assert torch.allclose(found, expected, atol=1e-5)
+    ours.get_submodule(part)(states, **{name: caches[1]})
+    assert [cache.get_seq_length() for cache in caches] == [6, 9]
+
+
+@pytest.mark.parametrize("theirs", KNOWN, ids=lambda theirs: theirs.__name__)
+def test_the_installed_transformers_is_called_as_known(theirs):
+    """Where this fails, users of that release would get a warning and the slow attention: adapt `blip_attention`."""
+    assert _is_known(theirs)
+
+
 def test_unknown_classes_are_left_alone_and_pictures_repeated(monkeypatch):
     reference = BlipBackbone(made(BlipForImageTextRetrieval), None, "tiny")
-    monkeypatch.setitem(blip_attention.REPLACED, BlipTextLayer, OtherLayer)
+    monkeypatch.setitem(KNOWN, BlipTextLayer, ["hidden_states", "something_new"])
     with pytest.warns(UserWarning, match="BlipTextLayer of transformers .* is not as known here"):
         backbone = BlipBackbone(made(BlipForImageTextRetrieval), None, "tiny")
-    assert not backbone.shares and not {type(m) for m in backbone.model.modules()} & set(REPLACED.values())
+    kinds = {type(module) for module in backbone.model.modules()}
+    assert not backbone.shares and kinds & set(REPLACED.values()) == {TextEmbeddings}
     which, states = torch.tensor([1, 0, 1]), torch.randn(2, 17, 64)
     with torch.no_grad():
         found, expected = (one.match(*words(3), states, which) for one in (backbone, reference))
     assert torch.allclose(found, expected, atol=1e-5)
+    checkpoint_layers(backbone.model.train())
+    backbone.model.enable_input_require_grads()
+    backbone.match(*words(3), states, which).sum().backward()
+    monkeypatch.undo()
     with pytest.warns(UserWarning, match="BlipAttention"):
         assert not use_sdpa(torch.nn.Linear(1, 1))
 
 
-class OtherLayer(BlipTextLayer):
-    def forward(self, hidden_states, something_new, **kwargs):
-        raise NotImplementedError
+def test_an_order_of_parameters_that_is_not_known_is_noticed(monkeypatch):
+    """As up to transformers 5.3, whose layers are called by place with the mask first."""
+    order = ["hidden_states", "attention_mask", "encoder_hidden_states", "encoder_attention_mask", "cache"]
+    monkeypatch.setitem(KNOWN, BlipTextLayer, order)
+    assert not _is_known(BlipTextLayer)
 
 
 # Shared pictures
@@ -314,7 +350,7 @@ def test_gradient_checkpointing_changes_nothing(adapter, reentrant):
         return {"logits": logits.detach()}, {name: value.clone() for name, value in gradients(model).items()}
 
     plain = run()
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    checkpoint_layers(model, reentrant)
     model.enable_input_require_grads()  # as `Trainer` and peft do for frozen models
     for found, expected in zip(run(), plain, strict=True):
         assert_same(found, expected, 1e-6)

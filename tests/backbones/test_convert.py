@@ -1,14 +1,18 @@
 """Original checkpoints to model folders: the same numbers, every key accounted for, one line for a wrong file."""
 
+import errno
 import json
+import os
 import shutil
+import stat
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
     BlipConfig,
@@ -261,7 +265,7 @@ def test_a_model_without_momentum_cannot_start_from_it(backbone):
 @torch.no_grad()
 def test_hub_configurations_are_put_right(done, states):
     """As transformers has BLIP by default: 8 heads for texts, vision epsilon 1e-5."""
-    path = str(done["retrieval"].folder)
+    path = done["retrieval"].folder
     config = BlipConfig.from_pretrained(path)
     config.text_config.num_attention_heads, config.vision_config.layer_norm_eps = 8, 1e-5
     backbone = blip.load(path, config, "Salesforce/blip-itm-base-coco")
@@ -343,7 +347,49 @@ def without_a_queue(state) -> None:
     del state["text_queue"]
 
 
+def a_far_layer(state) -> None:
+    state["text_encoder.encoder.layer.999999999.output.dense.bias"] = torch.zeros(128)
+
+
+def not_a_number(state) -> None:
+    state["itm_head.bias"][1] = torch.nan
+
+
+def sparse(state) -> None:
+    state["itm_head.weight"] = torch.zeros(2, 128).to_sparse()
+
+
+def on_meta(state) -> None:
+    state["itm_head.weight"] = torch.zeros(2, 128, device="meta")
+
+
+def quantised(state) -> None:
+    state["itm_head.weight"] = torch.quantize_per_tensor(torch.zeros(2, 128), 0.1, 0, torch.qint8)
+
+
+def a_number_for_a_name(state) -> None:
+    state[7] = torch.zeros(1)
+
+
+def a_long_name(state) -> None:
+    state["x\n" * 10_000] = torch.zeros(1)
+
+
+def of_no_size(state) -> None:
+    state["visual_encoder.patch_embed.proj.weight"] = torch.zeros(192, 3, 0, 0)
+
+
 BAD = {
+    "a pointer": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "pointer of git-lfs"),
+    "a folder": (lambda path: path.mkdir(), "cannot be read: Is a directory"),
+    "a far layer": (saved(a_far_layer), "not whole: of the layers .* before 999999999 are missing"),
+    "NaN": (saved(not_a_number), "itm_head.bias holds NaN or infinity"),
+    "sparse": (saved(sparse), "itm_head.weight is no plain tensor"),
+    "on no device": (saved(on_meta), "itm_head.weight is no plain tensor"),
+    "quantised": (saved(quantised), "itm_head.weight is no plain tensor|no file of torch.save"),
+    "a number for a name": (saved(a_number_for_a_name), "7 among its weights is no tensor"),
+    "a long name": (saved(a_long_name), "1 keys have no place"),
+    "of no size": (saved(of_no_size), "weights of no size"),
     "no file": (lambda path: None, "no such file"),
     "a text": (lambda path: path.write_text("hello"), "no file of torch.save"),
     "empty": (lambda path: path.write_bytes(b""), "no file of torch.save"),
@@ -391,20 +437,40 @@ def test_wrong_uses_are_one_line(files, done, tmp_path, capsys):
     assert "--out" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def test_a_conversion_that_fails_leaves_no_folder(files, tmp_path, monkeypatch):
+@pytest.mark.parametrize("writer", ["save_file", "_save_preprocessing"])
+def test_a_full_disk_is_one_line_and_leaves_no_folder(writer, files, tmp_path, monkeypatch, capsys):
     def full(*args, **kwargs):
-        raise OSError("no space left")
+        if writer == "_save_preprocessing":
+            raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "model"))
+        Path(args[1]).write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("aurora_petl.backbones.convert._save_preprocessing", full)
-    (tmp_path / "model.part").mkdir()  # of an earlier one that was killed
-    (tmp_path / "model.part/old").write_text("")
-    with pytest.raises(OSError, match="no space"):
-        convert(files["vqa"], tmp_path / "model")
+    monkeypatch.setattr(f"aurora_petl.backbones.convert.{writer}", full)
+    assert main(["convert", str(files["vqa"]), "--out", str(tmp_path / "model")]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "No space left on device" in err and str(tmp_path / "model") in err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_converted_folder_has_the_permissions_of_the_umask(files, tmp_path):
+    before = os.umask(0o027)
+    try:
+        folder = convert(files["vqa"], tmp_path / "model").folder
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o640}
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
 
 
 def test_a_broken_momentum_file_is_named(done, tmp_path):
     shutil.copytree(done["vqa"].folder, tmp_path / "model")
     (tmp_path / "model/momentum.safetensors").write_bytes(b"nothing")
     with pytest.raises(AuroraError, match=r"momentum\.safetensors is broken"):
+        read_momentum(tmp_path / "model", [], 64)
+    save_file({"image_queue": torch.zeros(3, 4)}, tmp_path / "model/momentum.safetensors")
+    with pytest.raises(AuroraError, match="has no text_queue; convert the checkpoint again"):
+        read_momentum(tmp_path / "model", [], 64)
+    queues = {"image_queue": torch.zeros(3, 4), "text_queue": torch.full((3, 4), torch.inf)}
+    save_file(queues, tmp_path / "model/momentum.safetensors")
+    with pytest.raises(AuroraError, match="text_queue holds NaN or infinity"):
         read_momentum(tmp_path / "model", [], 64)

@@ -1,5 +1,5 @@
 """Frozen vision-language models behind one interface; one file a family."""
 
-from .base import AnsweringBackbone, Backbone, Tunable, embedded_models, load_backbone
+from .base import AnsweringBackbone, Backbone, Tunable, checkpoint_layers, embedded_models, load_backbone
 
-__all__ = ["AnsweringBackbone", "Backbone", "Tunable", "embedded_models", "load_backbone"]
+__all__ = ["AnsweringBackbone", "Backbone", "Tunable", "checkpoint_layers", "embedded_models", "load_backbone"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.resources import files
@@ -10,16 +9,16 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import AuroraError
+from ..errors import AuroraError, short
+from .folder import read_config
+from .hub import CONFIG, fetch, is_hub_id
 
-# model_type of a transformers config -> module here with `load(path, config, name, task, image_size)`, and `empty`
-# without the path
+# model_type of a transformers config -> module here with `configure(content, name, path)`, `load(folder, config, name,
+# task, image_size)`, and `empty` without the folder
 FAMILIES = {"blip": "blip"}
 
 
@@ -204,24 +203,20 @@ def load_backbone(
             files cannot be read, or its patches do not fill ``image_size``.
     """
     path, name = resolve(name_or_path), str(name_or_path)
-    config = _config(path, name)
-    family = FAMILIES.get(config.model_type)
+    folder = Path(path) if Path(path).is_dir() else fetch(path, weights)
+    content = read_config(folder)
+    family = FAMILIES.get(content["model_type"])
     if family is None:
         raise AuroraError(
-            f"model {name} is of type {config.model_type!r}, which has no backbone here; "
+            f"model {name} is of type {short(content['model_type'])}, which has no backbone here; "
             f"choose one of type {', '.join(sorted(FAMILIES))}"
         )
     module = import_module(f".{family}", __package__)
+    config = module.configure(content, folder / CONFIG)
     if not weights:
         with torch.device("meta"):
             return module.empty(config, name, task, image_size)
-    try:
-        backbone: Tunable = module.load(path, config, name, task, image_size)
-    except OSError as error:
-        raise AuroraError(
-            f"model {name}: {_first_line(error)}; its folder needs config.json, model.safetensors "
-            "and the tokenizer's files"
-        ) from error
+    backbone: Tunable = module.load(folder, config, name, task, image_size)
     cast(nn.Module, backbone.model).to(device=device, dtype=dtype)
     return backbone
 
@@ -235,30 +230,24 @@ def resolve(name_or_path: str | Path) -> str:
     name = str(name_or_path)
     if name in embedded_models():
         return str(_assets() / name)
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise AuroraError(f"model folder {name} has no config.json; name a folder saved by save_pretrained")
-        return name
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/"):
+    try:
+        place = Path(name)
+        if place.is_dir():
+            return name
+        if place.is_file():
+            make = "; aurora convert makes one of a .pth file" if place.suffix == ".pth" else ""
+            raise AuroraError(f"model {short(name)} is a file, not a model folder{make}")
+    except (OSError, ValueError):  # too long a name, or one that no file system takes
+        pass
+    if is_hub_id(name):
         return name
     raise AuroraError(
-        f"no model {name!r}: it is neither embedded ({', '.join(embedded_models())}), nor a folder on this machine, "
-        "nor a hub id like Salesforce/blip-itm-base-coco"
+        f"no model {short(name)}: it is neither embedded ({', '.join(embedded_models())}), nor a folder on this "
+        "machine, nor a hub id like Salesforce/blip-itm-base-coco"
     )
 
 
-def _config(path: str, name: str) -> PretrainedConfig:
-    try:
-        return cast(Any, AutoConfig.from_pretrained)(path)
-    except json.JSONDecodeError as error:
-        raise AuroraError(f"model {name}: config.json is not JSON ({error})") from error
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        if Path(path).is_dir():
-            raise AuroraError(f"model {name}: {_first_line(error)}") from error
-        cached = isinstance(try_to_load_from_cache(path, "config.json"), str)
-        hint = "its files on this machine are incomplete" if cached else "check the name and the network"
-        raise AuroraError(f"model {name} is no folder here and could not be fetched from the hub; {hint}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+def checkpoint_layers(model: Any, reentrant: bool = False) -> None:
+    """Switch on gradient checkpointing of a transformers model, under whichever of its two names it has there."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": reentrant})

@@ -14,15 +14,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BlipForImageTextRetrieval, BlipForQuestionAnswering
-from transformers.utils import logging
 
-from ..errors import AuroraError
+from ..errors import AuroraError, first_line
+from ..files import open_tensors
 from .blip_attention import Meeting, share, use_sdpa
+from .blip_config import DEC, ENC, check_tokenizer
+from .blip_config import configure as configure  # of a family's module
+from .blip_positions import patches_per_side, set_image_size
+from .folder import Stored, check_shapes, check_tokenizer_files, read_index
+from .hub import quiet
 
-DEC, ENC = 30522, 30523  # [DEC] and [ENC] of the original; hub tokenizers do not carry them, so numbers it is
 ORIGINAL_EPSILON = 1e-6  # of the original ViT; hub configs say 1e-5
 ORIGINAL_HEAD_WIDTH = 64  # of all attention heads, base and large; transformers' default for texts is 8 heads of 96
 
@@ -261,47 +264,6 @@ def _kind(task: str) -> tuple[Any, type[_Blip]]:
     return KINDS[task]
 
 
-def patches_per_side(image_size: int, patch_size: int) -> int:
-    """Patches along a side of a picture.
-
-    Raises:
-        AuroraError: if they do not fill it.
-    """
-    side, rest = divmod(image_size, patch_size)
-    if side < 1 or rest:
-        sizes = [size for size in (side * patch_size, (side + 1) * patch_size) if size > 0]
-        raise AuroraError(
-            f"image_size is {image_size}, which patches of {patch_size} pixels do not fill; "
-            f"the next that fit: {' and '.join(map(str, sizes or [patch_size]))}"
-        )
-    return side
-
-
-def resize_positions(positions: Tensor, side: int) -> Tensor:
-    """Position embeddings (1, 1 + n * n, D) -> (1, 1 + side * side, D): [CLS]'s as it is, those of the patches
-    interpolated bicubically, as the original does when it loads."""
-    if positions.shape[1] == 1 + side * side:
-        return positions
-    first, grid = positions[:, :1], positions[:, 1:]
-    n = round(grid.shape[1] ** 0.5)
-    grid = grid.reshape(1, n, n, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
-    return torch.cat([first, grid.flatten(2).transpose(1, 2)], 1)
-
-
-def set_image_size(model: Any, image_size: int) -> None:
-    """Give a loaded BLIP position embeddings for pictures of ``image_size`` x ``image_size``, in place.
-
-    Raises:
-        AuroraError: if its patches do not fill that.
-    """
-    vision, embeddings = model.config.vision_config, model.vision_model.embeddings
-    side = patches_per_side(image_size, vision.patch_size)
-    embeddings.position_embedding = nn.Parameter(resize_positions(embeddings.position_embedding.data, side))
-    embeddings.image_size = vision.image_size = image_size
-    embeddings.num_patches, embeddings.num_positions = side**2, side**2 + 1
-
-
 def empty(config: Any, name: str, task: str = "retrieval", image_size: int | None = None) -> Any:
     """The model without weights or tokenizer, on the current default device."""
     if image_size is not None:
@@ -311,48 +273,86 @@ def empty(config: Any, name: str, task: str = "retrieval", image_size: int | Non
     return backbone(kind(config), None, name)
 
 
-def load(path: str, config: Any, name: str, task: str = "retrieval", image_size: int | None = None) -> Any:
-    """Read a BLIP model from a folder or the hub.
+def load(folder: Path, config: Any, name: str, task: str = "retrieval", image_size: int | None = None) -> Any:
+    """Read a BLIP model from a folder.
 
     Raises:
-        OSError: if files are missing, or single weights.
-        AuroraError: if parts that the task needs are not in it, or its patches do not fill ``image_size``.
+        AuroraError: if its files do not hold a BLIP with its tokenizer, parts that the task needs are not in it, or its
+            patches do not fill ``image_size``.
     """
     if name.startswith("Salesforce/"):
         config.vision_config.layer_norm_eps = ORIGINAL_EPSILON
         for part in (config.vision_config, config.text_config):
             part.num_attention_heads = part.hidden_size // ORIGINAL_HEAD_WIDTH
-    if config.text_config.vocab_size <= ENC:
-        raise OSError(f"its vocabulary of {config.text_config.vocab_size} has no [ENC] token ({ENC})")
     kind, made = _kind(task)
-    shown, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # weights of BLIP's other tasks in the file are no cause for a warning
-    logging.disable_progress_bar()
-    try:
-        loaded, report = kind.from_pretrained(path, config=config, use_safetensors=True, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    finally:
-        logging.set_verbosity(shown)
-        if bar:
-            logging.enable_progress_bar()
+    stored = read_index(folder)
+    with torch.device("meta"):
+        skeleton = kind(config)
+    check_shapes(skeleton, stored, name)
+    _check_parts(skeleton, set(stored), name, task)
+    check_tokenizer_files(folder, name)
+    with quiet():
+        tokenizer = _tokenizer(folder, config, name)
+        check_tokenizer(tokenizer, config, name)
+        try:
+            loaded, report = kind.from_pretrained(
+                str(folder), config=config, use_safetensors=True, output_loading_info=True, local_files_only=True
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            raise AuroraError(f"model {name} cannot be read: {first_line(error)}; copy it again") from error
     missing = set(report["missing_keys"])
     if task == "vqa":
         missing -= _share_embeddings(loaded, missing)
     if missing:
-        if parts := [part for part, module in loaded.named_children() if _all_of(part, module) <= missing]:
-            raise AuroraError(f"model {name} has no {', '.join(parts)}, which {task} needs; {FITTING[task]}")
-        raise OSError(f"{len(missing)} weights are missing, {min(missing)} among them; {FITTING[task]}")
+        raise AuroraError(
+            f"model {name}: {len(missing)} weights are missing, {min(missing)} among them; {FITTING[task]}"
+        )
     model = loaded.float()
     if image_size is not None:
         set_image_size(model, image_size)
     model.name_or_path = model.config._name_or_path = name  # what peft writes into an adapter's configuration
     backbone = made(model, tokenizer, name)
-    weights = Path(path) / "model.safetensors"
-    if task == "retrieval" and weights.is_file():
-        with safe_open(weights, "pt") as file:
-            if "temperature" in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                model.temperature.value.data.copy_(file.get_tensor("temperature").float())
+    if task == "retrieval" and "temperature" in stored:
+        _set_temperature(model.temperature, stored["temperature"])
+    for key, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise AuroraError(
+                f"model {name}: {key} holds NaN or infinity; copy the model again, or take an earlier one"
+            )
     return backbone
+
+
+def _tokenizer(folder: Path, config: Any, name: str) -> Any:
+    try:
+        # without the configuration, the library would read the file anew, odd fields included
+        return AutoTokenizer.from_pretrained(str(folder), config=config, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # odd files can raise anything in the library and in its Rust core
+        raise AuroraError(
+            f"model {name}: its tokenizer cannot be read ({type(error).__name__}: {first_line(error)}); copy "
+            f"tokenizer.json and tokenizer_config.json in {folder} again"
+        ) from error
+
+
+def _check_parts(skeleton: Any, stored: set[str], name: str, task: str) -> None:
+    """Refuse files that lack whole parts, or most of the weights, before memory is taken for these."""
+    weights = {key: weight.numel() for key, weight in skeleton.named_parameters()}
+    lacking = {key: size for key, size in weights.items() if key not in stored}
+    if parts := [part for part, module in skeleton.named_children() if set() < _all_of(part, module) <= set(lacking)]:
+        raise AuroraError(f"model {name} has no {', '.join(parts)}, which {task} needs; {FITTING[task]}")
+    if 2 * sum(lacking.values()) > sum(weights.values()):
+        raise AuroraError(
+            f"model {name}: {len(lacking)} weights are missing, {min(lacking)} among them; {FITTING[task]}"
+        )
+
+
+def _set_temperature(temperature: Temperature, stored: Stored) -> None:
+    with open_tensors(stored.file, mend="copy the model again") as file:
+        value = file.get_tensor("temperature").float()
+    if value.numel() != 1 or not value.isfinite().all():
+        raise AuroraError(
+            f"{stored.file}: temperature is not one finite number but {stored.shape}; copy the model again"
+        )
+    temperature.value.data.copy_(value.reshape(1))
 
 
 def _share_embeddings(model: Any, missing: set[str]) -> set[str]:

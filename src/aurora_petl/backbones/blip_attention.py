@@ -2,9 +2,10 @@
 
 transformers computes BLIP's attention eagerly: it keeps every (heads, queries, keys) table of probabilities for the
 backward pass. `use_sdpa` turns its modules into the subclasses below, which have the same weights under the same names.
-They also apply the padding mask of cross-attention, which transformers drops (4.54 to 5.23 at least: it passes the mask
+They also apply the padding mask of cross-attention, which transformers drops (4.54 to 5.24 at least: it passes the mask
 under a name that is not read). Calls that ask for the probabilities or a cache go to transformers' own attention, mask
-included.
+included. The cache is called ``past_key_values`` up to transformers 5.23 and ``cache`` since: it is taken by both names
+and passed on by place.
 
     texts a c e meet picture 0        K, V of picture 0 (N tokens)  <-  a c e     a row: its texts are one query of
     texts b d meet picture 1          K, V of picture 1 (N tokens)  <-  b d .     3 T tokens; the empty seat is dropped
@@ -28,7 +29,12 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 from transformers.models.blip.modeling_blip import BlipAttention, BlipEncoderLayer
-from transformers.models.blip.modeling_blip_text import BlipTextAttention, BlipTextEmbeddings, BlipTextLayer
+from transformers.models.blip.modeling_blip_text import (
+    BlipTextAttention,
+    BlipTextEmbeddings,
+    BlipTextLayer,
+    BlipTextSelfAttention,
+)
 from transformers.pytorch_utils import apply_chunking_to_forward
 
 from ..adapter.layer import project_once
@@ -179,19 +185,17 @@ class VisionAttention(BlipAttention):
 class TextAttention(BlipTextAttention):
     """Self-attention, or cross-attention to ``encoder_hidden_states``, with the residual that follows."""
 
-    def forward(self, hidden_states, attention_mask=None, encoder_hidden_states=None, past_key_values=None, **kwargs):
+    def forward(  # type: ignore[override]  # see `KNOWN`
+        self, hidden_states, attention_mask=None, encoder_hidden_states=None, cache=None, **kwargs
+    ):
         inner, states, meeting = self.self, encoder_hidden_states, kwargs.get("meeting") or Meeting()
-        if past_key_values is not None or _wants_probabilities(inner.config, kwargs):
+        cache = _cache(cache, kwargs)
+        if cache is not None or _wants_probabilities(inner.config, kwargs):
             if states is not None and meeting.sharing is not None:
                 states = states[meeting.sharing.which]
                 attention_mask = None if attention_mask is None else attention_mask[meeting.sharing.which]
-            context, probabilities = inner(
-                hidden_states,
-                attention_mask=attention_mask,  # read by self-attention
-                encoder_attention_mask=attention_mask,  # read by cross-attention
-                encoder_hidden_states=states,
-                past_key_values=past_key_values,
-            )
+            # the mask twice: self-attention reads the first, cross-attention the second
+            context, probabilities = inner(hidden_states, attention_mask, states, attention_mask, cache)
             return self.output(context, hidden_states), probabilities
         if states is None:
             project_once(inner.key, hidden_states)
@@ -242,21 +246,21 @@ class TextLayer(BlipTextLayer):
     """transformers' layer, which drops the keyword arguments on the way to attention. ``meeting`` travels among them,
     and not by the side, so that gradient checkpointing has it again when it recomputes the layer."""
 
-    def forward(
+    def forward(  # type: ignore[override]  # see `KNOWN`
         self,
         hidden_states,
         encoder_hidden_states=None,
         attention_mask=None,
         encoder_attention_mask=None,
-        past_key_values=None,
+        cache=None,
         **kwargs,
     ):
-        meeting = kwargs.get("meeting")
+        meeting, cache = kwargs.get("meeting"), _cache(cache, kwargs)
         if not (meeting is not None and meeting.begun and self.layer_num == 0):
-            hidden_states, _ = self.attention(hidden_states, attention_mask, None, past_key_values, **kwargs)
+            hidden_states, _ = self.attention(hidden_states, attention_mask, None, cache, **kwargs)
         if encoder_hidden_states is not None:
             hidden_states, _ = self.crossattention(
-                hidden_states, encoder_attention_mask, encoder_hidden_states, past_key_values, **kwargs
+                hidden_states, encoder_attention_mask, encoder_hidden_states, cache, **kwargs
             )
         return apply_chunking_to_forward(
             self.feed_forward_chunk, self.chunk_size_feed_forward, self.seq_len_dim, hidden_states
@@ -267,9 +271,15 @@ class TextEmbeddings(BlipTextEmbeddings):
     """transformers' embeddings add positions in place, to a leaf that requires gradients once the hook of gradient
     checkpointing (`enable_input_require_grads`) has been at the word embeddings: PyTorch refuses. A copy is none."""
 
-    def forward(self, input_ids=None, position_ids=None, inputs_embeds=None, past_key_values_length=0):
+    def forward(self, input_ids=None, position_ids=None, inputs_embeds=None, *length, **named_length):
         words = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        return super().forward(None, position_ids, words.clone(), past_key_values_length)
+        return super().forward(None, position_ids, words.clone(), *length, **named_length)
+
+
+def _cache(cache: Any, kwargs: dict[str, Any]) -> Any:
+    """The cache by its new name or its old one, which is taken out of the keyword arguments."""
+    old = kwargs.pop("past_key_values", None)
+    return old if cache is None else cache
 
 
 REPLACED: dict[type[nn.Module], type[nn.Module]] = {
@@ -280,24 +290,40 @@ REPLACED: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
+# Parameters of their forward methods in order, as the classes above take them; `_cache` and `TextEmbeddings` take both
+# names of the last ones.
+KNOWN: dict[type[nn.Module], list[str]] = {
+    BlipAttention: ["hidden_states"],
+    BlipTextSelfAttention: [
+        *("hidden_states", "attention_mask", "encoder_hidden_states", "encoder_attention_mask", "cache"),
+    ],
+    BlipTextAttention: ["hidden_states", "attention_mask", "encoder_hidden_states", "cache"],
+    BlipTextLayer: ["hidden_states", "encoder_hidden_states", "attention_mask", "encoder_attention_mask", "cache"],
+    BlipTextEmbeddings: ["input_ids", "position_ids", "inputs_embeds", "cache_length"],
+}
+
+
 def use_sdpa(model: nn.Module) -> bool:
     """Give a BLIP model the attention above, in place, and norms whose output adapted layers need not keep.
 
     Returns:
-        False, after a warning and with nothing changed, if the classes of the installed transformers are not those that
-        this file stands in for.
+        False, after a warning and with nothing but the embeddings changed, if the classes of the installed transformers
+        are not those that this file stands in for.
     """
+    for module in model.modules():
+        if type(module) is BlipTextEmbeddings:
+            module.__class__ = TextEmbeddings
     present = {type(module) for module in model.modules()}
-    for theirs, ours in REPLACED.items():
-        same = signature(theirs.forward).parameters.keys() == signature(ours.forward).parameters.keys()
-        if not (same and present & {theirs, ours}):
-            warnings.warn(
-                f"{theirs.__name__} of transformers {transformers.__version__} is not as known here: BLIP runs with "
-                "transformers' own attention, which is slower and may ignore the padding of what cross-attention reads",
-                AuroraWarning,
-                stacklevel=2,
-            )
-            return False
+    strange = [theirs for theirs in KNOWN if not _is_known(theirs)]
+    strange += [theirs for theirs, ours in REPLACED.items() if not present & {theirs, ours}]
+    if strange:
+        warnings.warn(
+            f"{strange[0].__name__} of transformers {transformers.__version__} is not as known here: BLIP runs with "
+            "transformers' own attention, which is slower and may ignore the padding of what cross-attention reads",
+            AuroraWarning,
+            stacklevel=2,
+        )
+        return False
     for module in model.modules():
         if type(module) in REPLACED:
             module.__class__ = REPLACED[type(module)]
@@ -306,6 +332,12 @@ def use_sdpa(model: nn.Module) -> bool:
                 if type(part) is nn.LayerNorm:
                     part.__class__ = RecomputableLayerNorm
     return True
+
+
+def _is_known(theirs: type[nn.Module]) -> bool:
+    """Whether a class of transformers is called as the classes above expect."""
+    names = [name for name in signature(theirs.forward).parameters if name not in ("self", "kwargs")]
+    return [name.replace("past_key_values", "cache") for name in names] == KNOWN[theirs]
 
 
 def _wants_probabilities(config: Any, kwargs: dict[str, Any]) -> bool:

@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BlipConfig, BlipForImageTextRetrieval
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
-from ..errors import AuroraError
-from ..files import as_os_error, whole_folder
+from ..errors import AuroraError, short
+from ..files import as_os_error, open_tensors, whole_folder
 from .base import resolve
-from .blip import ENC, ORIGINAL_EPSILON, patches_per_side, resize_positions
+from .blip import ENC, ORIGINAL_EPSILON
+from .blip_positions import patches_per_side, resize_positions
 
 WEIGHTS, MOMENTUM = "model.safetensors", "momentum.safetensors"
 HEAD_WIDTH = 64  # of BLIP's attention heads, in base and large: 12 heads of 768, 16 of 1024
@@ -131,7 +131,7 @@ def read_momentum(name_or_path: str | Path, names: Iterable[str], image_size: in
         image_size: pixels a side that position embeddings, if among them, are interpolated to.
 
     Raises:
-        AuroraError: if the model's folder holds none.
+        AuroraError: if the model's folder holds none, or a broken one.
     """
     path = Path(resolve(name_or_path)) / MOMENTUM
     if not path.is_file():
@@ -139,16 +139,18 @@ def read_momentum(name_or_path: str | Path, names: Iterable[str], image_size: in
             f"model {name_or_path} has no {MOMENTUM}, which task.momentum_init=checkpoint starts from; use a folder "
             "made by aurora convert from a pretraining or retrieval checkpoint, or task.momentum_init=copy"
         )
-    try:
-        with safe_open(path, "pt") as file:
-            present = set(file.keys())
-            weights = {name: file.get_tensor(name).float() for name in names if name in present}
-            if POSITIONS in weights:
-                patch_size = file.get_slice(PATCHES).get_shape()[-1]
-                weights[POSITIONS] = resize_positions(weights[POSITIONS], patches_per_side(image_size, patch_size))
-            image_queue, text_queue = (file.get_tensor(queue).float() for queue in QUEUES)
-    except SafetensorError as error:
-        raise AuroraError(f"{path} is broken ({error}); convert the checkpoint again") from error
+    with open_tensors(path, mend="convert the checkpoint again") as file:
+        present = set(file.keys())
+        if lacking := [queue for queue in QUEUES if queue not in present]:
+            raise AuroraError(f"{path} has no {lacking[0]}; convert the checkpoint again")
+        weights = {name: file.get_tensor(name).float() for name in names if name in present}
+        if POSITIONS in weights:
+            patch_size = file.get_slice(PATCHES).get_shape()[-1]
+            weights[POSITIONS] = resize_positions(weights[POSITIONS], patches_per_side(image_size, patch_size))
+        image_queue, text_queue = (file.get_tensor(queue).float() for queue in QUEUES)
+    for key, value in {**weights, QUEUES[0]: image_queue, QUEUES[1]: text_queue}.items():
+        if not value.isfinite().all():
+            raise AuroraError(f"{path}: {key} holds NaN or infinity; convert the checkpoint again")
     return Momentum(weights, image_queue, text_queue)
 
 
@@ -162,8 +164,14 @@ def rename(key: str) -> str:
 
 def _read(path: Path) -> dict[str, Tensor]:
     """The weights of a ``.pth``, in the file's memory map where its format allows."""
-    if not path.is_file():
-        raise AuroraError(f"{path}: no such file; name a checkpoint like model_base.pth")
+    try:
+        with path.open("rb") as file:
+            head = file.read(40)
+    except OSError as error:
+        what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise AuroraError(f"{path}: {what}; name a checkpoint like model_base.pth") from error
+    if head.startswith(b"version https://git-lfs"):
+        raise AuroraError(f"{path} is a pointer of git-lfs, not the checkpoint; fetch it with git lfs pull")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # bytes that torch.save did not write can raise anything
@@ -177,9 +185,15 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         keys = f"it has {_some(content)}" if isinstance(content, dict) else f"it holds a {type(content).__name__}"
         raise AuroraError(f"{path} has no 'model', under which BLIP's checkpoints keep their weights; {keys}")
-    if odd := [str(key) for key, value in content["model"].items() if not isinstance(value, Tensor)]:
-        raise AuroraError(f"{path}: {_some(odd)} among its weights is no tensor")
-    return content["model"]
+    state = content["model"]
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise AuroraError(f"{path}: {_some([key])} among its weights is no tensor")
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex():
+            raise AuroraError(f"{path}: {_some([key])} is no plain tensor; save the weights as float32 or float16")
+        if value.is_floating_point() and not value.isfinite().all():
+            raise AuroraError(f"{path}: {_some([key])} holds NaN or infinity; download it again")
+    return state
 
 
 def _config(state: dict[str, Tensor], path: Path) -> Any:
@@ -193,8 +207,11 @@ def _config(state: dict[str, Tensor], path: Path) -> Any:
         return state[key].shape
 
     def layers(prefix: str) -> int:
-        found = (re.match(rf"{re.escape(prefix)}(\d+)\.", key) for key in state)
-        return 1 + max(int(number[1]) for number in found if number)
+        found = (re.match(rf"{re.escape(prefix)}(\d{{1,9}})\.", key) for key in state)
+        numbers = {int(number[1]) for number in found if number}
+        if numbers != set(range(len(numbers))):
+            raise AuroraError(f"{path} is not whole: of the layers {prefix}N some before {max(numbers)} are missing")
+        return len(numbers)
 
     text = "text_encoder." if any(key.startswith("text_encoder.") for key in state) else "text_decoder.bert."
     _, tokens, vision_width = shape("visual_encoder.pos_embed", 3)
@@ -206,6 +223,7 @@ def _config(state: dict[str, Tensor], path: Path) -> Any:
     projection = shape("vision_proj.weight", 2)[0] if "vision_proj.weight" in state else 256
     side = round((tokens - 1) ** 0.5)
     for wrong, what in (
+        (not min(patch, vision_width, text_width, vision_inner, text_inner, longest, projection), "weights of no size"),
         (side * side != tokens - 1, f"{tokens - 1} picture positions, which make no square"),
         (vision_width % HEAD_WIDTH, f"a vision width of {vision_width}, no multiple of {HEAD_WIDTH}"),
         (text_width % HEAD_WIDTH, f"a text width of {text_width}, no multiple of {HEAD_WIDTH}"),
@@ -323,5 +341,6 @@ def _save_preprocessing(folder: Path, config: Any) -> None:
 
 def _some(names: Iterable[Any]) -> str:
     """The first few of some names."""
-    shown = [str(name) for name in names]
-    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "") or "nothing"
+    shown = list(names)
+    first = [name if name.isprintable() and 0 < len(name) <= 100 else short(name) for name in map(str, shown[:3])]
+    return ", ".join(first) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "") or "nothing"

@@ -1,0 +1,123 @@
+"""Model folders: what of their files can be checked before a library reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..errors import AuroraError, short
+from ..files import open_tensors, read_json
+from .hub import CONFIG
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+FLOATS = ("F64", "F32", "F16", "BF16")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a model's files."""
+
+    file: Path
+    shape: tuple[int, ...]
+    kind: str  # safetensors' name of its dtype
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A folder's configuration, an object with a ``model_type``.
+
+    Raises:
+        AuroraError: if it is not that.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise AuroraError(f"{folder} holds an adapter, not a model; name the model that the adapter was trained on")
+        raise AuroraError(f"model folder {folder} has no config.json; name a folder saved by save_pretrained")
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise AuroraError(f"{path} holds {short(content)}, not the configuration of a model; save the model again")
+    if not isinstance(content.get("model_type"), str):
+        raise AuroraError(f"{path}: model_type is {short(content.get('model_type'))}, not a name; save the model again")
+    return content
+
+
+def read_index(folder: Path) -> dict[str, Stored]:
+    """The tensors in a folder's weights, one safetensors file or several with an index, without their values.
+
+    Raises:
+        AuroraError: if a file is missing or broken, or the weights are in another format.
+    """
+    if (folder / WEIGHTS).exists():
+        return _tensors_in(folder / WEIGHTS)
+    index = folder / INDEX
+    if not index.exists():
+        others = sorted(
+            path.name for path in folder.glob("*") if path.suffix in (".bin", ".pth", ".pt", ".ckpt", ".h5")
+        )
+        if others:
+            raise AuroraError(
+                f"model folder {folder} has its weights as {others[0]} only, and weights are read from safetensors "
+                "alone; save the model again with save_pretrained of a recent transformers"
+            )
+        raise AuroraError(f"model folder {folder} has no {WEIGHTS}; copy the model again")
+    content = read_json(index)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
+        raise AuroraError(f"{index} has no weight_map of names to files; copy the model again")
+    stored: dict[str, Stored] = {}
+    for name in sorted(set(places.values())):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise AuroraError(f"{index} names the file {short(name)}, no safetensors file of its folder")
+        stored |= _tensors_in(folder / name)
+    if missing := sorted(name for name in places if name not in stored):
+        raise AuroraError(f"{index} promises {short(missing[0])}, which no file has; copy the model again")
+    return stored
+
+
+def _tensors_in(file: Path) -> dict[str, Stored]:
+    with open_tensors(file, mend="copy the model again") as opened:
+        parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        return {name: Stored(file, tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
+
+
+def check_shapes(skeleton: nn.Module, stored: dict[str, Stored], name: str) -> None:
+    """Compare what is stored with a model on the meta device, so that nothing is allocated for files that do not fit.
+
+    Raises:
+        AuroraError: if a weight has another shape than the configuration says, or is no floating-point tensor.
+    """
+    wanted = {
+        key: value for key, value in skeleton.state_dict(keep_vars=True).items() if isinstance(value, nn.Parameter)
+    }
+    for key, value in wanted.items():
+        if key not in stored:
+            continue
+        file, shape, kind = stored[key].file, stored[key].shape, stored[key].kind
+        if shape != tuple(value.shape):
+            raise AuroraError(
+                f"{file}: {key} is {shape}, but {CONFIG} beside it makes it {tuple(value.shape)}; "
+                "the two are of different models"
+            )
+        if kind not in FLOATS:
+            raise AuroraError(f"{file}: {key} is of type {kind}; weights are read in {', '.join(FLOATS)} alone")
+    if not wanted.keys() & stored.keys():
+        raise AuroraError(
+            f"model {name}: its weights are of another model; the first is called {short(min(stored, default=''))}"
+        )
+
+
+def check_tokenizer_files(folder: Path, name: str) -> None:
+    """Make sure that a folder has a vocabulary: without one, transformers hands out a tokenizer that knows no word.
+
+    Raises:
+        AuroraError: if it has none.
+    """
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise AuroraError(
+            f"model {name} has no tokenizer: put tokenizer.json and tokenizer_config.json into its folder, as "
+            "tokenizer.save_pretrained writes them"
+        )

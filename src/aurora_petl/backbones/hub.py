@@ -1,0 +1,104 @@
+"""Models of the Hugging Face hub: fetched into its cache once, and read from there like any folder."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.utils import (
+    HFValidationError,
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    get_session,
+    validate_repo_id,
+)
+from transformers.utils import logging as transformers_logging
+
+from ..errors import AuroraError, first_line
+
+CONFIG = "config.json"
+FILES = (  # what a model is read from; fnmatch patterns
+    CONFIG,
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+)
+REACH_SECONDS = 10.0  # the hub's client alone would try for half a minute where the network is down
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether ``name`` can be that of a model of the hub: an owner, a slash, a model."""
+    if name.count("/") != 1 or name.startswith(("~", ".")) or not name.isascii():
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def fetch(name: str, weights: bool = True) -> Path:
+    """The folder in the hub's cache that holds a model, downloaded as far as it is not there.
+
+    Args:
+        weights: False fetches the configuration alone.
+
+    Raises:
+        AuroraError: if the model is neither there nor to be had.
+    """
+    wanted = list(FILES if weights else FILES[:1])
+    reachable = _is_reachable()
+    why = "the hub cannot be reached; check the name and the network"
+    with quiet():
+        for local in (False, True) if reachable else (True,):
+            try:
+                return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=local))
+            except Exception as error:  # of the hub's client, of the HTTP library below it, of the file system
+                if not local:
+                    why = f"the hub does not give it ({first_line(error)}); check the name and the network"
+    cached = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}").is_dir()
+    here = "its files on this machine are incomplete" if cached else "it is no folder here"
+    raise AuroraError(f"model {name}: {here}, and {why}")
+
+
+def _is_reachable() -> bool:
+    """Whether the hub answers, whatever it says. Nothing is asked where ``HF_HUB_OFFLINE`` forbids it."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=REACH_SECONDS)
+    except Exception:  # of the HTTP library, which differs between releases of the hub's client
+        return False
+    return True
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep bars, log lines and warnings of transformers and the hub's client off the screen: what matters of them
+    becomes an error here, and weights of other tasks in a file are no cause for a warning."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    hub = logging.getLogger("huggingface_hub")
+    hub_level, no_hub_bars = hub.level, are_progress_bars_disabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        hub.setLevel(logging.ERROR)
+        disable_progress_bars()
+        try:
+            yield
+        finally:
+            transformers_logging.set_verbosity(level)
+            hub.setLevel(hub_level)
+            if bars:
+                transformers_logging.enable_progress_bar()
+            if not no_hub_bars:
+                enable_progress_bars()
