@@ -375,7 +375,7 @@ def no_training(monkeypatch):
 def test_dry_run_says_what_would_train_and_leaves_nothing(printed, no_training, folder, here):
     out = printed("train", "--data", folder, "--dry-run")
     assert [row(out, split) for split in ("train", "validation", "test")] == [["12", "24"], ["6", "12"], ["6", "12"]]
-    assert row(out, "adapter")[0] == f"{adapter_size(BLIP_MINI, 64):,}"
+    assert row(out, "adapter")[0] == "33,865"  # with output and MLP layers, context and gates
     assert out.endswith(f"All checks passed; without --dry-run the run would go to {Path('runs/shapes')}\n")
     assert no_training == [load_recipe("photos-mini", [f"data={folder}"])]
     assert not list(here.iterdir())
@@ -403,7 +403,7 @@ def test_dry_run_of_a_csv(printed, no_training, tmp_path, here):
     with (folder / "captions.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["image", "caption"], *([r["image"], text] for r in rows for text in r["caption"])])
     out = printed("train", "--data", folder, "--out", "run", "--dry-run")
-    assert [row(out, split) for split in ("train", "validation", "test")] == [["16", "32"], ["2", "4"], ["2", "4"]]
+    assert [row(out, split) for split in ("train", "validation", "test")] == [["10", "20"], ["5", "10"], ["5", "10"]]
     assert out.endswith("would go to run\n") and not list(here.iterdir())
 
 

@@ -110,3 +110,34 @@ def test_metrics_of_other_tasks_need_no_legend():
     weights = {"trainable": 10, "model": 1000}
     summary = report.run_summary({"weights": weights, "steps": 3, "train_seconds": 1.0, "test": {}, "test_rows": 9})
     assert summary.splitlines()[0] == "no scores: split test comes without right answers"
+
+
+def _finished(best_step, ranking="itc", beta=5.0):
+    rows = {name: RECALLS | {"mean_recall": mean} for name, mean in (("test", 60.0), ("zero_shot_test", 50.0))}
+    if ranking == "itm":
+        rows |= {f"{name}_itc_only": found | {"mean_recall": 40.0} for name, found in rows.items()}
+    chosen = {view: {"ranking": ranking, "beta": beta} for view in ("tuned", "zero_shot")}
+    weights = {"trainable": 10, "model": 1000}
+    return rows | {"weights": weights, "steps": 8, "train_seconds": 1.0, "best_step": best_step, "chosen": chosen}
+
+
+def test_summary_of_a_run_ranked_by_similarity():
+    lines = report.run_summary(_finished(4)).splitlines()
+    assert [(line.split()[0], line.split()[-1]) for line in lines[2:4]] == [("zero-shot", "50.0"), ("tuned", "60.0")]
+    assert lines[6] == "tuned ranks by ITC similarity alone, as aurora search does: the best on the validation split"
+    assert lines[7] == "10 weights trained (1.00% of 1,000) in 8 steps and 1 s; those of step 4 are kept"
+
+
+def test_summary_of_a_run_ranked_by_matching_shows_the_similarity_as_well():
+    lines = report.run_summary(_finished(4, "itm", 0.0)).splitlines()
+    names = ["zero-shot", "tuned", "zero-shot, ITC only", "tuned, ITC only"]
+    assert [line.split("  ")[0] for line in lines[2:6]] == names
+    assert [line.split()[-1] for line in lines[2:6]] == ["50.0", "60.0", "40.0", "40.0"]
+    assert lines[8].startswith("tuned ranks by ITM match logit, as aurora search does with --rerank: ")
+
+
+def test_summary_of_a_run_that_kept_the_untuned_model():
+    lines = report.run_summary(_finished(0)).splitlines()
+    assert not any(line.startswith("tuned") for line in lines)
+    assert lines[-2] == "tuning did not help on the validation split: the untuned model is kept"
+    assert lines[-1].endswith("in 8 steps and 1 s")

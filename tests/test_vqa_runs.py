@@ -141,7 +141,7 @@ def test_dry_run_counts_pictures_questions_and_answers(capsys):
             "fluent-flat holds captions, but task vqa is about questions; set another task",
         ),
         (["method=heads"], "method heads: blip-mini has no heads for its task; choose another method"),
-        (["train.batch_size=20"], "colours: 12 training questions do not fill a batch of 20; lower train.batch_size"),
+        (["train.batch_size=1"], "train.batch_size is 1; contrast needs at least 2 pairs a batch"),
     ],
 )
 def test_wrong_runs_end_in_one_line(fields, message, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 
@@ -10,7 +11,8 @@ import torch
 from .backbones import Tunable
 from .data.rows import Dataset, QuestionDataset
 from .devices import choose
-from .distributed import ranks
+from .distributed import rank, ranks
+from .errors import AuroraError
 from .recipe import Recipe, TrainSettings
 from .report import parameter_summary, table
 from .tasks.base import Task
@@ -32,10 +34,29 @@ class Plan:
     seconds: float | None
 
 
+def fit_batch(recipe: Recipe, examples: int, what: str) -> None:
+    """Lower the batch, or how many make a step, to what there is to train on, and say so.
+
+    Raises:
+        AuroraError: if that is less than two for every process.
+    """
+    settings = recipe.train
+    batch, each = settings.batch_size, examples // ranks()
+    if each < 2:
+        raise AuroraError(f"{recipe.data}: {examples} training {what}s are too few; every process needs at least 2")
+    settings.batch_size = min(batch, each)
+    settings.gradient_accumulation = min(settings.gradient_accumulation, each // settings.batch_size)
+    if settings.batch_size < batch and rank() == 0:
+        print(
+            f"aurora: a batch is {settings.batch_size}, not {batch}: there are {examples} training {what}s",
+            file=sys.stderr,
+        )
+
+
 def count_steps(settings: TrainSettings, examples: int) -> tuple[int, int]:
     """Steps of an epoch of so many examples, and of the whole run."""
     batches = examples // (settings.batch_size * settings.gradient_accumulation * ranks())
-    return batches, settings.max_steps if settings.max_steps > 0 else max(1, round(settings.epochs * batches))
+    return batches, settings.max_steps or max(settings.min_steps, round(settings.epochs * batches))
 
 
 def make_plan(recipe: Recipe, dataset: Dataset, task: Task) -> Plan:

@@ -22,15 +22,17 @@ PATHS = ("model", "data", "root")  # fields that may name a file or folder
 
 @dataclass
 class TrainSettings:
-    """How to optimise. ``epochs`` counts passes over the training pairs unless ``max_steps`` is positive."""
+    """How to optimise. A run takes ``epochs`` passes over the training pairs, but at least ``min_steps`` steps; or
+    ``max_steps`` steps, if that is positive."""
 
     learning_rate: float = number(1e-4, 1e-12, 10)
     head_learning_rate: float = number(0.0, 0, 10)  # of projections, ITM head and temperature; 0: the same
-    batch_size: int = number(16, 2, 65_536)  # pairs a device; contrast needs two
+    batch_size: int = number(16, 2, 65_536)  # pairs a device, all of them if there are fewer; contrast needs two
     gradient_accumulation: int = number(1, 1, 65_536)
     gradient_checkpointing: bool = False  # keep each layer's input alone, compute the layer again going back
     epochs: float = number(4.0, 0, 10**6)
     max_steps: int = number(0, 0, 10**9)
+    min_steps: int = number(1, 1, 10**9)
     warmup: float = number(0.0, 0, 1)  # share of the steps
     weight_decay: float = number(0.05, 0, 100)
     max_grad_norm: float = number(1.0, 0, 10**6)  # 0: gradients are not clipped
@@ -130,9 +132,19 @@ def load_recipe(
     fields = dict(fields or {})
     if "method" in fields or any(override.startswith("method=") for override in overrides or []):
         values["method_options"] = {}  # another method's options would not fit
+    if _other_task(values, overrides or []):
+        values["task"] = {}
     for override in overrides or []:
         _override(values, override)
     return _build(Recipe, values | fields, where, "")
+
+
+def _other_task(values: dict[str, Any], overrides: list[str]) -> bool:
+    """Whether the overrides name another task than a recipe's own, whose fields would not fit."""
+    task = values.get("task")
+    own = task.get("name", RetrievalSettings.name) if isinstance(task, dict) else RetrievalSettings.name
+    names = [override.removeprefix("task.name=") for override in overrides if override.startswith("task.name=")]
+    return bool(names) and isinstance(task, dict) and names[-1].strip() != own
 
 
 def _override(values: dict[str, Any], override: str) -> None:

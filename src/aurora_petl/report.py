@@ -74,22 +74,42 @@ def comparison_table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def run_summary(metrics: dict[str, Any]) -> str:
-    """A finished run beside the untuned model, if it is not that itself."""
-    weights = metrics["weights"]
-    tuned = {"tuned": metrics["test"]} if metrics["steps"] else {}
-    if metrics["test"]:
-        scores = metrics_table({"zero-shot": metrics["zero_shot_test"], **tuned})
-    else:
-        scores = "no scores: split test comes without right answers"
-    small = caution(metrics["test"], metrics["test_rows"])
-    scores = f"{scores}\n{small}" if small else scores
-    if not tuned:
-        return scores
-    return (
-        f"{scores}\n{weights['trainable']:,} weights trained "
-        f"({100 * weights['trainable'] / weights['model']:.2f}% of {weights['model']:,}) "
-        f"in {metrics['steps']} steps and {metrics['train_seconds']:.0f} s"
-    )
+    """A finished run beside the untuned model, if it is not that itself: by the order of candidates that the run
+    settled, and, where ITM has a part in it, by ITC alone, which is what a search without ``--rerank`` shows."""
+    weights, best = metrics["weights"], metrics.get("best_step")
+    views = {"zero_shot": "zero-shot"} | ({"tuned": "tuned"} if metrics["steps"] and best != 0 else {})
+    lines = [_scores(metrics, views) if metrics["test"] else "no scores: split test comes without right answers"]
+    if small := caution(metrics["test"], metrics.get("test_rows", FEW)):
+        lines.append(small)
+    for view, name in views.items():
+        if choice := metrics.get("chosen", {}).get(view):
+            lines.append(f"{name} ranks by {_order(**choice)}: the best on the validation split")
+    if metrics["steps"] and best == 0:
+        lines.append("tuning did not help on the validation split: the untuned model is kept")
+    if metrics["steps"]:
+        kept = f"; those of step {best} are kept" if best else ""
+        lines.append(
+            f"{weights['trainable']:,} weights trained "
+            f"({100 * weights['trainable'] / weights['model']:.2f}% of {weights['model']:,}) "
+            f"in {metrics['steps']} steps and {metrics['train_seconds']:.0f} s{kept}"
+        )
+    return "\n".join(lines)
+
+
+def _scores(metrics: dict[str, Any], views: dict[str, str]) -> str:
+    """The test split's metrics of the untuned and the tuned model, and by ITC alone where they are of ITM."""
+    keys = {("zero_shot_test" if view == "zero_shot" else "test"): name for view, name in views.items()}
+    alone = {f"{name}, ITC only": metrics.get(f"{key}_itc_only") for key, name in keys.items()}
+    rows = {name: metrics[key] for key, name in keys.items()}
+    return metrics_table(rows | {name: found for name, found in alone.items() if found})
+
+
+def _order(ranking: str, beta: float) -> str:
+    """What a person is told of an order of candidates."""
+    if ranking == "itc":
+        return "ITC similarity alone, as aurora search does"
+    more = f" + {beta:g} * ITC similarity" if beta else ""
+    return f"ITM match logit{more}, as aurora search does with --rerank"
 
 
 def conversion_summary(done: Conversion) -> str:
@@ -171,10 +191,14 @@ def size_of(count: float) -> str:
 
 
 def plot_curve(
-    history: Sequence[dict[str, float]], path: Path, metric: str = "mean_recall", objective: str = "ITC + ITM"
+    history: Sequence[dict[str, Any]],
+    path: Path,
+    metric: str = "mean_recall",
+    objective: str = "ITC + ITM",
+    note: str = "",
 ) -> None:
     """Training loss, which is the ``objective``, and the validation ``metric`` against steps; at step 0 the untuned
-    model."""
+    model. The title says ``note``."""
     name = metric.replace("_", " ")
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -191,7 +215,7 @@ def plot_curve(
     right.set_ylabel(f"{name} (%)")
     lines = [*left.get_lines(), *right.get_lines()]
     left.legend(lines, [str(line.get_label()) for line in lines], loc="upper center", ncols=3, fontsize=8)
-    left.set_title("Training", loc="left")
+    left.set_title(f"Training{f', {note}' if note else ''}", loc="left")
     low, high = left.get_ylim()
     left.set_ylim(low, high + 0.15 * (high - low))
     low, high = right.get_ylim()

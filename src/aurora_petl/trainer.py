@@ -156,8 +156,8 @@ class TaskTrainer(Trainer):
         if not torch.stack([weight.isfinite().all() for _, weight in self.task.trained()]).all():
             raise self._diverged(f"weights are not finite at step {self.state.global_step}")
         with self.interruptible(), self.compute_loss_context_manager():  # in the precision of training
-            metrics = self.task.evaluate(self.validation)[0]
-        named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+            metrics, *details = self.task.evaluate(self.validation)
+        named = {f"{metric_key_prefix}_{name}": value for name, value in (metrics | self.task.choice(*details)).items()}
         self.note(named)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, named)
         return named

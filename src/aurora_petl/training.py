@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from . import checkpoints, distributed
+from . import checkpoints, distributed, selection
 from .backbones import Tunable, checkpoint_layers, load_backbone
 from .baselines import apply_method, find_method, load_adapter, save_adapter, weight_counts
 from .checks import check as check_recipe
@@ -31,7 +31,7 @@ from .distributed import rank, ranks
 from .errors import AuroraError
 from .files import lock, write_json
 from .gallery import GALLERIES
-from .plan import count_steps
+from .plan import count_steps, fit_batch
 from .recipe import Recipe, load_recipe, located
 from .report import plot_curve
 from .stopping import Signals
@@ -57,7 +57,8 @@ class Run:
 
 def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False) -> tuple[Rows, Tunable, Task]:
     """All of a run before its first step: data read and checked, then model, method and task. Of a method that has
-    nothing to learn, the test split is all that is needed, checked and returned.
+    nothing to learn, the test split is all that is needed, checked and returned, and where settings are left to the
+    validation split, that one.
 
     Raises:
         AuroraError: at the first thing that would stop the run.
@@ -80,7 +81,8 @@ def _dataset(recipe: Recipe) -> Rows:
         for needed in SPLITS:
             dataset.split(needed)
     else:
-        dataset = replace(dataset, items=dataset.split("test").items)
+        names = ("test", "validation") if selection.settles(settings) else ("test",)
+        dataset = replace(dataset, items=[item for name in names for item in dataset.split(name).items])
     kind.check(settings, dataset)
     return dataset
 
@@ -92,13 +94,8 @@ def _model(recipe: Recipe, dataset: Rows) -> tuple[Tunable, Task]:
     apply_method(backbone, recipe.method, recipe.method_options, recipe.train_heads)
     if method.learns:
         examples = len(kind.examples(dataset.split("train")))  # after the check, which may leave out rows
-        batch = recipe.train.batch_size * ranks()
-        if examples < batch:
-            raise AuroraError(
-                f"{recipe.data}: {examples} training {kind.example}s do not fill a batch of {batch}; "
-                "lower train.batch_size"
-            )
-        kind.fit_settings(settings, batch, examples)
+        fit_batch(recipe, examples, kind.example)
+        kind.fit_settings(settings, recipe.train.batch_size * ranks(), examples)
         if recipe.train.gradient_checkpointing:
             checkpoint_layers(backbone.model)
     backbone.module.to(choose())  # only now: a seed draws the same adapter on every device
@@ -157,18 +154,31 @@ def train(
             recipe.save(folder / "recipe.yaml")
         test = prepared[0].split("test")
         if find_method(recipe.method).learns:
-            kept = folder / "checkpoints" / "untuned"  # a resumed run need not score the untuned model again
-            before = before or untuned(recipe, test, cache=kept, progress=progress)
             run = _fit(recipe, folder, prepared, signals, resume, progress, start, callbacks)
-            metrics, *found = run.task.evaluate(test, progress=progress)
+            plain = replace(recipe, task=replace(recipe.task, **run.metrics["chosen"][selection.UNTUNED]))
+            before = before or untuned(plain, test, cache=folder / "checkpoints" / "untuned", progress=progress)
+            metrics, *found = run.task.evaluate(test, progress=progress) if run.metrics["best_step"] else before
         else:
-            nothing = {"validation_best": None, "weights": weight_counts(prepared[1]), "train_seconds": 0.0, "steps": 0}
-            run = Run(folder, recipe, *prepared[1:], nothing, [])
+            run = _unchanged(recipe, folder, prepared, progress)
             metrics, *found = before = before or run.task.evaluate(test, progress=progress)
         if first:
             _write(run, test, before, metrics, found)
         distributed.from_first(None)  # the others wait until all is written
     return run
+
+
+def _unchanged(recipe: Recipe, folder: Path, prepared: tuple[Rows, Tunable, Task], progress: bool) -> Run:
+    """The run of a method that has nothing to learn, its settings settled."""
+    dataset, backbone, task = prepared
+    choice: dict[str, Any] = {}
+    if selection.settles(task.settings):
+        _, *details = task.evaluate(dataset.split("validation"), progress=progress)
+        choice = task.choice(*details)
+        task.settings = replace(task.settings, **choice)
+    metrics: dict[str, Any] = {"validation_best": None, "best_step": 0, "train_seconds": 0.0, "steps": 0}
+    metrics |= {"chosen": dict.fromkeys((selection.TUNED, selection.UNTUNED), choice)}
+    metrics |= {"weights": weight_counts(backbone)}
+    return Run(folder, recipe, backbone, task, metrics, [])
 
 
 @contextmanager
@@ -205,13 +215,15 @@ def _write(run: Run, test: Rows, before: tuple[Any, ...], metrics: dict[str, flo
     about = {"data": Path(recipe.data).name, "method": recipe.method, "options": recipe.method_options}
     save_adapter(run.backbone, folder / ADAPTER, about)
     run.metrics["test"] = metrics
-    for name, others in run.task.other_metrics(*found).items():
-        run.metrics[f"test_{name.lower().replace(' ', '_')}"] = others
     run.metrics["zero_shot_test"] = before[0]
     run.metrics["test_rows"] = len(test)
+    for split, details in (("test", found), ("zero_shot_test", before[1:])):
+        for name, others in run.task.other_metrics(*details).items():
+            run.metrics[f"{split}_{name.lower().replace(' ', '_')}"] = others
     write_json(folder / "history.json", run.history)
     if run.history:
-        plot_curve(run.history, folder / "curve.png", run.task.main_metric, run.task.objective)
+        note = f"weights of step {run.metrics['best_step']} kept, scores by {run.task.protocol}"
+        plot_curve(run.history, folder / "curve.png", run.task.main_metric, run.task.objective, note)
     if draw := GALLERIES.get(recipe.task.name):
         draw(folder / "gallery.png", test, before[1:], tuple(found))
     if not metrics:
@@ -261,10 +273,14 @@ def _fit(
     trainer.resume(checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
     trainer.load_best()
-    main = f"eval_{task.main_metric}"
     history = list(trainer.state.log_history)
+    best: dict[str, Any] = trainer.best or {"step": trainer.state.global_step, "metric": None}
+    choice = selection.choice_at(recipe.task, history, int(best["step"]))
+    task.settings = replace(task.settings, **choice)
     metrics = {
-        "validation_best": max((row[main] for row in history if row["step"] and main in row), default=None),
+        "validation_best": best["metric"],
+        "best_step": int(best["step"]),
+        "chosen": {selection.TUNED: choice, selection.UNTUNED: selection.choice_at(recipe.task, history, 0)},
         "weights": weight_counts(backbone),
         "train_seconds": trainer.seconds,
         "steps": trainer.state.global_step,
@@ -365,14 +381,14 @@ def evaluate_run(
 
 
 def load_run(folder: Path) -> tuple[Recipe, Any]:
-    """Recipe and tuned backbone of a finished run.
+    """Recipe, with what its validation split settled, and tuned backbone of a finished run.
 
     Raises:
         AuroraError: if ``folder`` holds none.
     """
     if not (folder / "recipe.yaml").is_file():
         raise AuroraError(f"{folder} holds no run: it has no recipe.yaml")
-    recipe = load_recipe(folder / "recipe.yaml")
+    recipe = selection.settled(load_recipe(folder / "recipe.yaml"), folder)
     backbone = _backbone(recipe)
     load_adapter(backbone, folder / ADAPTER, recipe.method)
     backbone.module.to(choose())

@@ -36,6 +36,7 @@ from .rows import SHOWN, ImageTextDataset, Item, Question, QuestionDataset, Row,
 from .tables import csv_rows, json_lines
 
 ROW_FILES = ("captions.jsonl", "captions.csv", "questions.jsonl")
+TOLD = 50  # ids that a made validation or test split has if there are enough
 _LINE = 'a line looks like {"image": "cat.jpg", "caption": "a cat"}'
 _NEAR = 2000  # names that a missing one is compared with: comparing is slow
 
@@ -224,8 +225,9 @@ def _questions(table: _Table, broken: str) -> QuestionDataset:
 
 
 def _with_splits(rows: list[Row], where: str) -> list[Row]:
-    """Rows with a split each: their own, or 80/10/10 by the hash of their ids if none names one. Questions are split by
-    their picture, so that none is in two splits."""
+    """Rows with a split each: their own, or one by the hash of their ids if none names one. Validation and test then
+    have a tenth of the ids each, but up to a quarter where `TOLD` would be missed: figures of fewer say little.
+    Questions are split by their picture, so that none is in two splits."""
     if any(row.split for row in rows):
         if bare := [row for row in rows if not row.split]:
             raise AuroraError(
@@ -235,6 +237,6 @@ def _with_splits(rows: list[Row], where: str) -> list[Row]:
         return rows
     groups = [row.id if isinstance(row, Item) else composed(row.image) for row in rows]
     ids = sorted(set(groups), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    tenth = max(1, round(len(ids) / 10)) if len(ids) >= 3 else 0
-    split = {name: "test" if n < tenth else "validation" if n < 2 * tenth else "train" for n, name in enumerate(ids)}
+    part = max(1, round(len(ids) / 10), min(TOLD, len(ids) // 4)) if len(ids) >= 3 else 0
+    split = {name: "test" if n < part else "validation" if n < 2 * part else "train" for n, name in enumerate(ids)}
     return [replace(row, split=split[group]) for row, group in zip(rows, groups, strict=True)]

@@ -17,8 +17,9 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +48,8 @@ class Scores:
     image_to_text: np.ndarray  # (images, texts)
     text_to_image: np.ndarray  # (texts, images)
     similarity: np.ndarray  # (images, texts)
+    reranked: bool = True  # whether ITM orders the best of them
+    choice: dict[str, Any] = field(default_factory=dict)  # what `ranking.choose` settled, by the task's setting
 
     def metrics(self, features: Features) -> dict[str, float]:
         """R@K both ways of the reranked scores, see `recall.retrieval_metrics`."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import selection
 from ..backbones import Backbone, load_backbone
 from ..backbones.base import embedded_models
 from ..data.media import EvalTransform
@@ -99,7 +100,10 @@ def load_encoder(model: str, view: str) -> Encoder:
     if not isinstance(recipe.task, RetrievalSettings):
         raise AuroraError(f"{model} was tuned for {recipe.task.name}; pictures are found by a run of retrieval")
     if view == TUNED:
-        _, backbone = load_run(Path(model))
+        recipe, backbone = load_run(Path(model))
     else:
+        recipe = selection.settled(recipe, Path(model), selection.UNTUNED)
         backbone = load_backbone(recipe.model, image_size=recipe.image_size or None)
-    return Encoder(backbone, recipe.task.max_tokens, recipe.task.beta)
+    task = recipe.task
+    assert isinstance(task, RetrievalSettings)
+    return Encoder(backbone, task.max_tokens, task.beta)

@@ -88,6 +88,10 @@ class Task(nn.Module):
         """Metrics by other protocols, under their names, from what `evaluate` gave beside its own."""
         return {}
 
+    def choice(self, *found: Any) -> dict[str, Any]:
+        """Settings of the task that the evaluated split settled, from what `evaluate` gave beside the metrics."""
+        return {}
+
     def check_upload(self, dataset: Any) -> None:
         """Make sure that `upload` can be made of a split.
 

@@ -24,6 +24,7 @@ from ..backbones.convert import read_momentum
 from ..data.rows import ImageTextDataset
 from ..distributed import SharedError, gather, rank
 from ..evaluation.features import Features, extract, tokenize
+from ..evaluation.ranking import by_similarity, choose
 from ..evaluation.rerank import Scores, rerank
 from .base import Task
 from .clips import encode_media, frame_weights, pool, project_frames
@@ -46,7 +47,6 @@ class Retrieval(Task):
     example = "pair"
     objective = "ITC + ITM"
     main_metric = "mean_recall"
-    protocol = "ITC, ITM rerank"
 
     backbone: Backbone
     settings: RetrievalSettings
@@ -265,7 +265,8 @@ class Retrieval(Task):
     def evaluate(
         self, dataset: ImageTextDataset, *, cache: Path | None = None, rescore: int = 0, progress: bool = False
     ) -> tuple[dict[str, float], Scores, Features]:
-        """Metrics, scores and features of a split: ITC candidates, ITM rerank, R@1/5/10 both ways.
+        """Metrics, scores and features of a split: ITC candidates, ITM rerank, R@1/5/10 both ways. With ``ranking`` at
+        ``choose``, the order is what this very split likes best; runs let the validation split choose.
 
         Args:
             cache: folder for features and for what was scored so far; see `features.extract` and `rerank.rerank`.
@@ -285,8 +286,8 @@ class Retrieval(Task):
             scores = rerank(
                 self.backbone,
                 features,
-                k_test=settings.k_test,
-                beta=settings.beta,
+                k_test=0 if settings.ranking == "itc" else settings.k_test,
+                beta=settings.beta if settings.ranking == "itm" else 0.0,
                 rescore=rescore,
                 frame_attention=settings.frame_attention,
                 resume=_scores_file(cache, dataset, features),
@@ -299,10 +300,19 @@ class Retrieval(Task):
                 "the model's scores are not numbers: its training diverged, or numbers overflow in this precision; "
                 "lower train.learning_rate, or compute in float32"
             )
+        if settings.ranking != "itm":
+            scores = by_similarity(scores) if settings.ranking == "itc" else choose(scores, features)
         return scores.metrics(features), scores, features
 
+    @property
+    def protocol(self) -> str:  # type: ignore[override]
+        return "ITC" if self.settings.ranking == "itc" else "ITC, ITM rerank"
+
+    def choice(self, scores: Scores, features: Features) -> dict[str, Any]:  # type: ignore[override]
+        return scores.choice
+
     def other_metrics(self, scores: Scores, features: Features) -> dict[str, dict[str, float]]:  # type: ignore[override]
-        return {"ITC only": scores.itc_metrics(features)}
+        return {"ITC only": scores.itc_metrics(features)} if scores.reranked else {}
 
 
 def _scores_file(cache: Path | None, dataset: ImageTextDataset, features: Features) -> Path | None:

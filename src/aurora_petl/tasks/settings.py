@@ -44,6 +44,9 @@ class RetrievalSettings(TaskSettings):
     itm_weight: float = number(1.0, 0, 1000)
     negative_all_rank: bool = False  # whether ITM's hard negatives come from the batches of all ranks
     max_tokens: int = number(35, 2, 512)
+    # of the candidates. itm: the k_test best by ITC, by match logit + beta * similarity | itc: by similarity alone |
+    # choose: of these, with several betas, what the validation split likes best
+    ranking: str = choice("itm", "itc", "choose")
     k_test: int = number(128, 0, 10**6)
     beta: float = number(0.0, -(10**6), 10**6)
     frame_attention: bool = True  # texts weigh the frames of a clip by their similarity
