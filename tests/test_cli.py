@@ -380,9 +380,9 @@ def test_dry_run_says_what_would_train_and_leaves_nothing(printed, no_training, 
     assert no_training == [load_recipe("photos-mini", [f"data={folder}"])]
     assert not list(here.iterdir())
     assert row(out, "recipe") == ["photos-mini"]
-    assert row(out, "steps") == ["10,", "which", "is", "6.67", "epochs"]  # 24 captions make one batch of 16
-    assert row(out, "a step") == ["16", "pairs", "(batch", "16)"]
-    assert row(out, "rates") == ["0.001,", "of", "heads", "0.001"]
+    assert row(out, "steps") == ["60,", "which", "is", "60", "epochs"]  # 24 captions make one batch
+    assert row(out, "a step") == ["24", "pairs", "(batch", "24)"]
+    assert row(out, "rates") == ["0.001,", "of", "heads", "0.0005"]
     assert row(out, "computes")[:3] == ["on", str(devices.choose()), "in"]
     assert re.search(r"^takes +about [\d.]+ (s|min|h), evaluations apart$", out, re.M)
 
