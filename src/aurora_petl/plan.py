@@ -90,7 +90,8 @@ def _timed(task: Task, training: TrainingExamples, size: int, workers: int, prec
     started = time.perf_counter()
     rows = [training[0, (apart * place) % len(training)] for place in range(size)]
     loading = (time.perf_counter() - started) / max(1, workers)
-    batch = {name: value.to(device) for name, value in task.to(device).train().collate(rows).items()}
+    collated = task.to(device).train().collate(rows).items()
+    batch = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in collated}
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     started = time.perf_counter()
     with torch.autocast(device.type, kind, enabled=kind is not None):
