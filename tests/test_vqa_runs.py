@@ -53,7 +53,14 @@ def test_overfits_its_training_questions(colours, tmp_path, capsys):
 
     out = tmp_path / "run"
     held = {path.name for path in out.iterdir()}
-    assert held == {"adapter", "metrics.json", "recipe.yaml", "history.json", "curve.png", "gallery.png"}
+    assert held - {".lock", "losses.jsonl"} == {
+        "adapter",
+        "metrics.json",
+        "recipe.yaml",
+        "history.json",
+        "curve.png",
+        "gallery.png",
+    }
     assert load_recipe(out / "recipe.yaml").task.name == "vqa"
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics["test"]) == set(metrics["zero_shot_test"]) == {"accuracy", "yes/no", "other"}
@@ -130,8 +137,8 @@ def test_dry_run_counts_pictures_questions_and_answers(capsys):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (["task.name=vqq"], "no task 'vqq'; did you mean vqa?"),
-        (["task.name=7"], "no task 7; choose one of retrieval, vqa"),
+        (["task.name=vqq"], "recipe photos-mini: task.name: no task 'vqq'; did you mean vqa?"),
+        (["task.name=7"], "recipe photos-mini: task.name: no task 7; choose one of retrieval, vqa"),
         (
             ["task.queue_size=4"],
             "recipe photos-mini: there is no field task.queue_size; fields are name, frames",
@@ -141,7 +148,7 @@ def test_dry_run_counts_pictures_questions_and_answers(capsys):
             "fluent-flat holds captions, but task vqa is about questions; set another task",
         ),
         (["method=heads"], "method heads: blip-mini has no heads for its task; choose another method"),
-        (["train.batch_size=1"], "train.batch_size is 1; contrast needs at least 2 pairs a batch"),
+        (["train.batch_size=1"], "recipe photos-mini: train.batch_size is 1; it must lie between 2 and 65536"),
     ],
 )
 def test_wrong_runs_end_in_one_line(fields, message, capsys):
