@@ -58,7 +58,7 @@ class Run:
 def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False) -> tuple[Rows, Tunable, Task]:
     """All of a run before its first step: data read and checked, then model, method and task. Of a method that has
     nothing to learn, the test split is all that is needed, checked and returned, and where settings are left to the
-    validation split, that one.
+    validation split, that one if there is one.
 
     Raises:
         AuroraError: at the first thing that would stop the run.
@@ -81,8 +81,10 @@ def _dataset(recipe: Recipe) -> Rows:
         for needed in SPLITS:
             dataset.split(needed)
     else:
-        names = ("test", "validation") if selection.settles(settings) else ("test",)
-        dataset = replace(dataset, items=[item for name in names for item in dataset.split(name).items])
+        items = dataset.split("test").items
+        if selection.settles(settings):
+            items = [*items, *(item for item in dataset.items if item.split == "validation")]
+        dataset = replace(dataset, items=items)
     kind.check(settings, dataset)
     return dataset
 
@@ -168,12 +170,14 @@ def train(
 
 
 def _unchanged(recipe: Recipe, folder: Path, prepared: tuple[Rows, Tunable, Task], progress: bool) -> Run:
-    """The run of a method that has nothing to learn, its settings settled."""
+    """The run of a method that has nothing to learn, its settings settled; without a validation split, ITC ranks."""
     dataset, backbone, task = prepared
     choice: dict[str, Any] = {}
     if selection.settles(task.settings):
-        _, *details = task.evaluate(dataset.split("validation"), progress=progress)
-        choice = task.choice(*details)
+        choice = {"ranking": "itc", "beta": 0.0}
+        if any(item.split == "validation" for item in dataset):
+            _, *details = task.evaluate(dataset.split("validation"), progress=progress)
+            choice = task.choice(*details)
         task.settings = replace(task.settings, **choice)
     metrics: dict[str, Any] = {"validation_best": None, "best_step": 0, "train_seconds": 0.0, "steps": 0}
     metrics |= {"chosen": dict.fromkeys((selection.TUNED, selection.UNTUNED), choice)}
