@@ -152,6 +152,7 @@ def main() -> None:
                     results.append(result)
                     print(kind, size, seed, f"gain {gain(result):+.1f}, {result['seconds']:.0f} s", flush=True)
     if results:
+        options.results.mkdir(parents=True, exist_ok=True)
         table = in_table(results)
         write_json(options.results / f"own-pictures-{date.today()}.json", results)
         write_text(options.results / f"own-pictures-{date.today()}.md", table + "\n")

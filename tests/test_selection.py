@@ -14,7 +14,8 @@ from aurora_petl.evaluation import ranking
 from aurora_petl.recipe import load_recipe
 from aurora_petl.report import run_summary
 from aurora_petl.search.encoder import load_encoder
-from aurora_petl.search.index import Library, build_index
+from aurora_petl.search.index import build_index
+from aurora_petl.search.library import Library
 from aurora_petl.search.query import Searcher
 from aurora_petl.tasks.retrieval import Retrieval
 from aurora_petl.training import load_run, prepare, train
