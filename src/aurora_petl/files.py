@@ -47,8 +47,10 @@ def whole(path: Path) -> Iterator[Path]:
     that the umask gives whatever the library that writes it sets.
 
     Raises:
-        OSError: if there is no room or no right to write; ``path`` is then as it was.
+        OSError: if there is no room or no right to write, or ``path`` is a device or a pipe; it is then as it was.
     """
+    if _is_special(path):  # as root, replacing /dev/null would take it away from the whole system
+        raise OSError(errno.EINVAL, "it is a device or a pipe, not a file", str(path))
     partial = _beside(path)
     handle = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     mode = stat.S_IMODE(os.fstat(handle).st_mode)
@@ -88,6 +90,30 @@ def _beside(path: Path) -> Path:
             if time.time() - old.lstat().st_mtime > LEFTOVER_SECONDS:
                 shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+
+
+def _is_special(path: Path) -> bool:
+    """Whether a path leads to something else than a file or a folder; /dev/stdout is a link."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def check_output(path: Path) -> None:
+    """Make the folder of a file that a command writes when its work is done, and see beforehand that it can be written.
+
+    Raises:
+        AuroraError: if ``path`` is a folder, a device or a pipe.
+        OSError: if there is no such folder and it cannot be made, or there is no right to write to it.
+    """
+    if path.is_dir() or _is_special(path):
+        what = "folder" if path.is_dir() else "device or a pipe"
+        raise AuroraError(f"{path} is a {what}, not a file; name another file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
 
 
 def write_text(path: Path, text: str) -> None:
