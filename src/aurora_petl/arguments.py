@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import __version__
+from .errors import one_line
 from .recipe import Recipe, TrainSettings
 from .tasks.settings import TASKS
 
@@ -23,7 +24,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         message = " ".join(message.split())
         message = message if len(message) <= 500 else f"{message[:500]}..."
-        message = message.encode("utf-8", "backslashreplace").decode()
+        message = one_line(message)
         self.exit(2, f"{self.prog}: error: {message}{self._hint(message)} (see {self.prog} --help)\n")
 
     def _hint(self, message: str) -> str:

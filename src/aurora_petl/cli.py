@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.run is None:
             print(options.help, end="")
         else:
-            if getattr(options, "device", None):
+            if getattr(options, "device", None) is not None:
                 from .devices import use
 
                 use(options.device)
@@ -58,7 +58,8 @@ def _train(options: argparse.Namespace) -> None:
     name, overrides = options.recipe, list(options.overrides)
     if name and "=" in name:
         name, overrides = None, [name, *overrides]
-    given = {field: value for field in ("data", "root", "model", "method") if (value := getattr(options, field))}
+    fields = ("data", "root", "model", "method")
+    given = {field: value for field in fields if (value := getattr(options, field)) is not None}
     folder = options.out or Path("runs") / Path(name or options.data or "photos").stem
     if options.resume:
         if name or overrides or given:
@@ -97,15 +98,17 @@ def _evaluate(options: argparse.Namespace) -> None:
     import torch
 
     from .distributed import rank
-    from .files import write_json
+    from .files import check_output, write_json
     from .report import caution, metrics_table
     from .training import evaluate_run
 
     if options.rescore and options.dtype == "float32":
         raise AuroraError("--rescore repeats scores in float32: give --dtype bfloat16 with it, or leave it out")
+    if options.rescore < 0:
+        raise AuroraError(f"--rescore is {options.rescore}; it must be positive, or 0 for none")
     for path in (options.json, options.upload):
         if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            check_output(path)
     scored = evaluate_run(
         options.folder,
         split=options.split,
@@ -169,13 +172,16 @@ def _search(options: argparse.Namespace) -> None:
     if (options.text is None) == (options.image is None):
         raise AuroraError('say what to look for, or give a picture with --image: aurora search "a dog on a beach"')
     from .data.media import load_image
-    from .files import write_json
+    from .files import check_output, write_json
     from .search.library import Library
     from .search.query import Searcher, find_index
     from .search.sheet import MOST, SIDE, contact_sheet
 
     if options.sheet and options.k > MOST:
         raise AuroraError(f"-k is {options.k}; a sheet shows at most {MOST:,}")
+    for path in (options.json, options.sheet):
+        if path:
+            check_output(path)
     library = Library(find_index(options.index))
     query = options.text if options.image is None else load_image(options.image)
     searcher = Searcher(library)
@@ -190,7 +196,6 @@ def _search(options: argparse.Namespace) -> None:
         say(f"aurora: {len(library.gone)} more are gone since they were indexed; run aurora index again")
     if options.json:
         rows = [{"rank": rank, "score": hit.score, "found": hit.what} for rank, hit in enumerate(found, 1)]
-        options.json.parent.mkdir(parents=True, exist_ok=True)
         places = {"query": options.text or options.image, "index": library.out, "folder": library.folder}
         asked = {name: str(value).encode("utf-8", "backslashreplace").decode() for name, value in places.items()}
         write_json(options.json, {**asked, "view": searcher.view, "score": score, "found": rows})
@@ -201,7 +206,6 @@ def _search(options: argparse.Namespace) -> None:
             if image is not None:
                 image.thumbnail((2 * SIDE, 2 * SIDE))  # so that not all are in memory as they are
             shown.append((image, hit.score, hit.what))
-        options.sheet.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(options.sheet, query, about, shown)
 
 

@@ -41,8 +41,9 @@ def demo(folder: Path, *, seed: int = 0, progress: bool = False) -> None:
     """Train and compare all methods into ``folder``, print the table and where the pictures are.
 
     Raises:
-        AuroraError: if ``folder`` holds anything but an earlier demo, or is a file.
+        AuroraError: if ``folder`` holds anything but an earlier demo, or is a file, or the seed is out of range.
     """
+    recipes = {name: replace(made, train=replace(made.train, seed=seed)) for name, made in methods().items()}
     if folder.is_file():
         raise AuroraError(f"{folder} is a file; name a folder with --out")
     if folder.exists() and any(folder.iterdir()):
@@ -52,7 +53,6 @@ def demo(folder: Path, *, seed: int = 0, progress: bool = False) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "demo.json", {})  # marks the folder as ours from the start
     started = time.perf_counter()
-    recipes = methods()
     first = next(iter(recipes.values()))
     dataset = load_dataset(first.data)
     dataset.check()
@@ -68,9 +68,8 @@ def demo(folder: Path, *, seed: int = 0, progress: bool = False) -> None:
     runs: dict[str, Run] = {}
     for name, recipe in recipes.items():
         print(f"tuning: {name}", flush=True)
-        chosen = replace(recipe, train=replace(recipe.train, seed=seed))
         runs[name] = train(
-            chosen,
+            recipe,
             folder / name.replace(" ", "-").replace("=", ""),
             progress=progress,
             check=False,

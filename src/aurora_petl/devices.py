@@ -37,7 +37,7 @@ def choose(name: str | None = None) -> torch.device:
     Raises:
         AuroraError: if there is no such device here.
     """
-    name = name or _choice.name
+    name = _choice.name if name is None else name
     local = int(os.environ.get("LOCAL_RANK", 0))
     if name == "auto":
         if torch.cuda.is_available():

@@ -78,7 +78,7 @@ def _words(error: BaseException) -> str | None:
     if (full := disk_error(error)) is not None:
         return str(full)
     if isinstance(error, OSError):
-        return text
+        return text if len(text) <= 500 else f"{text[:500]}..."  # a name that is too long is one of these errors
     if isinstance(error, RecursionError):
         return "something in the input is nested too deeply"
     if isinstance(error, UnicodeEncodeError):

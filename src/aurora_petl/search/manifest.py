@@ -103,6 +103,8 @@ def _manifest(values: Any) -> Manifest:
     if list(keys) not in ([TUNED, UNTUNED], [UNTUNED]) or not all(_is_digest(key) for key in keys.values()):
         raise ValueError("keys are not those of a model")
     model = values["model"]
+    if model == "":
+        raise ValueError("model has no name")
     head = (model if isinstance(model, str) else _place(model, "model"), _place(values["folder"], "folder"), keys)
     if "pictures" not in values:
         return Manifest(*head)
