@@ -111,7 +111,6 @@ NAMES = [
         "a\nb/c",
         "a/b\n",
         "\x1b[31m",
-        "a/b\0",
         "\udcff/x",
         "owner/modèle",
         "-",

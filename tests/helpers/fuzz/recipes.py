@@ -123,7 +123,12 @@ WORDS = [  # overrides as a whole, with what a refusal names
     ("image_size=7", "image_size"),
     ("task.max_tokens=65", "max_tokens"),
     ("task.max_tokens=512", "max_tokens"),
-    ("task.name=vqa", "captions.jsonl"),
+    ("task.name=vqa", "task"),
+    ('data="a\\0b"', "a"),
+    ('model="a\\0b"', "a"),
+    ('root="a\\0b"', "root"),
+    ('data="a\\nb"', "a"),
+    ('model="\\e[31m"', "model"),
 ]
 
 
