@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from aurora_petl import files
+from aurora_petl import files, yaml_files
 from aurora_petl.errors import AuroraError, first_line, short
 
 
@@ -133,7 +133,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 def test_yaml_that_is_wrong_is_one_line(text):
     with pytest.raises(AuroraError) as told:
-        files.parse_yaml(text, "recipe.yaml")
+        yaml_files.parse_yaml(text, "recipe.yaml")
     assert str(told.value).startswith("recipe.yaml") and len(str(told.value)) < 400 and "\n" not in str(told.value)
 
 
@@ -277,3 +277,26 @@ def test_json_that_cannot_be_written_keeps_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         files.write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe"])
+def test_what_is_no_file_stays_what_it_is(kind, tmp_path):
+    """As root, a device such as /dev/null would be replaced as well."""
+    path = tmp_path / "out.json"
+    os.mkfifo(tmp_path / "pipe")
+    path.symlink_to("pipe") if kind != "pipe" else (tmp_path / "pipe").rename(path)
+    with pytest.raises(OSError, match="a device or a pipe, not a file"):
+        files.write_json(path, 1)
+    assert stat.S_ISFIFO(path.stat().st_mode) and len(list(tmp_path.iterdir())) == (1 if kind == "pipe" else 2)
+
+
+def test_an_output_that_cannot_be_written_is_told_beforehand(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").touch()
+    for name, words in (("pipe", "is a device or a pipe"), (".", "is a folder")):
+        with pytest.raises(AuroraError, match=words):
+            files.check_output(tmp_path / name)
+    with pytest.raises(OSError):
+        files.check_output(tmp_path / "file" / "x.json")
+    files.check_output(tmp_path / "deep" / "x.json")
+    assert (tmp_path / "deep").is_dir()

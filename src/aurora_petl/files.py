@@ -1,7 +1,7 @@
 """Files on disk: written whole, read with one line on what is wrong, locked while they are written, listed with links.
 
 Every file of a run, an index or a cache is written through `whole` or `whole_folder`, and every JSON, YAML and
-safetensors file that a user may bring is read through `read_json`, `read_yaml` and `open_tensors`.
+safetensors file that a user may bring is read through `read_json`, `yaml_files.parse_yaml` and `open_tensors`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import os
 import secrets
 import shutil
 import stat
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,16 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import AuroraError, first_line, short
+from .errors import AuroraError, first_line
 
 LOCK_SECONDS = 10.0  # loader workers of a run that was killed hold its lock for a few seconds longer
 LEFTOVER_SECONDS = 24 * 3600  # older ones were left behind by a killed process
-MOST_VALUES = 10_000  # of a YAML file with its aliases put in full: a few lines of nested ones unfold to gigabytes
 LFS_POINTER = b"version https://git-lfs"  # what git leaves in a file's place where git-lfs is not installed
 
 
@@ -128,14 +125,15 @@ def write_json(path: Path, value: Any) -> None:
     Numbers that are not finite become null: JSON has none, and a gradient norm that overflowed in half precision must
     not cost a finished run its results.
     """
-    write_text(path, json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A value that JSON can hold, with None in the place of numbers that are not finite."""
     if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
+        return {key: finite(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
+        return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -147,19 +145,6 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     """
     with whole(path) as partial, as_os_error(path):
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial, metadata)
-
-
-def keep(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> bool:
-    """Write tensors that a later call can do without, such as a cache, with its folder; if that is not possible, print
-    one line and return False."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(path, tensors, metadata)
-    except OSError as error:
-        why = error.strerror or first_line(error)
-        print(f"aurora: warning: {path} cannot be written ({why}); it is not kept", file=sys.stderr)
-        return False
-    return True
 
 
 @contextmanager
@@ -275,53 +260,6 @@ def _check_text(value: Any) -> None:
 def read_json(path: Path) -> Any:
     """A JSON file; see `read_text` and `parse_json` for what is raised."""
     return parse_json(read_text(path), str(path))
-
-
-class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses keys that stand twice, and what unfolds beyond measure."""
-
-    def compose_mapping_node(self, anchor):
-        node = super().compose_mapping_node(anchor)
-        keys = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in keys:
-                line = key.start_mark.line + 1
-                raise yaml.YAMLError(f"the key {short(key.value)} stands twice, again in line {line}; keep one")
-            keys.add((key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key))
-        return node
-
-    def get_single_node(self):
-        node = super().get_single_node()
-        if node is not None and _unfolded(node, {}) > MOST_VALUES:
-            raise yaml.YAMLError(f"more than {MOST_VALUES:,} values, with its aliases put in full")
-        return node
-
-
-def _unfolded(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values a node stands for, an alias counting for all that it names."""
-    if id(node) not in known:
-        known[id(node)] = -1
-        parts: list[Any] = [] if isinstance(node, yaml.ScalarNode) else node.value
-        flat = (part for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,)))
-        known[id(node)] = 1 + sum(_unfolded(part, known) for part in flat)
-    if known[id(node)] < 0:
-        raise yaml.YAMLError("an alias stands inside of what it names")
-    return known[id(node)]
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """A value from YAML; tags of Python objects are refused.
-
-    Raises:
-        AuroraError: if it is no YAML, a key stands twice, or its aliases unfold to many values or to themselves.
-    """
-    try:
-        return yaml.load(text, _Loader)  # a subclass of SafeLoader
-    except RecursionError as error:
-        raise AuroraError(f"{where}: nested too deeply") from error
-    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        words = " ".join(str(error).split())
-        raise AuroraError(f"{where} is not YAML: {words[:300]}") from error
 
 
 @contextmanager

@@ -14,8 +14,9 @@ import yaml
 
 from .errors import AuroraError, short
 from .fields import check, check_plain, choice, number, typed
-from .files import parse_yaml, read_text, write_text
+from .files import read_text, write_text
 from .tasks.settings import RetrievalSettings, TaskSettings, find_task
+from .yaml_files import parse_yaml
 
 PATHS = ("model", "data", "root")  # fields that may name a file or folder
 

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,7 +20,7 @@ from ..backbones import Backbone, Tunable
 from ..data.media import EvalTransform
 from ..data.rows import ImageTextDataset
 from ..distributed import own_share, total
-from ..files import keep
+from ..kept import keep, recall
 from ..tasks.clips import encode_media, load_media, pool, project_frames
 
 STATES_BUDGET = 2 * 1024**3  # bytes of picture states kept between ITC and rerank; beyond it they are formed again
@@ -168,10 +166,5 @@ def _bytes(value: Tensor) -> bytes:
 
 
 def _read(file: Path | None, key: str, device: torch.device) -> dict[str, Tensor] | None:
-    if file is None or not file.is_file():
-        return None
-    with suppress(SafetensorError, OSError), safe_open(file, "pt") as kept:
-        if kept.metadata() == {"key": key}:
-            names = kept.keys()  # safe_open is no mapping
-            return {name: kept.get_tensor(name).to(device) for name in names}
-    return None
+    held = None if file is None else recall(file, key)
+    return None if held is None else {name: value.to(device) for name, value in held[0].items()}

@@ -16,21 +16,19 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
 from ..adapter.factors import no_autocast
 from ..backbones import Backbone
 from ..distributed import total
-from ..files import keep
+from ..kept import keep, recall
 from ..tasks.clips import frame_weights
 from .features import Features, trim
 from .recall import retrieval_metrics
@@ -173,14 +171,11 @@ class _Record:
 
     def read(self, logits: Tensor) -> int:
         """Put back what was scored; returns the picture up to which it was."""
-        if self.file is None or not self.file.is_file():
+        held = None if self.file is None else recall(self.file, self.key)
+        if held is None:
             return 0
-        with suppress(SafetensorError, OSError), safe_open(self.file, "pt") as kept:
-            metadata = kept.metadata() or {}
-            if metadata.get("key") == self.key:
-                logits.copy_(kept.get_tensor("logits"))
-                return int(metadata["done"])
-        return 0
+        logits.copy_(held[0]["logits"])
+        return int(held[1]["done"])
 
     def write(self, logits: Tensor, done: int, whole: bool = False) -> None:
         if self.file is None or not (whole or time.monotonic() - self.written > RECORD_SECONDS):
