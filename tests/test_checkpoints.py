@@ -1,6 +1,7 @@
 """Checkpoints give back what was written, and damaged ones are passed over."""
 
 import json
+import os
 import random
 import shutil
 
@@ -90,6 +91,26 @@ def test_a_damaged_checkpoint_is_passed_over(name, harm, tmp_path):
     checkpoint, (problem,) = checkpoints.newest(tmp_path)
     assert (checkpoint.step == 2 and name in problem) or "checkpoint-5" in problem
     assert not (tmp_path / "checkpoint-5").exists()
+
+
+def test_an_index_with_one_other_value_is_passed_over(tmp_path):
+    write(tmp_path, 2)
+    write(tmp_path, 5, best={"step": 5, "metric": float("nan")})  # JSON has no NaN
+    assert checkpoints.newest(tmp_path)[0].step == 5
+    path = tmp_path / "checkpoint-5/checkpoint.json"
+    facts = json.loads(path.read_text())
+    facts["optimizer"]["groups"][0]["betas"] = True
+    path.write_text(json.dumps(facts))
+    checkpoint, (problem,) = checkpoints.newest(tmp_path)
+    assert checkpoint.step == 2 and problem == f"{path} is not as it was written"
+
+
+def test_a_pipe_in_a_checkpoint_is_passed_over(tmp_path):
+    write(tmp_path, 2)
+    write(tmp_path, 5)
+    (tmp_path / "checkpoint-5" / NAMES[1]).unlink()
+    os.mkfifo(tmp_path / "checkpoint-5" / NAMES[1])
+    assert checkpoints.newest(tmp_path)[0].step == 2
 
 
 @pytest.mark.parametrize("case", INDEXES)

@@ -15,6 +15,7 @@ cut short is never taken for a checkpoint; what was damaged later fails its dige
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import re
 import shutil
@@ -28,7 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .errors import AuroraError, first_line, short
-from .files import read_json, whole_folder, write_json, write_tensors
+from .files import finite, read_json, whole_folder, write_json, write_tensors
 
 FORMAT = 1
 INDEX = "checkpoint.json"
@@ -95,7 +96,8 @@ def write(
         digests = {path.name: _digest(path) for path in sorted(partial.iterdir())}
         head = {"format": FORMAT, "step": step, "ranks": len(generators), "files": digests}
         head |= {"optimizer": {"groups": optimizer["param_groups"], "values": values}}
-        write_json(partial / INDEX, head | facts)
+        head = finite(head | facts)
+        write_json(partial / INDEX, head | {"digest": _digest_of(head)})
 
 
 def prune(folder: Path, best: int | None) -> None:
@@ -125,6 +127,8 @@ def read(path: Path) -> Checkpoint:
         AuroraError: if a file is missing or other than it was written.
     """
     facts = read_json(path / INDEX)
+    if isinstance(facts, dict) and facts.pop("digest", "") != _digest_of(facts):
+        raise AuroraError(f"{path / INDEX} is not as it was written")
     match = _NAME.fullmatch(path.name)
     wanted = {"format": int, "step": int, "ranks": int, "files": dict, "optimizer": dict}
     if not isinstance(facts, dict) or any(not isinstance(facts.get(key), kind) for key, kind in wanted.items()):
@@ -204,6 +208,14 @@ def _steps(folder: Path) -> list[int]:
     return [int(match[1]) for name in names if (match := _NAME.fullmatch(name))]
 
 
+def _digest_of(facts: dict[str, Any]) -> str:
+    """A digest of what a checkpoint's index holds, before it is written or after it is read."""
+    text = json.dumps(facts, sort_keys=True)
+    return hashlib.sha256(json.dumps(json.loads(text), sort_keys=True).encode()).hexdigest()
+
+
 def _digest(path: Path) -> str:
+    if not path.is_file():  # a pipe would never end
+        raise AuroraError(f"{path} is no file")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
