@@ -119,7 +119,7 @@ def checkpoint(draw: Draw) -> Case:
             [("out is a file", "taken"), ("out in a file", "taken/x"), ("out on a device", "/dev/null/x")]
         )
         (draw.folder / "taken").write_text("precious\n")
-        return Case(about, ["convert", file, "--out", place], refuse(place, "taken"))
+        return Case(about, ["convert", file, "--out", place], refuse(place, "taken", "/dev/null"))
     if draw.rng.random() < 0.15:
         return Case("whole", words, accept(), ("out",))
     return Case(" ".join(options)[:40], [*words, *options], refuse(name))

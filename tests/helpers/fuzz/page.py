@@ -94,9 +94,10 @@ Wrong = Callable[[Answer], str | None]
 
 def _case(draw: Draw, about: str, request: Request, statuses: tuple[int, ...], more: Wrong | None = None) -> Case:
     answers: list[Answer] = []
+    app = _app(draw)
 
     def call() -> int:
-        answers.append(asyncio.run(_ask(_app(draw), request)))
+        answers.append(asyncio.run(_ask(app, request)))
         return 0
 
     def check(outcome: Any) -> str | None:
