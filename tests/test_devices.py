@@ -174,8 +174,10 @@ def test_a_step_of_retrieval_reads_the_device_once(settings):
 
 
 def test_a_step_of_vqa_reads_nothing_from_the_device():
+    backbones = {device: load_backbone("blip-mini", task="vqa") for device in (CPU, DEVICE)}
+
     def run(device: torch.device) -> tuple:
-        backbone = load_backbone("blip-mini", task="vqa")
+        backbone = backbones[device]
         torch.manual_seed(0)
         apply_method(backbone, "aurora", OPTIONS)
         task = VQA(backbone).train().to(device)

@@ -123,7 +123,7 @@ def test_a_run_leaves_nothing_in_a_log_and_works_from_any_folder(tmp_path, here,
 def test_a_path_that_is_not_utf8_works(tmp_path, folder):
     odd = os.fsencode(tmp_path) + b"/pictures\xff"
     shutil.copytree(os.fsencode(folder), odd)
-    command = [sys.executable, "-m", "aurora_petl.cli", "train", "--dry-run", "--data", odd]
+    command = [sys.executable, "-m", "aurora_petl.cli", "train", "--dry-run", "train.batch_size=8", "--data", odd]
     done = subprocess.run(command, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"") and b"All checks passed" in done.stdout
 

@@ -162,6 +162,8 @@ def as_os_error(path: Path) -> Iterator[None]:
 
 def disk_error(error: BaseException, path: Path | None = None) -> OSError | None:
     """The OSError behind what a library raised while it wrote a file; None if the error is of another kind."""
+    if isinstance(error, OSError):
+        return error if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
     words = str(error)
     full = "No space left on device" in words or "os error 28" in words or "file write failed" in words
     quota = "Disk quota exceeded" in words or "os error 122" in words

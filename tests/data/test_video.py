@@ -284,7 +284,7 @@ def test_whatever_the_decoder_raises_is_the_clip_s_fault(monkeypatch):
 def test_without_pyav_the_extra_is_named(monkeypatch):
     data = encode(numbered(2))
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(AuroraError, match=r"pip install 'aurora-petl\[video\]'"):
+    with pytest.raises(AuroraError, match=r"pip install -e '\.\[video\]'"):
         load_frames(data, 2)
 
 
