@@ -279,6 +279,12 @@ def test_json_that_cannot_be_written_keeps_the_old_file(tmp_path):
     assert json.loads(path.read_text()) == {"a": 1}
 
 
+def test_a_pipe_for_weights_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "w.safetensors")
+    with pytest.raises(AuroraError, match="a pipe or a device"), files.open_tensors(tmp_path / "w.safetensors"):
+        pass
+
+
 @pytest.mark.parametrize("kind", ["pipe", "link to a pipe"])
 def test_what_is_no_file_stays_what_it_is(kind, tmp_path):
     """As root, a device such as /dev/null would be replaced as well."""

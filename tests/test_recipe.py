@@ -355,6 +355,10 @@ def test_a_path_that_is_not_utf8_is_saved(tmp_path):
     [
         ("method_options.r=1000000000", f"method_options.r is 1000000000; it must lie between 1 and {MOST_RANK}"),
         ("method_options.r=1e9", "method_options.r is '1e9'; it must be a whole number"),
+        (
+            "method_options.lora_dropout=-1 method=lora",
+            "method_options.lora_dropout is -1.0; it must lie between 0 and 1",
+        ),
         ("method_options.rr=5", "method aurora has no method_options.rr; did you mean r?"),
         ("method_options.init_weights=maybe", "method_options.init_weights is 'maybe'; it must be true or false"),
         ("method_options.target_modules=(", "'(' is no regular expression"),

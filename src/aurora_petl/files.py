@@ -177,8 +177,11 @@ def disk_error(error: BaseException, path: Path | None = None) -> OSError | None
 # Reading
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, most: int = -1) -> bytes:
     """A file's bytes; pipes, sockets and devices, which may never end, are not opened.
+
+    Args:
+        most: how many bytes, from the first on; -1 gives all.
 
     Raises:
         OSError: if it is missing, cannot be read, or is no file.
@@ -189,7 +192,8 @@ def read_bytes(path: Path) -> bytes:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "it is a folder" if stat.S_ISDIR(mode) else "it is a pipe or a device", str(path))
-    return path.read_bytes()
+    with path.open("rb") as file:
+        return file.read(most)
 
 
 def read_text(path: Path) -> str:
@@ -275,8 +279,7 @@ def open_tensors(path: Path, device: str = "cpu", mend: str = "download it again
         AuroraError: if it is missing, a pointer of git-lfs, empty, cut off, or no safetensors.
     """
     try:
-        with path.open("rb") as file:
-            head = file.read(40)
+        head = read_bytes(path, 40)
     except OSError as error:
         raise AuroraError(f"{path} cannot be read: {error.strerror or first_line(error)}") from error
     if head.startswith(LFS_POINTER):

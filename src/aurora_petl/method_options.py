@@ -34,6 +34,8 @@ def typed_options(name: str, config: Callable[..., PeftConfig], options: dict[st
         made[key] = value = typed(value, hints[key], where)
         if key == "r" and not 1 <= value <= MOST_RANK:
             raise AuroraError(f"{where} is {short(value)}; it must lie between 1 and {MOST_RANK}")
+        if key.endswith("dropout") and not 0 <= value < 1:  # below 0 peft leaves it out in silence
+            raise AuroraError(f"{where} is {short(value)}; it must lie between 0 and 1, 1 left out")
         patterns = value if isinstance(value, dict) else [value] if key.endswith("_modules") else []
         for pattern in patterns:
             if isinstance(pattern, str):

@@ -381,7 +381,8 @@ def of_no_size(state) -> None:
 
 BAD = {
     "a pointer": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "pointer of git-lfs"),
-    "a folder": (lambda path: path.mkdir(), "cannot be read: Is a directory"),
+    "a folder": (lambda path: path.mkdir(), "cannot be read: it is a folder"),
+    "a pipe": (os.mkfifo, "cannot be read: it is a pipe"),
     "a far layer": (saved(a_far_layer), "not whole: of the layers .* before 999999999 are missing"),
     "NaN": (saved(not_a_number), "itm_head.bias holds NaN or infinity"),
     "sparse": (saved(sparse), "itm_head.weight is no plain tensor"),

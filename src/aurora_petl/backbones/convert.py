@@ -27,7 +27,7 @@ from transformers import BlipConfig, BlipForImageTextRetrieval
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from ..errors import AuroraError, short
-from ..files import as_os_error, open_tensors, whole_folder
+from ..files import as_os_error, open_tensors, read_bytes, whole_folder
 from .base import resolve
 from .blip import ENC, ORIGINAL_EPSILON
 from .blip_positions import patches_per_side, resize_positions
@@ -165,8 +165,7 @@ def rename(key: str) -> str:
 def _read(path: Path) -> dict[str, Tensor]:
     """The weights of a ``.pth``, in the file's memory map where its format allows."""
     try:
-        with path.open("rb") as file:
-            head = file.read(40)
+        head = read_bytes(path, 40)
     except OSError as error:
         what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
         raise AuroraError(f"{path}: {what}; name a checkpoint like model_base.pth") from error

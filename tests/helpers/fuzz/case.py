@@ -100,14 +100,16 @@ class Draw:
         self.ground, self.folder = ground, folder
         self.rng = random.Random(f"{seed}/{family}/{number}")
 
-    def one_of(self, choices: Sequence[Any], every: int = 1, what: str = "") -> Any:
+    def one_of(self, choices: Sequence[Any], every: int = 1, what: str = "", times: int = 1) -> Any:
         """Of choices the one whose turn it is: none comes twice before all came once.
 
         Args:
-            every: in how many of the family's cases one is drawn.
+            every: in how many of the family's cases one is drawn, in the first ``times`` of them.
+            what: is drawn; each has an order of its own.
         """
         order = list(range(len(choices)))
-        turn, place = divmod(self.number // every, len(order))
+        drawn = self.number // every * times + self.number % every % times
+        turn, place = divmod(drawn, len(order))
         random.Random(f"{self.seed}/{self.family}/{what}/{turn}").shuffle(order)
         return choices[order[place]]
 
@@ -146,7 +148,7 @@ def judge(case: Case, outcome: Outcome) -> list[str]:
         return problems + _refusal(expects, outcome)
     if not expects.taken:
         return [*problems, f"taken, and must be refused with one of {expects.names}; it printed {outcome.out[:300]!r}"]
-    if strange := [line for line in outcome.err.splitlines() if not line.startswith("aurora: warning: ")]:
+    if strange := [line for line in outcome.err.splitlines() if not line.startswith("aurora: ")]:
         problems.append(f"on stderr beside a result: {strange[0][:300]!r}")
     if expects.check:
         try:
@@ -296,5 +298,9 @@ def _state(folder: Path) -> dict[str, str]:
 def _changes(before: dict[str, str], after: dict[str, str], case: Case) -> list[str]:
     """What was written where nothing may be."""
     changed = [path for path in before.keys() | after.keys() if before.get(path) != after.get(path)]
-    strange = sorted(path for path in changed if not any(f"{path}/".startswith(f"{place}/") for place in case.writes))
+    strange = sorted(
+        path
+        for path in changed
+        if not any(place in (".", path) or path.startswith(f"{place}/") for place in case.writes)
+    )
     return [f"{path!r} was {'changed' if path in before else 'made'}" for path in strange[:3]]

@@ -26,7 +26,7 @@ FAMILIES: dict[str, tuple[Callable[[Draw], Case], int]] = {
     "indexes": (indexes.folders, 60),
     "updates": (indexes.updates, 28),
     "convert": (converted.checkpoint, 35),
-    "words": (words.lines, 149),
+    "words": (words.lines, len(words.LINES)),
     "good-words": (words.good_lines, 10),
     "outputs": (words.outputs, 9),
     "mixtures": (words.mixtures, 36),

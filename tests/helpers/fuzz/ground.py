@@ -16,11 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from tests.helpers import benchmarks, checkpoints
 from tests.helpers.pictures import draw, make_folder
 
-QUICK = ("train.max_steps=4", "train.evaluations=2", "train.batch_size=4", "train.augment=false")
+QUICK = (
+    "train.learning_rate=1e-2",
+    "train.untuned_may_win=false",
+    "train.max_steps=4",
+    "train.evaluations=2",
+    "train.batch_size=4",
+    "train.augment=false",
+)
 COLOURS, SHAPES = ("red", "green", "blue"), ("circle", "square", "triangle", "cross")
 
 
@@ -139,6 +147,8 @@ class Ground:
         """An index of the album by the run."""
         folder = self.root / "album.index"
         self.command("index", self.album, "--model", self.run, "--out", folder, "--quiet")
+        tuned, untuned = load_file(folder / "pictures-00000.safetensors").values()
+        assert not torch.equal(tuned, untuned)  # else cases that exchange them would change nothing
         return folder
 
     @cached_property

@@ -29,13 +29,18 @@ def _words(draw: Draw, name: str, root: Path) -> list[Any]:
 
 
 def _same(draw: Draw, name: str) -> Any:
-    expected = table(draw.ground.printed(*map(str, _words(draw, name, draw.ground.benchmark(name)))))
+    expected = _counts(draw.ground.printed(*map(str, _words(draw, name, draw.ground.benchmark(name)))))
 
     def check(outcome: Any) -> str | None:
-        found = table(outcome.out)
+        found = _counts(outcome.out)
         return None if found == expected and found else f"rows {found}, of the undamaged files {expected}"
 
     return check
+
+
+def _counts(text: str) -> dict[str, list[str]]:
+    """Pictures and texts by split; another answer may be right as well, so that answers are not counted."""
+    return {split: counts.split()[:2] for split, counts in table(text).items()}
 
 
 def _rows(path: Path) -> Any:
@@ -75,9 +80,11 @@ def roots(draw: Draw) -> Case:
         else:
             file.write_text(with_text(value, place, text))
         about = f"{file.name}: {'.'.join(map(str, place))} = {text and text[:30]}"
-        one_for_many = isinstance(_at(value, place), list) and bool(text) and text.startswith('"')
+        # a list without one of its rows, and one text for many, are right as well
+        right = text is None and isinstance(place[-1], int)
+        right = right or (isinstance(_at(value, place), list) and bool(text) and text.startswith('"'))
         # a picture that is missing is named, with the folder, not with the row
-        expects: Expectation = either(file.name, "are missing under", check=None if one_for_many else same)
+        expects: Expectation = either(file.name, "are missing under", check=None if right else same)
     elif way == "ruin":
         about = draw.rng.choice(list(TEXT_RUINS))
         file.write_bytes(TEXT_RUINS[about](file.read_bytes(), draw.rng))

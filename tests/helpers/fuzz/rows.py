@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from .case import Case, Check, Draw, Expectation, accept, either, refuse
+from .case import Case, Check, Draw, Expectation, accept, refuse
 from .damage import DEEP, DIGITS, POINTER, put
 from .ground import tar
 
@@ -90,7 +90,7 @@ def captions_jsonl(draw: Draw) -> Case:
     expects: Expectation = refuse(f"line {row + 1}:")
     kind = draw.number % 4
     if kind < 2:
-        key, text = draw.one_of(BAD_FIELDS, 2, "field")
+        key, text = draw.one_of(BAD_FIELDS, 4, "field", 2)
         value = json.loads(lines[row])
         lines[row] = json.dumps({**value, key: "@@"}).replace('"@@"', text)
         about = f"{key}: {text[:40]}"
@@ -104,7 +104,7 @@ def captions_jsonl(draw: Draw) -> Case:
     data: Path = folder
     if draw.number % 5 == 4:
         data = tar(folder, draw.folder / "album.tar")
-    if draw.number % 7 == 3 and about != "clip":
+    if draw.number % 7 == 3 and about != "clip" and not about.startswith("image"):  # an index does without the missing
         return Case(about, ["index", folder, "--model", draw.ground.model, "--out", "out", "--quiet"], expects)
     return Case(about, dry(draw, data), expects)
 
@@ -337,7 +337,7 @@ def questions(draw: Draw) -> Case:
             for value in values:
                 if value["split"] == "test":
                     del value["answer"]
-            expects = either("questions.jsonl", check=same_table(draw, draw.ground.questions, *more, model=model))
+            expects = accept(lambda outcome: None if table(outcome.out).get("test") == "3 6 0" else outcome.out[:300])
         file.write_text("".join(json.dumps(value) + "\n" for value in values))
         return Case(chosen, dry(draw, folder, *more, model=model), expects)
     key, text = draw.one_of(BAD_ASKED)

@@ -82,7 +82,7 @@ RECIPES: list[tuple[Callable[[str], str], str]] = [
     (lambda text: re.sub("model: .*", "model: blip-mini", text), "adapter"),
     (lambda text: re.sub("data: .*", "data: nowhere", text), "nowhere"),
     (lambda text: re.sub("data: .*", "data: ''", text), "data"),
-    (lambda text: re.sub("image_size: .*", "image_size: 48", text), "image_size"),
+    (lambda text: re.sub("image_size: .*", "image_size: 33", text), "image_size"),
     (lambda text: re.sub("broken: .*", "broken: 5", text), "broken"),
     (lambda text: text + "zzz: 1\n", "zzz"),
     (lambda text: text + "train: 5\n", "train"),
