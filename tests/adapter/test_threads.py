@@ -40,6 +40,11 @@ def between_hooks(model):
     return [layer.intermediate for layer in model.text_encoder.encoder.layer]
 
 
+def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Equal to rounding: PyTorch may share a product among other numbers of its own threads."""
+    return torch.allclose(found, expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("chunk", [0, 2])
 @pytest.mark.parametrize("sdpa", [False, True], ids=["stock", "sdpa"])
 def test_gates_and_context(sdpa, chunk):
@@ -54,7 +59,7 @@ def test_gates_and_context(sdpa, chunk):
         return fused(model, TEXTS[i], PICTURES[i])
 
     alone = [run(i) for i in range(THREADS)]
-    assert all(map(torch.equal, together(between_hooks(model), run), alone))
+    assert all(map(close, together(between_hooks(model), run), alone))
     assert PASS.gate is None
 
 
@@ -69,7 +74,7 @@ def test_threads_that_read_the_same_pictures_with_gradients():
         return fused(model, TEXTS[i], states).detach()
 
     alone = [run(i) for i in range(THREADS)]
-    assert all(map(torch.equal, together(between_hooks(model), run), alone))
+    assert all(map(close, together(between_hooks(model), run), alone))
 
 
 def test_mixed_batches_beside_plain_ones():
@@ -85,7 +90,7 @@ def test_mixed_batches_beside_plain_ones():
 
     alone = [run(i) for i in range(THREADS)]
     for _ in range(3):
-        assert all(map(torch.equal, together([*between_hooks(model), model.base_model.model.itm_head], run), alone))
+        assert all(map(close, together([*between_hooks(model), model.base_model.model.itm_head], run), alone))
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
@@ -102,7 +107,7 @@ def test_mixed_batches_of_a_layer_that_is_trained_in_full():
         return model(x[i], **({"adapter_names": names[i]} if names[i] else {}))
 
     alone = [run(i) for i in range(THREADS)]
-    assert all(map(torch.equal, together([model.base_model.model.qkv, model.base_model.model.head], run), alone))
+    assert all(map(close, together([model.base_model.model.qkv, model.base_model.model.head], run), alone))
 
 
 def test_a_mixed_batch_that_breaks_off_leaves_nothing_behind():
