@@ -68,7 +68,15 @@ def test_views_of_two_ranks_are_those_of_one_process_and_differ_between_epochs(f
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     running = []
     for ranks, rank in ((1, 0), (2, 0), (2, 1)):
-        words = [*fields, f"train.batch_size={8 // ranks}", "train.max_steps=12", "--quiet", "--out", f"run{ranks}"]
+        words = [
+            *fields,
+            f"train.batch_size={8 // ranks}",
+            "train.max_steps=12",
+            "train.augment=true",
+            "--quiet",
+            "--out",
+            f"run{ranks}",
+        ]
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)} if ranks > 1 else {}
         command = [sys.executable, "-c", SPY, f"seen{ranks}.{rank}", "train", *words]
         running.append(subprocess.Popen(command, cwd=tmp_path, env=environment | place))

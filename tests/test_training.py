@@ -58,8 +58,12 @@ def test_a_run_leaves_what_it_promises(finished):
 def test_killed_and_resumed_ends_with_the_same_weights(folder, finished, tmp_path):
     out = tmp_path / "killed"
     log = (tmp_path / "log").open("w")
+    load_recipe(None, settings(folder)).save(tmp_path / "recipe.yaml")
     process = subprocess.Popen(
-        command("train", *settings(folder), "--out", out, "--quiet"), stdout=log, stderr=log, start_new_session=True
+        command("train", tmp_path / "recipe.yaml", "--out", out, "--quiet"),
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
     )
     deadline = time.time() + 240
     while not (out / "checkpoints/checkpoint-2/trainer_state.json").exists():
