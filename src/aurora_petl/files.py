@@ -192,6 +192,8 @@ def read_bytes(path: Path, most: int = -1) -> bytes:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "it is a folder" if stat.S_ISDIR(mode) else "it is a pipe or a device", str(path))
+    if most < 0:
+        return path.read_bytes()
     with path.open("rb") as file:
         return file.read(most)
 
