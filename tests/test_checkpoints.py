@@ -89,8 +89,12 @@ def test_a_damaged_checkpoint_is_passed_over(name, harm, tmp_path):
         flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
         path.write_bytes({"empty": b"", "cut": data[:middle], "flip": flipped}[harm])
     checkpoint, (problem,) = checkpoints.newest(tmp_path)
-    assert (checkpoint.step == 2 and name in problem) or "checkpoint-5" in problem
-    assert not (tmp_path / "checkpoint-5").exists()
+    assert checkpoint.step == 2 and str(tmp_path / "checkpoint-5" / name) in problem
+    assert not (tmp_path / "checkpoint-5").exists() and (tmp_path / "damaged-5").is_dir()  # set aside, not removed
+    write(tmp_path, 5)  # the step can be written again, and damaged again
+    (tmp_path / "checkpoint-5/checkpoint.json").unlink()
+    assert checkpoints.newest(tmp_path)[0].step == 2
+    assert {place.name for place in tmp_path.iterdir()} == {"checkpoint-2", "damaged-5", "damaged-5-2"}
 
 
 def test_an_index_with_one_other_value_is_passed_over(tmp_path):

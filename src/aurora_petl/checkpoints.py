@@ -20,6 +20,7 @@ import random
 import re
 import shutil
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -109,15 +110,25 @@ def prune(folder: Path, best: int | None) -> None:
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, and what is wrong with newer ones, which are removed."""
+    """The newest checkpoint that is whole, and what is wrong with newer ones.
+
+    These are set aside under the name ``damaged-N``, so that their steps can be written again. They are not removed: a
+    disk that fails for a moment makes a good checkpoint look damaged.
+    """
     problems: list[str] = []
     for step in sorted(_steps(folder), reverse=True):
         try:
             return read(path_of(folder, step)), problems
         except AuroraError as error:
             problems.append(str(error))
-            shutil.rmtree(path_of(folder, step), ignore_errors=True)
+            _set_aside(path_of(folder, step))
     return None, problems
+
+
+def _set_aside(path: Path) -> None:
+    step = path.name.partition("-")[2]
+    places = (path.with_name(f"damaged-{step}" if number == 1 else f"damaged-{step}-{number}") for number in count(1))
+    path.rename(next(place for place in places if not place.exists()))
 
 
 def read(path: Path) -> Checkpoint:

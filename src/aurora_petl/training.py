@@ -293,7 +293,7 @@ def _fit(
 
 
 def _checkpoint(folder: Path) -> checkpoints.Checkpoint | None:
-    """The newest whole checkpoint of a run, the same on every rank; damaged newer ones are told and removed.
+    """The newest whole checkpoint of a run, the same on every rank; damaged newer ones are told and set aside.
 
     Raises:
         AuroraError: if another number of processes wrote it.
