@@ -13,7 +13,7 @@ from transformers import BlipConfig, BlipForImageTextRetrieval, BlipForQuestionA
 from aurora_petl.adapter import AuroraConfig, AuroraContext, AuroraGate, adapter_size, fusion_size
 from aurora_petl.adapter.fusion import BANK, PASS, additions
 from aurora_petl.backbones import checkpoint_layers
-from aurora_petl.backbones.blip_attention import use_sdpa
+from aurora_petl.backbones.blip.attention import use_sdpa
 
 from .tiny import aurora_config, blip_config
 

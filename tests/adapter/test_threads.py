@@ -9,7 +9,7 @@ from peft import get_peft_model
 
 from aurora_petl.adapter import AuroraConfig
 from aurora_petl.adapter.fusion import PASS
-from aurora_petl.backbones.blip_attention import use_sdpa
+from aurora_petl.backbones.blip.attention import use_sdpa
 
 from .test_fusion import adapted, fused, same_blip, shaken
 from .tiny import Net, aurora_config

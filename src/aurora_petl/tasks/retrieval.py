@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbones import Backbone
-from ..backbones.convert import read_momentum
+from ..backbones.blip.convert import read_momentum
 from ..data.rows import ImageTextDataset
 from ..distributed import SharedError, gather, rank
 from ..evaluation.features import Features, extract, tokenize
