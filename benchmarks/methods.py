@@ -69,7 +69,7 @@ def run(recipe: Recipe, folder: Path, score: bool) -> dict:
             train(recipe, folder, progress=False, check=False, before=before, start=start)
         else:
             folder.mkdir(parents=True)
-            found = fit(recipe, folder, prepare(recipe, check=False), progress=False, start=start)
+            found = fit(folder, prepare(recipe, check=False), progress=False, start=start)
             shutil.rmtree(folder / "checkpoints")
             steps = {row["step"]: row["eval_mean_recall"] for row in found.history if "eval_mean_recall" in row}
             write_json(folder / "metrics.json", found.metrics | {"validation": steps})

@@ -31,6 +31,7 @@ from .files import as_os_error, open_tensors, read_json, whole_folder
 from .method_options import typed_options
 
 WEIGHTS = "trained.safetensors"  # of methods that are not peft's
+PARAMETERS = "parameters.safetensors"  # heads that are single parameters, beside an adapter of peft
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 MEND = "copy the run's folder again, or train anew"
 
@@ -57,7 +58,9 @@ METHODS: dict[str, Method] = {
         "peft's VeRA on the same attention matrices",
         lambda **options: peft.VeraConfig(**({"save_projection": False} | options)),
     ),
-    "heads": Method("projections, ITM head and temperature only", trains="heads"),
+    "heads": Method(
+        "heads only: projections, scale or temperature, and the ITM head where there is one", trains="heads"
+    ),
     "full": Method("full fine-tuning", trains="everything"),
     "zero-shot": Method("the pretrained model as it is"),
 }
@@ -83,8 +86,9 @@ def apply_method(backbone: Tunable, name: str, options: dict[str, Any] | None = 
         return
     options = typed_options(name, method.config, options)
     options.setdefault("target_modules", TARGET_MODULES.get(backbone.model.config.model_type))
-    if train_heads and backbone.heads:
-        options.setdefault("modules_to_save", list(backbone.heads))
+    modules, parameters = split_heads(backbone)
+    if train_heads and modules:
+        options.setdefault("modules_to_save", modules)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks by the old name
@@ -100,6 +104,16 @@ def apply_method(backbone: Tunable, name: str, options: dict[str, Any] | None = 
         NotImplementedError,
     ) as error:
         raise AuroraError(f"method {name} refuses method_options: {first_line(error, 600)}") from error
+    if train_heads:
+        for weight in parameters.values():
+            weight.requires_grad_(True)
+
+
+def split_heads(backbone: Tunable) -> tuple[list[str], dict[str, nn.Parameter]]:
+    """The heads that are modules, which peft trains and saves, by name, and those that are single parameters, such as
+    a scale, which peft leaves alone, by name with the parameters."""
+    own = dict(backbone.model.named_parameters())
+    return [head for head in backbone.heads if head not in own], {h: own[h] for h in backbone.heads if h in own}
 
 
 def find_method(name: str) -> Method:
@@ -115,11 +129,10 @@ def find_method(name: str) -> Method:
 
 def trained_weights(backbone: Tunable, method: Method) -> dict[str, nn.Parameter]:
     """The model's own weights that a method without a peft configuration trains, by name."""
-    heads = tuple(f"{head}." for head in backbone.heads)
     return {
         name: weight
         for name, weight in backbone.model.named_parameters()
-        if method.trains == "everything" or (method.trains == "heads" and name.startswith(heads))
+        if method.trains == "everything" or (method.trains == "heads" and is_head(backbone, name))
     }
 
 
@@ -139,6 +152,8 @@ def save_adapter(backbone: Tunable, folder: Path, about: Mapping[str, Any] | Non
         if backbone.adapter is not None:
             with _silence():  # otherwise peft asks the hub whether the vocabulary grew
                 backbone.adapter.save_pretrained(str(partial), save_embedding_layers=False)
+            if parameters := _trained_parameters(backbone):
+                save_file(parameters, partial / PARAMETERS)
             (partial / "README.md").write_text(adapter_card(backbone, about or {}), encoding="utf-8")
         else:
             save_file(_trained(backbone), partial / WEIGHTS)
@@ -148,9 +163,16 @@ def saved_bytes(backbone: Tunable) -> int:
     """Bytes of the weights that `save_adapter` writes; the file's head comes to a few kilobytes more."""
     if backbone.adapter is not None:
         state = get_peft_model_state_dict(backbone.adapter, save_embedding_layers=False)
+        state = {**state, **_trained_parameters(backbone)}
     else:
         state = _trained(backbone)
     return sum(value.numel() * value.element_size() for value in state.values())
+
+
+def _trained_parameters(backbone: Tunable) -> dict[str, Tensor]:
+    """The single parameters among the heads that were trained beside an adapter of peft."""
+    _, parameters = split_heads(backbone)
+    return {name: weight.detach().contiguous() for name, weight in parameters.items() if weight.requires_grad}
 
 
 def _trained(backbone: Tunable) -> dict[str, Tensor]:
@@ -168,15 +190,7 @@ def load_adapter(backbone: Tunable, folder: Path, method: str) -> None:
     file = folder / (PEFT_WEIGHTS if kind.config else WEIGHTS)
     if not file.exists():
         raise AuroraError(f"{folder} has no {file.name}; the run did not finish, continue it with --resume")
-    with open_tensors(file, mend=MEND) as opened:
-        state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    for key, value in state.items():
-        if not value.is_floating_point():
-            raise AuroraError(f"{file}: {short(key)} is of type {value.dtype}, no weight; {MEND}")
-        if not value.isfinite().all():
-            raise AuroraError(
-                f"{file}: {short(key)} holds NaN or infinity; train anew, with a lower train.learning_rate"
-            )
+    state = _read_weights(file)
     if kind.config is None:
         backbone.model.requires_grad_(False)
         own = trained_weights(backbone, kind)
@@ -196,7 +210,26 @@ def load_adapter(backbone: Tunable, folder: Path, method: str) -> None:
         _compare(state, get_peft_model_state_dict(adapter, save_embedding_layers=False), file, backbone.name)
         set_peft_model_state_dict(adapter, state)
     adapter.requires_grad_(False)
+    if (folder / PARAMETERS).exists():
+        state, (_, own) = _read_weights(folder / PARAMETERS), split_heads(backbone)
+        _compare(state, {name: own[name] for name in state if name in own}, folder / PARAMETERS, backbone.name)
+        with torch.no_grad():
+            for key, value in state.items():
+                own[key].copy_(value)
     backbone.adapter = adapter.eval()
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    with open_tensors(file, mend=MEND) as opened:
+        state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    for key, value in state.items():
+        if not value.is_floating_point():
+            raise AuroraError(f"{file}: {short(key)} is of type {value.dtype}, no weight; {MEND}")
+        if not value.isfinite().all():
+            raise AuroraError(
+                f"{file}: {short(key)} holds NaN or infinity; train anew, with a lower train.learning_rate"
+            )
+    return state
 
 
 def _compare(state: Mapping[str, Tensor], own: Mapping[str, Tensor], file: Path, name: str) -> None:
@@ -261,7 +294,7 @@ def _silence() -> Iterator[None]:
 
 def is_head(backbone: Tunable, name: str) -> bool:
     """Whether a weight of this name belongs to a head."""
-    return any(head in name.split(".") for head in backbone.heads)
+    return any(f".{head}." in f".{name}." for head in backbone.heads)
 
 
 def weight_counts(backbone: Tunable) -> dict[str, int]:

@@ -12,6 +12,7 @@ from .data import READERS
 from .errors import AuroraError, short
 from .method_options import did_you_mean
 from .recipe import Recipe
+from .tasks import task_class
 
 
 def check(recipe: Recipe) -> None:
@@ -24,10 +25,11 @@ def check(recipe: Recipe) -> None:
     if recipe.data not in READERS and (wrong := sorted(set(recipe.files) - {"rows"})):
         raise AuroraError(f"files has no key {short(wrong[0])}; of a folder it has rows alone, its file of rows")
     backbone = load_backbone(recipe.model, weights=False, task=recipe.task.name, image_size=recipe.image_size or None)
-    places = backbone.model.config.text_config.max_position_embeddings
+    places = backbone.longest
     for field in fields(recipe.task):
         if field.name.endswith("_tokens") and (length := getattr(recipe.task, field.name)) > places:
             raise AuroraError(f"task.{field.name} is {length}; {recipe.model} has places for {places} tokens")
+    task_class(recipe.task.name).fitted(recipe.task, backbone)
     with warnings.catch_warnings(), suppress(RuntimeError):  # some methods of peft begin from the weights
         warnings.simplefilter("ignore")
         apply_method(backbone, recipe.method, recipe.method_options, recipe.train_heads)

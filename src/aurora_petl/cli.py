@@ -79,11 +79,21 @@ def _train(options: argparse.Namespace) -> None:
         from .plan import describe, make_plan
 
         claim(folder, options.resume)
-        dataset, backbone, task = prepare(recipe, progress=progress(options.quiet))
-        plan = make_plan(recipe, dataset, task) if find_method(recipe.method).learns else None
+        prepared = prepare(recipe, progress=progress(options.quiet))
+        plan = (
+            make_plan(prepared.recipe, prepared.dataset, prepared.task) if find_method(recipe.method).learns else None
+        )
         if rank():
             return
-        print(describe(recipe, dataset, backbone, plan, "the run's own" if options.resume else name or own))
+        print(
+            describe(
+                prepared.recipe,
+                prepared.dataset,
+                prepared.backbone,
+                plan,
+                "the run's own" if options.resume else name or own,
+            )
+        )
         print(f"\nAll checks passed; without --dry-run the run would go to {folder}")
         return
     run = train(recipe, folder, resume=options.resume, progress=progress(options.quiet))

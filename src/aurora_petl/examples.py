@@ -15,10 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from .data.media import EvalTransform, TrainTransform
 from .data.rows import Dataset as Rows
+from .data.rows import load_media
 from .tasks.base import Task
-from .tasks.clips import load_media
 
 
 class TrainingExamples(Dataset):
@@ -27,9 +26,7 @@ class TrainingExamples(Dataset):
     def __init__(self, task: Task, dataset: Rows, *, seed: int, augment: bool, flip: bool) -> None:
         self.dataset, self.seed = dataset, seed
         self.examples = task.examples(dataset)
-        size = task.backbone.image_size
-        self.training_view = TrainTransform(size, flip=flip) if augment else None
-        self.plain_view = EvalTransform(size)
+        self.view = task.backbone.view(training=augment, flip=flip)
         self.frames = task.settings.frames
 
     def __len__(self) -> int:
@@ -41,7 +38,7 @@ class TrainingExamples(Dataset):
         key = f"{self.seed}/{epoch}/{index}"
 
         def view(image: Image.Image) -> Tensor:
-            return self.training_view(image, random.Random(key)) if self.training_view else self.plain_view(image)
+            return self.view(image, random.Random(key))
 
         return {"pixels": load_media(self.dataset, row, view, self.frames, random.Random(f"{key}/frames")), **rest}
 

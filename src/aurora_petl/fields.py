@@ -21,9 +21,9 @@ def number(default: Any, low: float, high: float) -> Any:
     return dataclasses.field(default=default, metadata={"range": (low, high)})
 
 
-def choice(default: str, *others: str) -> Any:
+def choice(default: str | None, *others: str) -> Any:
     """A field of a dataclass that is its default or one of ``others``."""
-    return dataclasses.field(default=default, metadata={"choices": (default, *others)})
+    return dataclasses.field(default=default, metadata={"choices": (*([] if default is None else [default]), *others)})
 
 
 def check(settings: Any, prefix: str) -> None:
@@ -39,12 +39,14 @@ def check(settings: Any, prefix: str) -> None:
         value = getattr(settings, field.name)
         if bounds := field.metadata.get("range"):
             low, high = bounds
+            if value is None:
+                continue
             if not low <= value <= high:
                 given = shown(value) if isinstance(value, float) and math.isfinite(value) else short(value)
                 raise AuroraError(
                     f"{prefix}{field.name} is {given}; it must lie between {shown(low)} and {shown(high)}"
                 )
-        elif (choices := field.metadata.get("choices")) and value not in choices:
+        elif (choices := field.metadata.get("choices")) and value not in (*choices, field.default):
             raise AuroraError(
                 f"{prefix}{field.name} is {short(value)}; choose {', '.join(choices[:-1])} or {choices[-1]}"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -34,8 +34,8 @@ class Plan:
     seconds: float | None
 
 
-def fit_batch(recipe: Recipe, examples: int, what: str) -> None:
-    """Lower the batch, or how many make a step, to what there is to train on, and say so.
+def fit_batch(recipe: Recipe, examples: int, what: str) -> TrainSettings:
+    """The recipe's settings with the batch, or how many make a step, lowered to what there is to train on; says so.
 
     Raises:
         AuroraError: if that is less than two for every process.
@@ -44,13 +44,14 @@ def fit_batch(recipe: Recipe, examples: int, what: str) -> None:
     batch, each = settings.batch_size, examples // ranks()
     if each < 2:
         raise AuroraError(f"{recipe.data}: {examples} training {what}s are too few; every process needs at least 2")
-    settings.batch_size = min(batch, each)
-    settings.gradient_accumulation = min(settings.gradient_accumulation, each // settings.batch_size)
-    if settings.batch_size < batch and rank() == 0:
+    fitted = min(batch, each)
+    if fitted < batch and rank() == 0:
         print(
-            f"aurora: a batch is {settings.batch_size}, not {batch}: there are {examples} training {what}s",
+            f"aurora: a batch is {fitted}, not {batch}: there are {examples} training {what}s",
             file=sys.stderr,
         )
+    accumulation = min(settings.gradient_accumulation, each // fitted)
+    return replace(settings, batch_size=fitted, gradient_accumulation=accumulation)
 
 
 def count_steps(settings: TrainSettings, examples: int) -> tuple[int, int]:

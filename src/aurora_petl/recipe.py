@@ -87,7 +87,7 @@ def located(recipe: Recipe) -> Recipe:
     """The recipe with absolute paths in the place of those that lead to a file or folder from here, so that a run can
     be resumed and evaluated from any folder. Names of embedded data and models, of benchmarks and of the hub stay;
     ``files`` are relative to the data's folder already."""
-    from .backbones.base import embedded_models
+    from .backbones.load import embedded_models
     from .data import READERS, pack_names
 
     names = {"model": set(embedded_models()), "data": {*READERS, *pack_names()}, "root": set[str]()}

@@ -55,10 +55,21 @@ class Run:
     history: list[dict[str, float]]
 
 
-def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False) -> tuple[Rows, Tunable, Task]:
-    """All of a run before its first step: data read and checked, then model, method and task. Of a method that has
-    nothing to learn, the test split is all that is needed, checked and returned, and where settings are left to the
-    validation split, that one if there is one.
+@dataclass(frozen=True)
+class Prepared:
+    """All of a run before its first step."""
+
+    recipe: Recipe  # with batch and task fitted to data and model
+    dataset: Rows
+    backbone: Tunable
+    task: Task
+
+
+def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False) -> Prepared:
+    """Read and check a run's data, then load its model, method and task.
+
+    Of a method that has nothing to learn, the test split is all that is needed, checked and returned, and where
+    settings are left to the validation split, that one if there is one.
 
     Raises:
         AuroraError: at the first thing that would stop the run.
@@ -70,8 +81,7 @@ def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False) -> tu
     if check:
         dataset.check(progress=progress)
     with distributed.together():
-        backbone, task = _model(recipe, dataset)
-    return dataset, backbone, task
+        return _prepared(recipe, dataset)
 
 
 def _dataset(recipe: Recipe) -> Rows:
@@ -89,19 +99,22 @@ def _dataset(recipe: Recipe) -> Rows:
     return dataset
 
 
-def _model(recipe: Recipe, dataset: Rows) -> tuple[Tunable, Task]:
-    method, kind, settings = find_method(recipe.method), task_class(recipe.task.name), recipe.task
+def _prepared(recipe: Recipe, dataset: Rows) -> Prepared:
+    method, kind = find_method(recipe.method), task_class(recipe.task.name)
     backbone = _backbone(recipe)
     torch.manual_seed(recipe.train.seed)
     apply_method(backbone, recipe.method, recipe.method_options, recipe.train_heads)
     if method.learns:
         examples = len(kind.examples(dataset.split("train")))  # after the check, which may leave out rows
-        fit_batch(recipe, examples, kind.example)
-        kind.fit_settings(settings, recipe.train.batch_size * ranks(), examples)
+        settings = fit_batch(recipe, examples, kind.example)
+        fitted = kind.fitted(recipe.task, backbone, settings.batch_size * ranks(), examples)
+        recipe = replace(recipe, train=settings, task=fitted)
         if recipe.train.gradient_checkpointing:
             checkpoint_layers(backbone.model)
+    else:
+        recipe = replace(recipe, task=kind.fitted(recipe.task, backbone))
     backbone.module.to(choose())  # only now: a seed draws the same adapter on every device
-    return backbone, kind(backbone, settings)
+    return Prepared(recipe, dataset, backbone, kind(backbone, recipe.task))
 
 
 def claim(folder: Path, resume: bool) -> None:
@@ -152,16 +165,17 @@ def train(
     progress = progress and first
     with _ours(folder, resume), Signals() as signals:
         prepared = prepare(recipe, check=check, progress=progress)
+        recipe = prepared.recipe
         if first:
             recipe.save(folder / "recipe.yaml")
-        test = prepared[0].split("test")
+        test = prepared.dataset.split("test")
         if find_method(recipe.method).learns:
-            run = _fit(recipe, folder, prepared, signals, resume, progress, start, callbacks)
+            run = _fit(folder, prepared, signals, resume, progress, start, callbacks)
             plain = replace(recipe, task=replace(recipe.task, **run.metrics["chosen"][selection.UNTUNED]))
             before = before or untuned(plain, test, cache=folder / "checkpoints" / "untuned", progress=progress)
             metrics, *found = run.task.evaluate(test, progress=progress) if run.metrics["best_step"] else before
         else:
-            run = _unchanged(recipe, folder, prepared, progress)
+            run = _unchanged(folder, prepared, progress)
             metrics, *found = before = before or run.task.evaluate(test, progress=progress)
         if first:
             _write(run, test, before, metrics, found)
@@ -169,9 +183,9 @@ def train(
     return run
 
 
-def _unchanged(recipe: Recipe, folder: Path, prepared: tuple[Rows, Tunable, Task], progress: bool) -> Run:
+def _unchanged(folder: Path, prepared: Prepared, progress: bool) -> Run:
     """The run of a method that has nothing to learn, its settings settled; without a validation split, ITC ranks."""
-    dataset, backbone, task = prepared
+    recipe, dataset, backbone, task = prepared.recipe, prepared.dataset, prepared.backbone, prepared.task
     choice: dict[str, Any] = {}
     if selection.settles(task.settings):
         choice = {"ranking": "itc", "beta": 0.0}
@@ -237,9 +251,8 @@ def _write(run: Run, test: Rows, before: tuple[Any, ...], metrics: dict[str, flo
 
 
 def fit(
-    recipe: Recipe,
     folder: Path,
-    prepared: tuple[Rows, Tunable, Task],
+    prepared: Prepared,
     *,
     progress: bool = True,
     start: dict[str, float] | None = None,
@@ -248,20 +261,19 @@ def fit(
     """The steps of a run alone, from what `prepare` made: the best weights by the validation split are in the task
     afterwards, the test split is not looked at."""
     with Signals() as signals:
-        return _fit(recipe, folder, prepared, signals, False, progress, start, callbacks)
+        return _fit(folder, prepared, signals, False, progress, start, callbacks)
 
 
 def _fit(
-    recipe: Recipe,
     folder: Path,
-    prepared: tuple[Rows, Tunable, Task],
+    prepared: Prepared,
     signals: Signals,
     resume: bool,
     progress: bool,
     start: dict[str, float] | None,
     callbacks: list[TrainerCallback] | None,
 ) -> Run:
-    dataset, backbone, task = prepared
+    recipe, dataset, backbone, task = prepared.recipe, prepared.dataset, prepared.backbone, prepared.task
     settings = recipe.train
     training = TrainingExamples(
         task, dataset.split("train"), seed=settings.seed, augment=settings.augment, flip=settings.flip

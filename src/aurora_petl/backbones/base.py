@@ -1,40 +1,108 @@
-"""The interface that tasks and evaluation use, and the registry of model families."""
+"""What tasks and evaluation may ask of a backbone: a few small capabilities, of which each family offers some.
+
+Shapes: B pictures or texts, N picture tokens, T text tokens, D the width of states, P the width of the joint space, V
+vectors an item. Tensors are on the model's device, but for ``which``, places that decide on shapes: a list, or a tensor
+on the CPU.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from importlib import import_module
-from importlib.resources import files
-from pathlib import Path
-from typing import Any, Protocol, cast
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard
 
-import torch
+import torch.nn.functional as F
 from peft import PeftModel
+from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import AuroraError, short
-from .folder import read_config
-from .hub import CONFIG, fetch, is_hub_id
 
-# model_type of a transformers config -> module here with `configure(content, name, path)`, `load(folder, config, name,
-# task, image_size)`, and `empty` without the folder
-FAMILIES = {"blip": "blip"}
+@dataclass(frozen=True)
+class Texts:
+    """Tokens of B texts, and which of them are no padding; `Tunable.texts` gives them on the CPU."""
+
+    ids: Tensor  # (B, T)
+    mask: Tensor  # (B, T)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, which: Any) -> Texts:
+        """Some of the texts, by whatever indexes a tensor."""
+        return Texts(self.ids[which], self.mask[which])
+
+    def split(self, count: int) -> list[Texts]:
+        """Parts of ``count`` texts at most."""
+        return [Texts(*part) for part in zip(self.ids.split(count), self.mask.split(count), strict=True)]
+
+    def to(self, device: Any) -> Texts:
+        return Texts(self.ids.to(device), self.mask.to(device))
+
+    def lengths(self) -> Tensor:
+        """(B,) tokens without padding"""
+        return self.mask.sum(1)
+
+    def cut(self, longest: int) -> Texts:
+        """The first ``longest`` columns."""
+        return Texts(self.ids[:, :longest], self.mask[:, :longest])
+
+    def trimmed(self) -> Texts:
+        """Without the columns that are padding in every row. To look at the mask takes a wait if it is not on the
+        CPU."""
+        return self.cut(int(self.lengths().max()))
+
+    def padded(self, width: int) -> Texts:
+        """With columns of padding up to ``width``."""
+        more = (0, max(0, width - self.ids.shape[1]))
+        return Texts(F.pad(self.ids, more), F.pad(self.mask, more))
+
+
+class Encoded(NamedTuple):
+    """Pictures or texts, encoded."""
+
+    feature: Tensor  # (B, P) of length 1; (B, V, P) where an item has V vectors
+    states: Tensor | None = None  # (B, N, D) for a second stage, where the model has one
+
+
+def similarity(queries: Tensor, items: Tensor) -> Tensor:
+    """The dot product of every query's feature with every item's -> (Q, M); where an item has several vectors, the
+    largest of its products.
+
+    Args:
+        queries: (Q, P) or (Q, V, P); at most one side has several vectors.
+        items: (M, P) or (M, V, P).
+    """
+    if queries.dim() == items.dim() == 2:
+        return queries @ items.T
+    if queries.dim() == 3:
+        return similarity(items, queries).T
+    products: Tensor = queries @ items.flatten(0, 1).T
+    return products.unflatten(1, items.shape[:2]).amax(2)
+
+
+class View(Protocol):
+    """A picture as a model reads it; all chance is drawn from ``rng``."""
+
+    def __call__(self, image: Image.Image, rng: random.Random | None = None) -> Tensor:
+        """RGB picture -> (3, H, W)"""
+        ...
 
 
 class Tunable(Protocol):
     """A pretrained vision-language model, whatever its task: what methods, training and all tasks ask of it.
 
     ``model`` is the transformers model that peft adapts in place; every method reads it at call time, so an
-    injected adapter takes part. Shapes: B pictures or texts, N picture tokens, T text tokens, D widths. Tensors are on
-    the model's device, but for ``which``, places that decide on shapes: a list, or a tensor on the CPU.
+    injected adapter takes part.
     """
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    image_size: int
-    heads: tuple[str, ...]  # modules that `train_heads` trains beside the adapter
+    image_size: int  # pixels a side of the pictures that it reads
+    longest: int  # tokens that a text may have
+    heads: tuple[str, ...]  # modules and single parameters that `train_heads` trains beside the adapter
     adapter: PeftModel | None  # peft's wrapper of ``model`` once a method is applied
 
     @property
@@ -44,37 +112,63 @@ class Tunable(Protocol):
 
     def parameters(self) -> Iterable[nn.Parameter]: ...
 
-    def encode_image(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, image_size, image_size) -> picture states (B, N, D)"""
+    def view(self, training: bool = False, *, flip: bool = True) -> View:
+        """What makes pixels of a picture; size, resampling, mean and deviation are the model's own.
+
+        Args:
+            training: crop, mirror and change it at random.
+            flip: whether that mirrors half of the pictures.
+        """
         ...
 
-    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, T), (B, T) -> text-only states (B, T, D)"""
+    def view_key(self) -> str:
+        """A text that differs where `view` differs."""
+        ...
+
+    def texts(self, words: Sequence[str], longest: int = 0) -> Texts:
+        """Tokens of texts on the CPU, first token, padding and its side as the model has them.
+
+        Args:
+            longest: where texts are cut; 0 takes the model's own length.
+        """
         ...
 
 
-class Backbone(Tunable, Protocol):
-    """A `Tunable` for retrieval; P is the width of the joint space."""
+class DualEncoder(Tunable, Protocol):
+    """A `Tunable` that encodes pictures and texts apart, into one space."""
 
-    joint_width: int  # P
+    feature_shape: tuple[int, ...]  # of an item: (P,), or (V, P) where pictures have several vectors
+    contrast: ClassVar[str]  # the objective that it was trained with: softmax or sigmoid
+    defaults: ClassVar[Mapping[str, Any]]  # settings of retrieval that are left to the model
 
-    def project_image(self, image_states: Tensor) -> Tensor:
-        """(B, N, D) -> unit vectors (B, P)"""
+    def encode_image(self, pixel_values: Tensor) -> Encoded:
+        """(B, 3, H, W) -> features and, for a `Matcher`, states"""
         ...
 
-    def project_text(self, text_states: Tensor) -> Tensor:
-        """(B, T, D) -> unit vectors (B, P)"""
+    def encode_text(self, texts: Texts) -> Encoded:
+        """B texts -> features and, for a `Matcher`, text-only states"""
         ...
 
-    def begin_match(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor | None:
-        """(B, T), (B, T) -> (B, T, D), what `match` computes of texts before they meet a picture, for its ``begun``;
-        None if there is no such part."""
+    def logits(self, similarities: Tensor) -> Tensor:
+        """Similarities of any shape -> logits of the objective: over a temperature, or times a scale, plus a bias."""
+        ...
+
+
+class Matcher(DualEncoder, Protocol):
+    """A `DualEncoder` with a second stage, which reads a text and a picture together: image-text matching (ITM)."""
+
+    def begin_match(self, texts: Texts) -> Tensor | None:
+        """(B, T, D), what `match` computes of texts before they meet a picture, for its ``begun``; None if there is no
+        such part."""
+        ...
+
+    def context(self, texts: Encoded) -> Tensor:
+        """What adapters enhance fused states by: one state of each text, (B, D)."""
         ...
 
     def match(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
+        texts: Texts,
         image_states: Tensor,
         which: Tensor | Sequence[int] | None = None,
         *,
@@ -89,7 +183,7 @@ class Backbone(Tunable, Protocol):
         Args:
             image_states: (M, N, D), a picture's keys and values being computed once for all the texts it meets.
             which: (B,), the picture that each text meets. None: text i meets picture i, or all meet the only one.
-            context: (C, D), text-only [CLS] states of a training batch, for adapters that enhance fused states by it.
+            context: (C, D), `context` of a training batch, for adapters that enhance fused states by it.
             positive: (B,), which pairs match, for the released form of that.
             begun: what `begin_match` gave for these texts.
             kept: an empty dict, in which a call keeps the pictures' keys and values for later calls with the same
@@ -99,9 +193,10 @@ class Backbone(Tunable, Protocol):
         """
         ...
 
-    def temperature(self) -> Tensor:
-        """The ITC temperature, a learned scalar clamped to [0.001, 0.5]."""
-        ...
+
+def is_matcher(backbone: Any) -> TypeGuard[Matcher]:
+    """Whether a backbone has a second stage."""
+    return hasattr(backbone, "match")
 
 
 class AnsweringBackbone(Tunable, Protocol):
@@ -112,41 +207,44 @@ class AnsweringBackbone(Tunable, Protocol):
     pictures of questions.
     """
 
-    longest: int  # tokens that a question or an answer may have
+    def image_states(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, image_size, image_size) -> picture states (B, N, D)"""
+        ...
+
+    def question_context(self, questions: Texts) -> Tensor:
+        """What adapters enhance fused states by: one text-only state of each question, (Q, D)."""
+        ...
 
     def encode_question(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
+        questions: Texts,
         image_states: Tensor,
         which: Tensor | Sequence[int] | None = None,
         *,
         context: Tensor | None = None,
     ) -> Tensor:
-        """Fused states (Q, S, D) of questions (Q, S).
+        """Fused states (Q, S, D) of questions.
 
         Args:
             image_states: (M, N, D), a picture's keys and values being computed once for all its questions.
             which: (Q,), the picture of each question.
-            context: (C, D), text-only [CLS] states of a training batch, for adapters that enhance fused states by it.
+            context: (C, D), `question_context` of a training batch, for adapters that enhance fused states by it.
         """
         ...
 
     def answer_logits(
         self,
-        answer_ids: Tensor,
-        answer_mask: Tensor,
+        answers: Texts,
         question_states: Tensor,
         question_mask: Tensor,
         which: Tensor | Sequence[int] | None = None,
     ) -> Tensor:
-        """(A, T), (A, T), (Q, S, D), (Q, S) -> logits (A, T, words), at each place of the token that follows."""
+        """A answers, (Q, S, D), (Q, S) -> logits (A, T, words), at each place of the token that follows."""
         ...
 
     def answer_loss(
         self,
-        answer_ids: Tensor,
-        answer_mask: Tensor,
+        answers: Texts,
         question_states: Tensor,
         question_mask: Tensor,
         which: Tensor | Sequence[int] | None = None,
@@ -168,86 +266,3 @@ class AnsweringBackbone(Tunable, Protocol):
     ) -> list[str]:
         """The likeliest answers, greedily or by beams, of at most ``max_tokens`` tokens with the first."""
         ...
-
-
-def embedded_models() -> list[str]:
-    """Names of the backbones that ship with the package."""
-    return sorted(path.parent.name for path in (_assets()).glob("*/model.safetensors"))
-
-
-def _assets() -> Path:
-    return Path(str(files("aurora_petl"))) / "assets"
-
-
-def load_backbone(
-    name_or_path: str | Path,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    *,
-    image_size: int | None = None,
-    weights: bool = True,
-    task: str = "retrieval",
-) -> Any:
-    """Load a backbone: an embedded one (``blip-mini``), a local folder, or a model of the Hugging Face hub.
-
-    Weights are read from safetensors only.
-
-    Args:
-        image_size: pixels a side of the pictures that it will see; its position embeddings are interpolated to that,
-            once. None: the model's own.
-        weights: False reads the configuration alone and puts the model on the meta device, to count weights with.
-        task: retrieval gives a `Backbone`, vqa an `AnsweringBackbone`.
-
-    Raises:
-        AuroraError: if there is no such model, it is of no known family, it lacks weights that the task needs, its
-            files cannot be read, or its patches do not fill ``image_size``.
-    """
-    path, name = resolve(name_or_path), str(name_or_path)
-    folder = Path(path) if Path(path).is_dir() else fetch(path, weights)
-    content = read_config(folder)
-    family = FAMILIES.get(content["model_type"])
-    if family is None:
-        raise AuroraError(
-            f"model {name} is of type {short(content['model_type'])}, which has no backbone here; "
-            f"choose one of type {', '.join(sorted(FAMILIES))}"
-        )
-    module = import_module(f".{family}", __package__)
-    config = module.configure(content, folder / CONFIG)
-    if not weights:
-        with torch.device("meta"):
-            return module.empty(config, name, task, image_size)
-    backbone: Tunable = module.load(folder, config, name, task, image_size)
-    cast(nn.Module, backbone.model).to(device=device, dtype=dtype)
-    return backbone
-
-
-def resolve(name_or_path: str | Path) -> str:
-    """The folder or hub id behind a name.
-
-    Raises:
-        AuroraError: if it is none of an embedded name, a model folder and a hub id.
-    """
-    name = str(name_or_path)
-    if name in embedded_models():
-        return str(_assets() / name)
-    try:
-        place = Path(name)
-        if place.is_dir():
-            return name
-        if place.is_file():
-            make = "; aurora convert makes one of a .pth file" if place.suffix == ".pth" else ""
-            raise AuroraError(f"model {short(name)} is a file, not a model folder{make}")
-    except (OSError, ValueError):  # too long a name, or one that no file system takes
-        pass
-    if is_hub_id(name):
-        return name
-    raise AuroraError(
-        f"no model {short(name)}: it is neither embedded ({', '.join(embedded_models())}), nor a folder on this "
-        "machine, nor a hub id like Salesforce/blip-itm-base-coco"
-    )
-
-
-def checkpoint_layers(model: Any, reentrant: bool = False) -> None:
-    """Switch on gradient checkpointing of a transformers model, under whichever of its two names it has there."""
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": reentrant})

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from transformers import AutoTokenizer
 
-from ..errors import AuroraError, short
+from ..errors import AuroraError, first_line, short
 from ..files import open_tensors, read_json
-from .hub import CONFIG
+from .hub import CONFIG, quiet
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,86 @@ def check_shapes(skeleton: nn.Module, stored: dict[str, Stored], name: str) -> N
         raise AuroraError(
             f"model {name}: its weights are of another model; the first is called {short(min(stored, default=''))}"
         )
+
+
+def read_model(
+    kind: Any,
+    config: Any,
+    folder: Path,
+    name: str,
+    fitting: str,
+    put: Callable[[Any, set[str]], set[str]] | None = None,
+) -> tuple[Any, dict[str, Stored]]:
+    """A transformers model in float32 and what its files hold; its shapes are compared before memory is taken.
+
+    Args:
+        kind: the model's class.
+        fitting: what to take where parts are missing, for messages.
+        put: gives some of the missing weights a value, and returns which.
+
+    Raises:
+        AuroraError: if the files hold another model, weights are missing, or a weight is not finite.
+    """
+    stored = read_index(folder)
+    with torch.device("meta"):
+        skeleton = kind(config)
+    check_shapes(skeleton, stored, name)
+    _check_parts(skeleton, set(stored), name, fitting)
+    with quiet():
+        try:
+            loaded, report = kind.from_pretrained(
+                str(folder), config=config, use_safetensors=True, output_loading_info=True, local_files_only=True
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            raise AuroraError(f"model {name} cannot be read: {first_line(error)}; copy it again") from error
+    missing = set(report["missing_keys"])
+    if put is not None:
+        missing -= put(loaded, missing)
+    if missing:
+        raise AuroraError(f"model {name}: {len(missing)} weights are missing, {min(missing)} among them; {fitting}")
+    model = loaded.float()
+    for key, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise AuroraError(
+                f"model {name}: {key} holds NaN or infinity; copy the model again, or take an earlier one"
+            )
+    model.name_or_path = model.config._name_or_path = name  # what peft writes into an adapter's configuration
+    return model, stored
+
+
+def _check_parts(skeleton: nn.Module, stored: set[str], name: str, fitting: str) -> None:
+    """Refuse files that lack whole parts, or most of the weights, before memory is taken for these."""
+    weights = {key: weight.numel() for key, weight in skeleton.named_parameters()}
+    lacking = {key: size for key, size in weights.items() if key not in stored}
+    if parts := [part for part, module in skeleton.named_children() if set() < _all_of(part, module) <= set(lacking)]:
+        raise AuroraError(f"model {name} has no {', '.join(parts)}, which the task needs; {fitting}")
+    if 2 * sum(lacking.values()) > sum(weights.values()):
+        raise AuroraError(f"model {name}: {len(lacking)} weights are missing, {min(lacking)} among them; {fitting}")
+
+
+def _all_of(part: str, module: nn.Module) -> set[str]:
+    """Names of a part's weights in the model."""
+    return {f"{part}.{name}" for name, _ in module.named_parameters()}
+
+
+def read_tokenizer(folder: Path, config: Any, name: str) -> Any:
+    """A folder's tokenizer, without code of its own.
+
+    Raises:
+        AuroraError: if there is none, or it cannot be read.
+    """
+    check_tokenizer_files(folder, name)
+    try:
+        with quiet():
+            # without the configuration, the library would read the file anew, odd fields included
+            return AutoTokenizer.from_pretrained(
+                str(folder), config=config, local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:  # odd files can raise anything in the library and in its Rust core
+        raise AuroraError(
+            f"model {name}: its tokenizer cannot be read ({type(error).__name__}: {first_line(error)}); copy "
+            f"tokenizer.json and tokenizer_config.json in {folder} again"
+        ) from error
 
 
 def check_tokenizer_files(folder: Path, name: str) -> None:

@@ -9,6 +9,8 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,9 +23,6 @@ from ..errors import AuroraError, first_line
 from ..files import LFS_POINTER, read_bytes
 from .kinds import FORMATS
 
-MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)  # CLIP's
-STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
-_NORMALISED = ((np.arange(256, dtype=np.float32)[:, None] / 255 - MEAN) / STD).T.copy()  # (3, 256)
 _XMP = b"XML:com.adobe.xmp\0\0"  # the text of a PNG that may hold its orientation, not compressed
 _MOST_XMP = 1 << 20  # bytes
 _HEIF = re.compile(rb"....ftyp(hei[cmsx]|hev[cx]|mif1|msf1)", re.DOTALL)
@@ -169,24 +168,57 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_tensor(image: Image.Image) -> Tensor:
-    """RGB picture -> (3, H, W) float32, CLIP's mean and deviation taken out."""
-    values = np.asarray(image)
-    planes = np.empty((3, *values.shape[:2]), dtype=np.float32)
-    for channel in range(3):  # a look-up is 20 times faster than arithmetic and gives the same bits
-        np.take(_NORMALISED[channel], values[..., channel], out=planes[channel], mode="clip")
-    return torch.from_numpy(planes)
+@dataclass(frozen=True)
+class PictureFormat:
+    """How a model reads a picture: as pixels of which size, by which filter, with which mean and deviation.
+
+    The defaults are BLIP's.
+    """
+
+    size: int  # pixels a side
+    crop: bool = False  # whether the shorter side becomes ``edge`` and a square is cut out of the middle; else squeezed
+    edge: int = 0  # pixels of the shorter side before the cut; 0: ``size``
+    filter: Image.Resampling = Image.Resampling.BICUBIC
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
+    deviation: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    def of_size(self, size: int) -> PictureFormat:
+        """The same for pictures of another size."""
+        return replace(self, size=size, edge=round(self.edge * size / self.size))
+
+    @cached_property
+    def _normalised(self) -> np.ndarray:
+        """(3, 256), of every value of a channel what the model reads"""
+        values = np.arange(256, dtype=np.float32)[:, None] / 255
+        mean, deviation = np.array(self.mean, dtype=np.float32), np.array(self.deviation, dtype=np.float32)
+        return ((values - mean) / deviation).T.copy()
+
+    def tensor(self, image: Image.Image) -> Tensor:
+        """RGB picture -> (3, H, W) float32, mean and deviation taken out"""
+        values = np.asarray(image)
+        planes = np.empty((3, *values.shape[:2]), dtype=np.float32)
+        for channel in range(3):  # a look-up is 20 times faster than arithmetic and gives the same bits
+            np.take(self._normalised[channel], values[..., channel], out=planes[channel], mode="clip")
+        return torch.from_numpy(planes)
 
 
 class EvalTransform:
-    """The whole picture, resized bicubically to ``size`` x ``size``, as BLIP evaluates."""
+    """The whole picture squeezed into a square, or its middle, as the model evaluates."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, picture: PictureFormat) -> None:
+        self.picture = picture
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Image.Image, rng: random.Random | None = None) -> Tensor:
         """RGB picture -> (3, size, size)"""
-        return to_tensor(image.resize((self.size, self.size), Image.Resampling.BICUBIC))
+        size, edge = self.picture.size, self.picture.edge or self.picture.size
+        if not self.picture.crop:
+            return self.picture.tensor(image.resize((size, size), self.picture.filter))
+        width, height = image.size
+        scale = edge / min(width, height)
+        scaled = (edge, int(height * scale)) if width <= height else (int(width * scale), edge)
+        image = image.resize(scaled, self.picture.filter)
+        left, top = (scaled[0] - size) // 2, (scaled[1] - size) // 2
+        return self.picture.tensor(image.crop((left, top, left + size, top + size)))  # black where it is too small
 
 
 class TrainTransform:
@@ -194,7 +226,7 @@ class TrainTransform:
     magnitude 5 of 10.
 
     Args:
-        size: side of the result in pixels.
+        picture: what the model reads.
         scale: smallest share of the picture's area that a crop keeps.
         flip: mirror half of the pictures. Turn it off where left and right carry meaning.
         operations: how many operations a picture meets; 0 switches them off.
@@ -204,7 +236,7 @@ class TrainTransform:
 
     def __init__(
         self,
-        size: int,
+        picture: PictureFormat,
         *,
         scale: float = 0.5,
         flip: bool = True,
@@ -212,19 +244,19 @@ class TrainTransform:
         magnitude: float = 5,
         fill: int = 128,
     ) -> None:
-        self.size, self.scale, self.flip = size, scale, flip
+        self.picture, self.scale, self.flip = picture, scale, flip
         self.operations, self.strength, self.fill = operations, magnitude / 10, (fill,) * 3
 
-    def __call__(self, image: Image.Image, rng: random.Random) -> Tensor:
+    def __call__(self, image: Image.Image, rng: random.Random | None = None) -> Tensor:
         """RGB picture -> (3, size, size); all chance is drawn from ``rng``."""
-        image = image.resize(
-            (self.size, self.size), Image.Resampling.BICUBIC, box=_crop(image.width, image.height, self.scale, rng)
-        )
+        rng = rng or random.Random()
+        size = (self.picture.size, self.picture.size)
+        image = image.resize(size, self.picture.filter, box=_crop(image.width, image.height, self.scale, rng))
         if self.flip and rng.random() < 0.5:
             image = ImageOps.mirror(image)
         for _ in range(self.operations):
             image = rng.choice(_OPERATIONS)(image, self.strength, rng.choice((-1, 1)), self.fill)
-        return to_tensor(image)
+        return self.picture.tensor(image)
 
 
 def _crop(width: int, height: int, scale: float, rng: random.Random) -> tuple[float, float, float, float]:

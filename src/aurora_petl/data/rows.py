@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
+import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from ..distributed import objects, own_share, rank, together
@@ -194,6 +196,37 @@ class QuestionDataset(Dataset[Question]):
     """Pictures or clips with questions. ``candidates`` are the answers that inference by rank chooses from."""
 
     candidates: tuple[str, ...] = ()
+
+
+def load_media(
+    dataset: Dataset[Any],
+    row: int,
+    view: Callable[[Image.Image], Tensor],
+    frames: int,
+    rng: random.Random | None = None,
+) -> Tensor:
+    """The picture of a row through ``view`` -> (3, H, W); of clips so many frames -> (frames, 3, H, W).
+
+    Args:
+        rng: draws the frames; without it they are evenly spread.
+
+    Raises:
+        AuroraError: naming file and line, if it is missing or broken; if no frames of a clip are asked for.
+    """
+    if not dataset.clips:
+        return view(dataset.image(row))
+    need_frames(dataset, frames)
+    return torch.stack([view(frame) for frame in dataset.frames(row, frames, rng)])
+
+
+def need_frames(dataset: Dataset[Any], frames: int) -> None:
+    """Refuse clips of no frames.
+
+    Raises:
+        AuroraError: if ``dataset`` holds clips and ``frames`` is 0.
+    """
+    if dataset.clips and frames < 1:
+        raise AuroraError(f"{dataset.name} holds clips; say how many frames to take of each, like task.frames=8")
 
 
 def refuse(problems: list[str]) -> None:

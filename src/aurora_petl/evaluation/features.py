@@ -16,41 +16,58 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..adapter.factors import autocast_dtype
-from ..backbones import Backbone, Tunable
-from ..data.media import EvalTransform
-from ..data.rows import ImageTextDataset
+from ..backbones.base import DualEncoder, Texts, is_matcher
+from ..backbones.frames import Media, encode_media, pool
+from ..data.rows import ImageTextDataset, load_media
 from ..distributed import own_share, total
 from ..kept import keep, recall
-from ..tasks.clips import encode_media, load_media, pool, project_frames
 
 STATES_BUDGET = 2 * 1024**3  # bytes of picture states kept between ITC and rerank; beyond it they are formed again
 
 
+class PictureStates:
+    """The states of a split's pictures or clips for a second stage, kept where they fit into memory, else formed again.
+
+    Args:
+        encode: first and last picture -> their states, formed anew.
+        own: the pictures that ``states`` are of.
+        states: (len(own), F * N, D), or None.
+    """
+
+    def __init__(self, encode: Callable[[int, int], Tensor], own: range, states: Tensor | None) -> None:
+        self.anew, self.own, self.states = encode, own, states
+
+    def __call__(self, first: int, last: int) -> Tensor:
+        """States of pictures (last - first, F * N, D)"""
+        if self.states is None or first < self.own.start or last > self.own.stop:
+            return self.anew(first, last)
+        return self.states[first - self.own.start : last - self.own.start]
+
+
 @dataclass
 class Features:
-    """ITC features of a split; M pictures, L texts (all captions of all pictures), P the joint width."""
+    """Features of a split; M pictures, L texts (all captions of all pictures), P the joint width. Where an item has
+    several vectors, there is a dimension of them before the last."""
 
     image: Tensor  # (M, P)
     text: Tensor  # (L, P)
-    input_ids: Tensor  # (L, T) on the CPU, where it is known how many tokens a batch of texts needs
-    attention_mask: Tensor  # (L, T), too
+    tokens: Texts  # L, on the CPU, where it is known how many tokens a batch of texts needs
     image_ids: list[str]
     text_ids: list[str]  # the id of the picture that a text describes
     texts: list[str]
     frames: Tensor  # (M, F, P), of the frames of clips; F is 1 for pictures
-    states: Callable[[int, int], Tensor]  # (first, last) -> states of pictures or clips (last - first, F * N, D)
-    encode: Callable[[int, int], Tensor]  # the same, formed anew in the precision of the call
     own: range  # the pictures whose pairs this rank scores
+    states: PictureStates | None = None  # for a second stage, if there is one
     key: str = ""  # of model, adapter and data, if features are kept on disk
 
 
 @torch.no_grad()
 def extract(
-    backbone: Backbone,
+    backbone: DualEncoder,
     dataset: ImageTextDataset,
     *,
     batch_size: int = 64,
-    max_tokens: int = 35,
+    max_tokens: int = 0,
     frames: int = 0,
     cache: Path | None = None,
     progress: bool = False,
@@ -59,86 +76,87 @@ def extract(
 
     Args:
         batch_size: pictures, or frames of clips, at a time.
+        max_tokens: where texts are cut; 0: the model's own length.
         frames: how many of a clip, evenly spread; of no effect on pictures.
         cache: a folder. Features, and picture states up to `STATES_BUDGET`, are kept there, and taken from there as
             long as weights, adapter, pictures, texts and precision are the same to the bit.
     """
     device = next(iter(backbone.parameters())).device
-    transform = EvalTransform(backbone.image_size)
+    view = backbone.view()
 
-    def encode(first: int, last: int) -> Tensor:
-        pixels = torch.stack([load_media(dataset, row, transform, frames) for row in range(first, last)])
-        return encode_media(backbone, pixels.to(device)).flatten(1, 2)
+    def encode(first: int, last: int) -> Media:
+        pixels = torch.stack([load_media(dataset, row, view, frames) for row in range(first, last)])
+        return encode_media(backbone, pixels.to(device))
+
+    def encode_states(first: int, last: int) -> Tensor:
+        states = encode(first, last).states
+        assert states is not None
+        return states
 
     if dataset.clips:
         batch_size = max(1, batch_size // max(1, frames))
 
     texts = [caption for item in dataset for caption in item.captions]
-    tokens = tokenize(backbone, texts, max_tokens)
+    tokens = backbone.texts(texts, max_tokens)
     own = own_share(len(dataset))
     key = _key(backbone, dataset, tokens, frames) if cache else ""
     file = cache / f"{dataset.name.replace('/', '-')}.{own.start}-{own.stop}.safetensors" if cache else None
-    found = _read(file, key, device)
-    count = frames if dataset.clips else 1
-    every = torch.zeros(len(dataset), count, backbone.joint_width, device=device)
-    if found is None:
-        found = {}
-        rows_of_frames, kept = [], []
+    tensors = _read(file, key, device)
+    if tensors is None:
+        pictures, states = [], []
         for first in tqdm(range(own.start, own.stop, batch_size), "pictures", leave=False, disable=not progress):
-            formed = encode(first, min(first + batch_size, own.stop))
-            rows_of_frames.append(project_frames(backbone, formed.unflatten(1, (count, -1))))
-            if formed[0].nbytes * len(own) <= STATES_BUDGET:
-                kept.append(formed)
-        found["frames"] = torch.cat(rows_of_frames) if rows_of_frames else every[:0]
-        if kept:
-            found["states"] = torch.cat(kept)
-        text_rows = []
-        for first in tqdm(range(0, len(texts), 4 * batch_size), "texts", leave=False, disable=not progress):
-            rows = slice(first, first + 4 * batch_size)
-            ids, mask = trim(tokens["input_ids"][rows], tokens["attention_mask"][rows])
-            text_rows.append(backbone.project_text(backbone.encode_text(ids.to(device), mask.to(device))))
-        found["text"] = torch.cat(text_rows)
+            media = encode(first, min(first + batch_size, own.stop))
+            pictures.append(media.frames)
+            if media.states is not None and media.states[0].nbytes * len(own) <= STATES_BUDGET:
+                states.append(media.states)
+        tensors = {"text": _encode_texts(backbone, tokens, 4 * batch_size, progress)}
+        if pictures:
+            tensors["frames"] = torch.cat(pictures)
+        if states:
+            tensors["states"] = torch.cat(states)
         if file is not None:
-            keep(file, found, {"key": key})
-    every[own.start : own.stop] = found["frames"]
-    whole = found.get("states")
-
-    def states(first: int, last: int) -> Tensor:
-        if whole is None or first < own.start or last > own.stop:
-            return encode(first, last)
-        return whole[first - own.start : last - own.start]
-
-    total(every)
+            keep(file, tensors, {"key": key})
+    every = _of_all_ranks(backbone, tensors.get("frames"), dataset, frames, own, device)
     return Features(
-        pool(every),
-        found["text"],
-        tokens["input_ids"],
-        tokens["attention_mask"],
-        [item.id for item in dataset],
-        [item.id for item in dataset for _ in item.captions],
-        texts,
-        every,
-        states,
-        encode,
-        own,
-        key,
+        image=pool(every),
+        text=tensors["text"],
+        tokens=tokens,
+        image_ids=[item.id for item in dataset],
+        text_ids=[item.id for item in dataset for _ in item.captions],
+        texts=texts,
+        frames=every,
+        own=own,
+        states=PictureStates(encode_states, own, tensors.get("states")) if is_matcher(backbone) else None,
+        key=key,
     )
 
 
-def tokenize(backbone: Tunable, texts: list[str], max_tokens: int) -> dict[str, Tensor]:
-    """``input_ids`` and ``attention_mask``, each (texts, longest) on the CPU, cut at ``max_tokens``."""
-    tokens = backbone.tokenizer(texts, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
-    return {name: tokens[name] for name in ("input_ids", "attention_mask")}
+def _encode_texts(backbone: DualEncoder, tokens: Texts, count: int, progress: bool) -> Tensor:
+    """Features of texts (L, P), so many at a time."""
+    device = next(iter(backbone.parameters())).device
+    parts = tqdm(tokens.split(count), "texts", leave=False, disable=not progress)
+    return torch.cat([backbone.encode_text(part.trimmed().to(device)).feature for part in parts])
 
 
-def trim(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Without the columns that are padding in every row; on the CPU, since elsewhere to look at them takes a wait."""
-    longest = int(attention_mask.sum(1).max())
-    return input_ids[:, :longest], attention_mask[:, :longest]
+def _of_all_ranks(
+    backbone: DualEncoder,
+    frames: Tensor | None,
+    dataset: ImageTextDataset,
+    count: int,
+    own: range,
+    device: torch.device,
+) -> Tensor:
+    """The features of all pictures (M, F, P) from those of this rank's, None if it has none."""
+    shape = backbone.feature_shape
+    every = torch.zeros(len(dataset), count if dataset.clips else 1, *shape, device=device)
+    if frames is not None:
+        every[own.start : own.stop] = frames
+    total(every)
+    return every
 
 
-def _key(backbone: Backbone, dataset: ImageTextDataset, tokens: dict[str, Tensor], frames: int) -> str:
-    """A digest of all that features depend on: weights, which adapters act, pictures, texts, size and precision."""
+def _key(backbone: DualEncoder, dataset: ImageTextDataset, tokens: Texts, frames: int) -> str:
+    """A digest of all that features depend on: weights, which adapters act, pictures, texts, view and precision."""
     made = hashlib.sha256()
     for part in [str(frames).encode(), *_parts(backbone, dataset, tokens)]:
         made.update(len(part).to_bytes(8, "big"))
@@ -146,15 +164,15 @@ def _key(backbone: Backbone, dataset: ImageTextDataset, tokens: dict[str, Tensor
     return made.hexdigest()
 
 
-def _parts(backbone: Backbone, dataset: ImageTextDataset, tokens: dict[str, Tensor]) -> Iterator[bytes]:
-    yield repr((backbone.image_size, autocast_dtype(next(iter(backbone.parameters())).device))).encode()
+def _parts(backbone: DualEncoder, dataset: ImageTextDataset, tokens: Texts) -> Iterator[bytes]:
+    yield repr((backbone.view_key(), autocast_dtype(next(iter(backbone.parameters())).device))).encode()
     for name, weight in backbone.module.state_dict().items():
         yield f"{name} {weight.dtype} {tuple(weight.shape)}".encode()
         yield _bytes(weight)
     for name, module in backbone.module.named_modules():
         if isinstance(module, BaseTunerLayer):
             yield f"{name} {module.active_adapters} {module.disable_adapters} {module.merged}".encode()
-    for value in tokens.values():
+    for value in (tokens.ids, tokens.mask):
         yield _bytes(value)
     for row in range(len(dataset)):
         yield dataset.items[row].id.encode()
@@ -166,5 +184,5 @@ def _bytes(value: Tensor) -> bytes:
 
 
 def _read(file: Path | None, key: str, device: torch.device) -> dict[str, Tensor] | None:
-    held = None if file is None else recall(file, key)
-    return None if held is None else {name: value.to(device) for name, value in held[0].items()}
+    record = None if file is None else recall(file, key)
+    return None if record is None else {name: value.to(device) for name, value in record[0].items()}

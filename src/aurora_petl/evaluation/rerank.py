@@ -26,11 +26,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..adapter.factors import no_autocast
-from ..backbones import Backbone
-from ..distributed import total
+from ..backbones.base import DualEncoder, Matcher, is_matcher, similarity
+from ..backbones.frames import frame_weights
+from ..distributed import SharedError, total
 from ..kept import keep, recall
-from ..tasks.clips import frame_weights
-from .features import Features, trim
+from .features import Features
 from .recall import retrieval_metrics
 
 BELOW = 1e4  # puts what was not rescored under all that was, in ITC order
@@ -60,7 +60,7 @@ class Scores:
 
 @torch.no_grad()
 def rerank(
-    backbone: Backbone,
+    backbone: DualEncoder,
     features: Features,
     *,
     k_test: int = 128,
@@ -73,18 +73,26 @@ def rerank(
     """Rescore the ``k_test`` best candidates of every query by ITM match logit + ``beta`` * ITC similarity.
 
     Args:
-        k_test: candidates a query (256 for COCO, 128 elsewhere in the literature); 0 keeps the ITC order.
+        k_test: candidates a query (256 for COCO, 128 elsewhere in the literature); 0 keeps the order by similarity.
         beta: weight of the similarity in the final score.
         rescore: under autocast, how many of the best of every list are scored once more in float32.
-        frame_attention: whether texts weigh the frames of clips, see `clips.frame_weights`.
+        frame_attention: whether texts weigh the frames of clips, see `frames.frame_weights`.
         resume: a file that holds what was scored so far; an evaluation that was killed goes on from there.
+
+    Raises:
+        AuroraError: if there are candidates to rescore, and the model has no second stage.
     """
     with no_autocast(features.image.device):
-        similarity = features.image.float() @ features.text.float().T  # (images, texts)
-    images, texts = similarity.shape
-    wanted_rows = _best(similarity, min(k_test, texts))
-    wanted_columns = _best(similarity.T, min(k_test, images)).T
-    below = similarity - BELOW
+        similarities = similarity(features.image.float(), features.text.float())  # (images, texts)
+    if not k_test:
+        near = similarities.cpu().numpy()
+        return Scores(near, near.T, near, reranked=False)
+    if not is_matcher(backbone) or features.states is None:
+        raise SharedError(f"{backbone.name} has no second stage to rerank with; set task.ranking=itc")
+    images, texts = similarities.shape
+    wanted_rows = _best(similarities, min(k_test, texts))
+    wanted_columns = _best(similarities.T, min(k_test, images)).T
+    below = similarities - BELOW
     scored = below.clone()
 
     def score(wanted: Tensor, states: Callable[[int, int], Tensor], file: Path | None) -> None:
@@ -93,24 +101,24 @@ def rerank(
             backbone, features, pairs, states, frame_attention=frame_attention, resume=file, progress=progress
         )
         rows = tuple(pairs.T.to(scored.device))
-        scored[rows] = logits + beta * similarity[rows]
+        scored[rows] = logits + beta * similarities[rows]
 
     score(wanted_rows | wanted_columns, features.states, resume)
     if rescore:
-        with no_autocast(similarity.device):
+        with no_autocast(similarities.device):
             best_rows = _best(torch.where(wanted_rows, scored, below), min(rescore, texts)) & wanted_rows
             best_columns = _best(torch.where(wanted_columns, scored, below).T, min(rescore, images)).T & wanted_columns
-            score(best_rows | best_columns, features.encode, None)
+            score(best_rows | best_columns, features.states.anew, None)
     return Scores(
         torch.where(wanted_rows, scored, below).cpu().numpy(),
         torch.where(wanted_columns, scored, below).T.cpu().numpy(),
-        similarity.cpu().numpy(),
+        similarities.cpu().numpy(),
     )
 
 
 @torch.no_grad()
 def match_pairs(
-    backbone: Backbone,
+    backbone: Matcher,
     features: Features,
     pairs: Tensor,
     states: Callable[[int, int], Tensor],
@@ -122,12 +130,12 @@ def match_pairs(
     """ITM match logits (n,) of ``pairs`` (n, 2), each a picture and a text of ``features``, in the order of pictures.
 
     Pairs are on the CPU, as all that decides on blocks, calls and their shapes; logits are on the model's device.
-    ``states`` gives picture states as `Features.states` does.
+    ``states`` gives picture states as `features.PictureStates` does.
     """
     images, texts = pairs.T
     device = features.image.device
     logits = torch.zeros(len(pairs), device=device)
-    lengths = features.attention_mask.sum(1)
+    lengths = features.tokens.lengths()
     begun = _begin(backbone, features)
     record = _Record(resume, features, pairs, frame_attention)
     done = record.read(logits)
@@ -135,18 +143,17 @@ def match_pairs(
     for first, last in _blocks(images, texts, lengths, features.own, states):
         block = ((images >= first) & (images < last)).nonzero()[:, 0]
         if last > done:
-            held = states(first, last)
+            block_states = states(first, last)
             kept: dict[int, tuple[Tensor, Tensor]] = {}
             block = block[lengths[texts[block]].argsort(stable=True)]  # alike lengths together: little padding
             for part in block.split(max(1, CALL_TOKENS // int(lengths[texts[block]].float().mean().ceil()))):
-                ids, mask = trim(features.input_ids[texts[part]], features.attention_mask[texts[part]])
+                tokens = features.tokens.rows(texts[part]).trimmed()
                 text, image = texts[part].to(device), images[part].to(device)
-                ready = None if begun is None else begun[text, : ids.shape[1]]
+                ready = None if begun is None else begun[text, : tokens.ids.shape[1]]
                 frames = frame_weights(features.text[text], features.frames[image]) if frame_attention else None
                 matched = backbone.match(
-                    ids.to(device),
-                    mask.to(device),
-                    held,
+                    tokens.to(device),
+                    block_states,
                     images[part] - first,
                     begun=ready,
                     kept=kept,
@@ -185,13 +192,10 @@ class _Record:
         self.written = time.monotonic()
 
 
-def _begin(backbone: Backbone, features: Features) -> Tensor | None:
-    """`Backbone.begin_match` of all texts, (L, T, D)."""
+def _begin(backbone: Matcher, features: Features) -> Tensor | None:
+    """`Matcher.begin_match` of all texts, (L, T, D)."""
     device = features.image.device
-    parts = [
-        backbone.begin_match(ids.to(device), mask.to(device))
-        for ids, mask in zip(features.input_ids.split(256), features.attention_mask.split(256), strict=True)
-    ]
+    parts = [backbone.begin_match(part.to(device)) for part in features.tokens.split(256)]
     return None if not parts or parts[0] is None else torch.cat(parts)  # type: ignore[arg-type]
 
 

@@ -10,12 +10,9 @@ import torch
 from torch import Tensor
 
 from .. import selection
-from ..backbones import Backbone, load_backbone
-from ..backbones.base import embedded_models
-from ..data.media import EvalTransform
+from ..backbones import DualEncoder, Texts, embedded_models, is_matcher, load_backbone
 from ..devices import choose
 from ..errors import AuroraError
-from ..evaluation.features import tokenize
 from ..recipe import load_recipe
 from ..tasks.settings import RetrievalSettings
 from ..training import load_run
@@ -30,16 +27,19 @@ class Encoder:
         beta: weight of the ITC similarity beside the match logit in a reranked score, as the model's recipe has it.
     """
 
-    def __init__(self, backbone: Backbone, max_tokens: int, beta: float = 0.0) -> None:
+    def __init__(self, backbone: DualEncoder, max_tokens: int = 0, beta: float = 0.0) -> None:
         self.device = choose()
         self.backbone, self.max_tokens, self.beta = backbone, max_tokens, beta
         self.backbone.module.to(self.device).eval()
-        self.transform = EvalTransform(backbone.image_size)
+        self.transform = backbone.view()
+        self.matches = is_matcher(backbone)  # whether there is a second stage
 
     def key(self) -> str:
         """A digest of every weight, adapter included, and of the picture size: features of two models whose keys
         differ must not meet."""
-        digest = hashlib.sha256(f"{self.backbone.image_size}/{self.max_tokens}".encode())
+        digest = hashlib.sha256(
+            f"{self.backbone.view_key()}/{self.max_tokens or self.backbone.defaults['max_tokens']}".encode()
+        )
         for name, weight in sorted(self.backbone.module.state_dict().items()):
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
             digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -48,12 +48,12 @@ class Encoder:
     @torch.inference_mode()
     def pictures(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) -> unit vectors (B, P) on the CPU"""
-        return self.backbone.project_image(self.backbone.encode_image(pixels.to(self.device))).cpu()
+        return self.backbone.encode_image(pixels.to(self.device)).feature.cpu()
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:
         """B texts -> unit vectors (B, P) on the CPU"""
-        return self.backbone.project_text(self.backbone.encode_text(*self._tokens(texts))).cpu()
+        return self.backbone.encode_text(self._tokens(texts)).feature.cpu()
 
     @torch.inference_mode()
     def match(self, pixels: Tensor, texts: Sequence[str]) -> Tensor:
@@ -65,16 +65,21 @@ class Encoder:
 
         Returns:
             (max(M, T),) on the CPU
-        """
-        states = self.backbone.encode_image(pixels.to(self.device))
-        ids, mask = self._tokens(texts)
-        if len(states) > 1:
-            ids, mask = ids.expand(len(states), -1), mask.expand(len(states), -1)
-        return self.backbone.match(ids, mask, states)[:, 1].cpu()
 
-    def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        tokens = tokenize(self.backbone, list(texts), self.max_tokens)
-        return tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
+        Raises:
+            AuroraError: if the model has no second stage.
+        """
+        if not is_matcher(self.backbone):
+            raise AuroraError(f"{self.backbone.name} has no second stage to rerank with; leave out --rerank")
+        states = self.backbone.encode_image(pixels.to(self.device)).states
+        assert states is not None
+        tokens = self._tokens(texts)
+        if len(states) > 1:
+            tokens = Texts(tokens.ids.expand(len(states), -1), tokens.mask.expand(len(states), -1))
+        return self.backbone.match(tokens, states)[:, 1].cpu()
+
+    def _tokens(self, texts: Sequence[str]) -> Texts:
+        return self.backbone.texts(texts, self.max_tokens).to(self.device)
 
 
 def model_folder(model: str) -> Path | None:
@@ -95,7 +100,7 @@ def load_encoder(model: str, view: str) -> Encoder:
         AuroraError: if there is no such model, its run did not finish, or it is of another task.
     """
     if TUNED not in views_of(model):
-        return Encoder(load_backbone(model), RetrievalSettings.max_tokens)
+        return Encoder(load_backbone(model))
     recipe = load_recipe(Path(model) / "recipe.yaml")
     if not isinstance(recipe.task, RetrievalSettings):
         raise AuroraError(f"{model} was tuned for {recipe.task.name}; pictures are found by a run of retrieval")

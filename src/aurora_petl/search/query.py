@@ -47,7 +47,7 @@ class Searcher:
     def scored_by(self, k: int, rerank: int) -> str:
         """What the scores of a search are, in words."""
         if not rerank:
-            return "ITC similarity"  # a cosine
+            return "ITC similarity" if self.encoder.matches else "cosine similarity"
         more = f" + {self.encoder.beta:g} * ITC similarity" if self.encoder.beta else ""
         return f"ITM match logit{more} of the {max(rerank, k)} best by ITC"
 
@@ -76,6 +76,11 @@ class Searcher:
                 raise AuroraError(f"the query {short(query)} is not UTF-8; write it anew") from error
         if isinstance(query, str) and texts:
             raise AuroraError("captions are found by a picture; give one with --image")
+        if rerank and not self.encoder.matches:
+            raise AuroraError(
+                f"{self.library.model_name} has no second stage to rerank with, it encodes pictures and texts apart; "
+                "leave out --rerank"
+            )
         if rerank and not isinstance(query, str) and not texts:
             raise AuroraError("ITM scores a picture with a text, not two pictures; leave out --rerank")
         with self._lock:

@@ -9,10 +9,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ..backbones.base import Tunable
-from ..data.rows import Dataset, ImageTextDataset, QuestionDataset
+from ..backbones import Tunable
+from ..data.rows import Dataset, ImageTextDataset, QuestionDataset, need_frames
 from ..errors import AuroraError
-from .clips import need_frames
 from .settings import TaskSettings
 
 TEXTS: dict[type[Dataset], str] = {ImageTextDataset: "captions", QuestionDataset: "questions"}  # what messages say
@@ -28,7 +27,6 @@ class Task(nn.Module):
 
     data: ClassVar[type[Dataset]]  # rows that it trains on and scores
     example: ClassVar[str]  # what messages call one training example
-    objective: ClassVar[str]  # what the loss is, for the curve's legend
     main_metric: ClassVar[str]  # of `evaluate`; picks the best checkpoint
 
     def __init__(self, backbone: Any, settings: TaskSettings) -> None:
@@ -58,8 +56,14 @@ class Task(nn.Module):
         """Training examples of a split: a row of ``dataset``, and what `collate` needs beside its ``pixels``."""
 
     @classmethod
-    def fit_settings(cls, settings: Any, batch_size: int, examples: int) -> None:
-        """Adapt ``settings`` to so many training examples, in place."""
+    def fitted(cls, settings: Any, backbone: Any, batch_size: int = 0, examples: int = 0) -> Any:
+        """Settings with what they leave to the model taken from it, and, where a batch is given, fitted to so many
+        training examples.
+
+        Raises:
+            AuroraError: if they ask for what the model has not.
+        """
+        return settings
 
     @abstractmethod
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -78,6 +82,11 @@ class Task(nn.Module):
         Raises:
             AuroraError: for ``rescore`` where there are no such lists.
         """
+
+    @property
+    @abstractmethod
+    def objective(self) -> str:
+        """What the loss is, for the curve's legend."""
 
     @property
     @abstractmethod

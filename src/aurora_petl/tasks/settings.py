@@ -32,22 +32,23 @@ class TaskSettings:
 
 @dataclass
 class RetrievalSettings(TaskSettings):
-    """Numbers of the objective; defaults are BLIP's but for the queue, which fits the data (`fit_queue`)."""
+    """Numbers of the objective. Those that are null are the model's own: BLIP has a queue, which is fitted to the data,
+    a momentum encoder and soft targets, and ITM ranks its candidates; a dual encoder has none of these."""
 
     name: str = "retrieval"
-    queue_size: int = number(57_600, 0, 10**7)
-    momentum: float = number(0.995, 0, 1)
+    queue_size: int | None = number(None, 0, 10**7)
+    momentum: float | None = number(None, 0, 1)
     # copy: averages start as the model, the queue empty; checkpoint: as in its checkpoint
     momentum_init: str = choice("copy", "checkpoint")
     # weight of the momentum encoder's soft targets, reached after the first epoch
-    alpha: float = number(0.4, 0, 1)
-    itm_weight: float = number(1.0, 0, 1000)
+    alpha: float | None = number(None, 0, 1)
+    itm_weight: float = number(1.0, 0, 1000)  # of ITM beside ITC, where the model has a second stage
     negative_all_rank: bool = False  # whether ITM's hard negatives come from the batches of all ranks
-    max_tokens: int = number(35, 2, 512)
+    max_tokens: int = number(0, 0, 512)  # where texts are cut; 0: the model's own length
     # of the candidates. itm: the k_test best by ITC, by match logit + beta * similarity | itc: by similarity alone |
     # choose: of these, with several betas, what the validation split likes best
-    ranking: str = choice("itm", "itc", "choose")
-    k_test: int = number(128, 0, 10**6)
+    ranking: str | None = choice(None, "itm", "itc", "choose")
+    k_test: int | None = number(None, 0, 10**6)
     beta: float = number(0.0, -(10**6), 10**6)
     frame_attention: bool = True  # texts weigh the frames of a clip by their similarity
 

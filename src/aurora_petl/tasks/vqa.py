@@ -23,15 +23,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..adapter.fusion import AuroraContext, additions
-from ..backbones import AnsweringBackbone
-from ..data.media import EvalTransform
-from ..data.rows import Dataset, QuestionDataset
+from ..backbones.base import AnsweringBackbone, Texts
+from ..backbones.frames import media_states
+from ..data.rows import Dataset, QuestionDataset, load_media
 from ..distributed import gather, objects, own_share
 from ..errors import AuroraError
-from ..evaluation.features import tokenize, trim
 from ..evaluation.vqa_accuracy import question_score, upload_rows, vqa_metrics
 from .base import Task
-from .clips import encode_media, load_media
 from .settings import TaskSettings, VQASettings
 
 QUESTIONS = 32  # a batch of inference
@@ -62,7 +60,6 @@ class VQA(Task):
 
     data = QuestionDataset
     example = "question"
-    objective = "cross-entropy of the answers"
     main_metric = "accuracy"
 
     backbone: AnsweringBackbone
@@ -70,6 +67,10 @@ class VQA(Task):
 
     def __init__(self, backbone: AnsweringBackbone, settings: VQASettings | None = None) -> None:
         super().__init__(backbone, settings or VQASettings())
+
+    @property
+    def objective(self) -> str:
+        return "cross-entropy of the answers"
 
     @property
     def protocol(self) -> str:
@@ -100,11 +101,11 @@ class VQA(Task):
         answers = self._answers([answer for row in rows for answer in row["answers"]])
         return {
             "pixel_values": torch.stack([row["pixels"] for row in rows]),
-            "question_ids": questions["input_ids"],
-            "question_mask": questions["attention_mask"],
-            "answer_ids": answers["input_ids"],
-            "answer_mask": answers["attention_mask"],
-            "answer_lengths": answers["attention_mask"].sum(1).tolist(),
+            "question_ids": questions.ids,
+            "question_mask": questions.mask,
+            "answer_ids": answers.ids,
+            "answer_mask": answers.mask,
+            "answer_lengths": answers.lengths().tolist(),
             "which": [place for place, row in enumerate(rows) for _ in row["answers"]],
             "weights": torch.tensor([weight for row in rows for weight in row["weights"]], dtype=torch.float32),
         }
@@ -121,15 +122,14 @@ class VQA(Task):
         answer_lengths: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
         """``loss`` of a batch: the sum over answers of weight * cross-entropy, divided by the number of pictures."""
-        backbone = self.backbone
-        media = encode_media(backbone, pixel_values).flatten(1, 2)
+        backbone, asked = self.backbone, Texts(question_ids, question_mask)
+        media = media_states(backbone, pixel_values)
         context = None
         if self.training and any(isinstance(part, AuroraContext) for _, _, part in additions(self.model)):
-            context = gather(backbone.encode_text(question_ids, question_mask)[:, 0])
-        questions = backbone.encode_question(question_ids, question_mask, media, context=context)
+            context = gather(backbone.question_context(asked))
+        questions = backbone.encode_question(asked, media, context=context)
         losses = backbone.answer_loss(
-            answer_ids,
-            answer_mask,
+            Texts(answer_ids, answer_mask),
             questions,
             question_mask,
             which,
@@ -162,7 +162,7 @@ class VQA(Task):
                         states, mask, num_beams=self.settings.num_beams, max_tokens=self.settings.max_answer_tokens
                     )
                 else:
-                    best = self.rank(states, mask, tokens["input_ids"], tokens["attention_mask"])
+                    best = self.rank(states, mask, tokens)
                     found = [candidates[place] for place in best.tolist()]
                 own |= dict(zip(rows, found, strict=True))
         finally:
@@ -173,9 +173,7 @@ class VQA(Task):
         return vqa_metrics(scores, list(dataset)), Answers(answers, scores)
 
     @torch.no_grad()
-    def rank(
-        self, question_states: Tensor, question_mask: Tensor, candidate_ids: Tensor, candidate_mask: Tensor
-    ) -> Tensor:
+    def rank(self, question_states: Tensor, question_mask: Tensor, candidates: Texts) -> Tensor:
         """The likeliest of C candidates for each of Q questions, (Q,) on the CPU.
 
         The ``k_test`` candidates whose first token is likeliest are scored in full, by the loss of training. Among
@@ -183,23 +181,21 @@ class VQA(Task):
 
         Args:
             question_states: (Q, S, D), as `AnsweringBackbone.encode_question` gives them, with their mask (Q, S).
-            candidate_ids: (C, T) on the CPU, with their mask (C, T): which are scored, and how, is known there.
+            candidates: C of them on the CPU: which are scored, and how, is known there.
         """
-        backbone, k, device = self.backbone, min(self.settings.k_test, len(candidate_ids)), question_states.device
-        start = candidate_ids[:1, :1].expand(len(question_states), 1).to(device)
-        words = backbone.answer_logits(start, torch.ones_like(start), question_states, question_mask)[:, 0]
-        first, of = candidate_ids[:, 1].unique(return_inverse=True)
+        backbone, k, device = self.backbone, min(self.settings.k_test, len(candidates)), question_states.device
+        start = candidates.ids[:1, :1].expand(len(question_states), 1).to(device)
+        words = backbone.answer_logits(Texts(start, torch.ones_like(start)), question_states, question_mask)[:, 0]
+        first, of = candidates.ids[:, 1].unique(return_inverse=True)
         likely = words[:, first.to(device)][:, of.to(device)]
         chosen = likely.argsort(dim=1, descending=True, stable=True)[:, :k].cpu()  # (Q, k)
         which = torch.arange(len(chosen)).repeat_interleave(k)
         flat = chosen.flatten()
-        lengths = candidate_mask.sum(1)[flat]
+        lengths = candidates.lengths()[flat]
         losses = torch.empty(len(flat), device=device)
         for part in lengths.argsort(stable=True).split(PAIRS):  # alike lengths: little padding
-            ids, mask = trim(candidate_ids[flat[part]], candidate_mask[flat[part]])
             losses[part.to(device)] = backbone.answer_loss(
-                ids.to(device),
-                mask.to(device),
+                candidates.rows(flat[part]).trimmed().to(device),
                 question_states,
                 question_mask,
                 which[part],
@@ -220,7 +216,7 @@ class VQA(Task):
         """Rows, states (Q, S, D) and mask (Q, S) of this rank's questions, a batch at a time; those of one picture
         follow each other and share it."""
         device = next(iter(self.backbone.parameters())).device
-        transform = EvalTransform(self.backbone.image_size)
+        view = self.backbone.view()
         places: dict[str, list[int]] = {}
         for row, question in enumerate(dataset):
             places.setdefault(question.image, []).append(row)
@@ -230,19 +226,18 @@ class VQA(Task):
             rows = order[first : first + QUESTIONS]
             shown = {dataset[row].image: row for row in rows}
             numbers = {image: number for number, image in enumerate(shown)}
-            pixels = [load_media(dataset, row, transform, self.settings.evaluation_frames) for row in shown.values()]
-            media = encode_media(self.backbone, torch.stack(pixels).to(device)).flatten(1, 2)
-            tokens = self._questions([dataset[row].question for row in rows])
-            ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
+            pixels = [load_media(dataset, row, view, self.settings.evaluation_frames) for row in shown.values()]
+            media = media_states(self.backbone, torch.stack(pixels).to(device))
+            questions = self._questions([dataset[row].question for row in rows]).to(device)
             which = [numbers[dataset[row].image] for row in rows]
-            yield rows, self.backbone.encode_question(ids, mask, media, which), mask
+            yield rows, self.backbone.encode_question(questions, media, which), questions.mask
 
-    def _questions(self, texts: list[str]) -> dict[str, Tensor]:
+    def _questions(self, texts: list[str]) -> Texts:
         plain = [text.translate(DROPPED) for text in texts]
-        return tokenize(self.backbone, plain, self.settings.max_question_tokens)
+        return self.backbone.texts(plain, self.settings.max_question_tokens)
 
-    def _answers(self, texts: list[str]) -> dict[str, Tensor]:
-        return tokenize(self.backbone, texts, self.backbone.longest)
+    def _answers(self, texts: list[str]) -> Texts:
+        return self.backbone.texts(texts, self.backbone.longest)
 
 
 def _need_candidates(settings: VQASettings, dataset: QuestionDataset) -> None:

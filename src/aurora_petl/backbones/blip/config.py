@@ -16,6 +16,7 @@ from transformers.activations import ACT2FN
 
 from ...errors import AuroraError, short
 
+ORIGINAL_EPSILON = 1e-6  # of the original ViT; hub configs say 1e-5
 DEC, ENC = 30522, 30523  # [DEC] and [ENC] of the original; hub tokenizers do not carry them, so numbers it is
 MOST_LAYERS, MOST_WIDTH, MOST_WORDS, MOST_PIXELS = 200, 65_536, 10_000_000, 16_384
 BERT_WORDS = {"the": 1996, "dog": 3899, "red": 2417, "photo": 6302}  # in bert-base-uncased

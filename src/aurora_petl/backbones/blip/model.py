@@ -7,7 +7,7 @@ attention and its padding masks in `attention.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,30 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoTokenizer, BlipForImageTextRetrieval, BlipForQuestionAnswering
+from transformers import BlipForImageTextRetrieval, BlipForQuestionAnswering
 
-from ...errors import AuroraError, first_line
+from ...data.media import EvalTransform, PictureFormat, TrainTransform
+from ...errors import AuroraError
 from ...files import open_tensors
-from ..folder import Stored, check_shapes, check_tokenizer_files, read_index
-from ..hub import quiet
+from ..base import Encoded, Texts, View
+from ..folder import Stored, read_model, read_tokenizer
+from ..positions import patches_per_side, set_image_size
 from .attention import Meeting, share, use_sdpa
-from .config import DEC, ENC, check_tokenizer
-from .config import configure as configure  # of a family's module
-from .positions import patches_per_side, set_image_size
+from .config import DEC, ENC, ORIGINAL_EPSILON, check_tokenizer
+from .convert import Momentum, read_momentum
 
-ORIGINAL_EPSILON = 1e-6  # of the original ViT; hub configs say 1e-5
 ORIGINAL_HEAD_WIDTH = 64  # of all attention heads, base and large; transformers' default for texts is 8 heads of 96
+
+
+# settings of retrieval that are the model's own: those that BLIP was fine-tuned with
+DEFAULTS: dict[str, Any] = {
+    "queue_size": 57_600,
+    "momentum": 0.995,
+    "alpha": 0.4,
+    "max_tokens": 35,
+    "ranking": "itm",
+    "k_test": 128,
+}
 
 
 class Temperature(nn.Module):
@@ -49,7 +60,6 @@ class _Blip:
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
         self.name, self.model, self.tokenizer = name, model, tokenizer
-        self.image_size: int = model.config.vision_config.image_size
         self.longest: int = model.config.text_config.max_position_embeddings
         self.shares = use_sdpa(model)  # whether attention can read one picture for many texts
         self.adapter: PeftModel | None = None
@@ -58,19 +68,36 @@ class _Blip:
     def module(self) -> nn.Module:
         return self.adapter if self.adapter is not None else self.model
 
+    @property
+    def image_size(self) -> int:
+        return self.model.config.vision_config.image_size
+
     def parameters(self):
         return self.module.parameters()
 
-    def encode_image(self, pixel_values: Tensor) -> Tensor:
+    def view(self, training: bool = False, *, flip: bool = True) -> View:
+        picture = PictureFormat(self.image_size)
+        return TrainTransform(picture, flip=flip) if training else EvalTransform(picture)
+
+    def view_key(self) -> str:
+        return str(self.image_size)
+
+    def texts(self, words: Sequence[str], longest: int = 0) -> Texts:
+        length = longest or DEFAULTS["max_tokens"]
+        tokens = self.tokenizer(list(words), padding=True, truncation=True, max_length=length, return_tensors="pt")
+        return Texts(tokens["input_ids"], tokens["attention_mask"])
+
+    def image_states(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, image_size, image_size) -> picture states (B, N, D)"""
         return self.model.vision_model(pixel_values=pixel_values).last_hidden_state
 
-    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.model.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    def text_states(self, texts: Texts) -> Tensor:
+        """B texts -> text-only states (B, T, D)"""
+        return self.model.text_encoder(input_ids=texts.ids, attention_mask=texts.mask).last_hidden_state
 
     def _fuse(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
+        texts: Texts,
         image_states: Tensor,
         which: Tensor | Sequence[int] | None,
         meeting: Meeting | None = None,
@@ -79,10 +106,10 @@ class _Blip:
     ) -> Tensor:
         """Text states (B, T, D) that have met the picture states."""
         return self.model.text_encoder(
-            input_ids=_begin(input_ids, ENC) if encoder_embeds is None else None,
+            input_ids=_begin(texts.ids, ENC) if encoder_embeds is None else None,
             encoder_embeds=encoder_embeds,
-            attention_mask=attention_mask,
-            **self._shared(which, input_ids.shape[1], meeting, encoder_hidden_states=image_states),
+            attention_mask=texts.mask,
+            **self._shared(which, texts.ids.shape[1], meeting, encoder_hidden_states=image_states),
             **more,
         ).last_hidden_state
 
@@ -107,34 +134,48 @@ def _begin(input_ids: Tensor, token: int) -> Tensor:
 
 
 class BlipBackbone(_Blip):
-    """BLIP for retrieval, with its projections and ITM head; see `base.Backbone` for the shapes."""
+    """BLIP for retrieval, with its projections and ITM head; a `base.Matcher`."""
 
     heads = ("vision_proj", "text_proj", "itm_head", "temperature")
+    contrast = "softmax"
+    defaults = DEFAULTS
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
         super().__init__(model, tokenizer, name)
-        self.joint_width: int = model.config.image_text_hidden_size
+        self.feature_shape: tuple[int, ...] = (model.config.image_text_hidden_size,)
         if not hasattr(model, "temperature"):
             model.temperature = Temperature()
 
-    def project_image(self, image_states: Tensor) -> Tensor:
-        return F.normalize(self.model.vision_proj(image_states[:, 0]).float(), dim=-1)
+    def encode_image(self, pixel_values: Tensor) -> Encoded:
+        states = self.image_states(pixel_values)
+        return Encoded(F.normalize(self.model.vision_proj(states[:, 0]).float(), dim=-1), states)
 
-    def project_text(self, text_states: Tensor) -> Tensor:
-        return F.normalize(self.model.text_proj(text_states[:, 0]).float(), dim=-1)
+    def encode_text(self, texts: Texts) -> Encoded:
+        states = self.text_states(texts)
+        return Encoded(F.normalize(self.model.text_proj(states[:, 0]).float(), dim=-1), states)
 
-    def begin_match(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor | None:
+    def logits(self, similarities: Tensor) -> Tensor:
+        return similarities / self.model.temperature()
+
+    def momentum_state(self, names: Iterable[str]) -> Momentum:
+        """The momentum encoder's state in the original checkpoint, see `convert.read_momentum`."""
+        return read_momentum(self.name, names, self.image_size)
+
+    def context(self, texts: Encoded) -> Tensor:
+        assert texts.states is not None
+        return texts.states[:, 0]
+
+    def begin_match(self, texts: Texts) -> Tensor | None:
         if not self.shares:
             return None
         encoder = self.model.text_encoder
-        states = encoder.embeddings(input_ids=_begin(input_ids, ENC))
-        padding = (1.0 - attention_mask[:, None, None].to(states.dtype)) * torch.finfo(states.dtype).min
+        states = encoder.embeddings(input_ids=_begin(texts.ids, ENC))
+        padding = (1.0 - texts.mask[:, None, None].to(states.dtype)) * torch.finfo(states.dtype).min
         return encoder.encoder.layer[0].attention(states, padding)[0]
 
     def match(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
+        texts: Texts,
         image_states: Tensor,
         which: Tensor | Sequence[int] | None = None,
         *,
@@ -151,43 +192,40 @@ class BlipBackbone(_Blip):
             )
         more: dict[str, Any] = {} if context is None else {"context": context, "positive": positive}
         meeting = Meeting(kept=kept, begun=begun is not None, first_only=True, frames=frames)
-        fused = self._fuse(input_ids, attention_mask, image_states, which, meeting, encoder_embeds=begun, **more)
+        fused = self._fuse(texts, image_states, which, meeting, encoder_embeds=begun, **more)
         return self.model.itm_head(fused[:, 0]).float()
-
-    def temperature(self) -> Tensor:
-        return self.model.temperature()
 
 
 class BlipAnswering(_Blip):
     """BLIP for questions, with its answer decoder; see `base.AnsweringBackbone` for the shapes."""
 
+    def question_context(self, questions: Texts) -> Tensor:
+        return self.text_states(questions)[:, 0]
+
     def encode_question(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
+        questions: Texts,
         image_states: Tensor,
         which: Tensor | Sequence[int] | None = None,
         *,
         context: Tensor | None = None,
     ) -> Tensor:
         more: dict[str, Any] = {} if context is None else {"context": context}
-        return self._fuse(input_ids, attention_mask, image_states, which, **more)
+        return self._fuse(questions, image_states, which, **more)
 
     def answer_logits(
         self,
-        answer_ids: Tensor,
-        answer_mask: Tensor,
+        answers: Texts,
         question_states: Tensor,
         question_mask: Tensor,
         which: Tensor | Sequence[int] | None = None,
     ) -> Tensor:
-        states = self._decode(answer_ids, answer_mask, question_states, question_mask, which)
+        states = self._decode(answers, question_states, question_mask, which)
         return self.model.text_decoder.cls(states).float()
 
     def answer_loss(
         self,
-        answer_ids: Tensor,
-        answer_mask: Tensor,
+        answers: Texts,
         question_states: Tensor,
         question_mask: Tensor,
         which: Tensor | Sequence[int] | None = None,
@@ -195,16 +233,16 @@ class BlipAnswering(_Blip):
         lengths: Sequence[int] | None = None,
         label_smoothing: float = 0.0,
     ) -> Tensor:
-        states = self._decode(answer_ids, answer_mask, question_states, question_mask, which)
-        lengths = answer_mask.sum(1).tolist() if lengths is None else lengths
-        answers, longest = len(answer_ids), answer_ids.shape[1] - 1  # the decoder reads a token and writes the next
+        states = self._decode(answers, question_states, question_mask, which)
+        lengths = answers.lengths().tolist() if lengths is None else lengths
+        longest = answers.ids.shape[1] - 1  # the decoder reads a token and writes the next
         numbers = [row * longest + place for row, length in enumerate(lengths) for place in range(length - 1)]
         written = torch.tensor(numbers, dtype=torch.long, device=states.device)  # none of padding
         read = states[:, :-1].flatten(0, 1).index_select(0, written)
         logits = self.model.text_decoder.cls(read).float()  # (tokens, words)
-        labels = answer_ids[:, 1:].flatten().index_select(0, written)
+        labels = answers.ids[:, 1:].flatten().index_select(0, written)
         losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
-        return losses.new_zeros(answers * longest).index_copy(0, written, losses).view(answers, longest).sum(1)
+        return losses.new_zeros(len(answers) * longest).index_copy(0, written, losses).view(-1, longest).sum(1)
 
     def generate_answers(
         self, question_states: Tensor, question_mask: Tensor, *, num_beams: int, max_tokens: int
@@ -225,21 +263,20 @@ class BlipAnswering(_Blip):
 
     def _decode(
         self,
-        answer_ids: Tensor,
-        answer_mask: Tensor,
+        answers: Texts,
         question_states: Tensor,
         question_mask: Tensor,
         which: Tensor | Sequence[int] | None,
     ) -> Tensor:
         """States (A, T, D) of answers that have read their questions."""
         return self.model.text_decoder.bert(
-            input_ids=_begin(answer_ids, DEC),
-            attention_mask=answer_mask,
+            input_ids=_begin(answers.ids, DEC),
+            attention_mask=answers.mask,
             is_decoder=True,  # each token sees those before it only
             use_cache=False,
             **self._shared(
                 which,
-                answer_ids.shape[1],
+                answers.ids.shape[1],
                 encoder_hidden_states=question_states,
                 encoder_attention_mask=question_mask,
             ),
@@ -258,18 +295,12 @@ FITTING = {  # what to take where parts are missing
 }
 
 
-def _kind(task: str) -> tuple[Any, type[_Blip]]:
-    if task not in KINDS:
-        raise AuroraError(f"BLIP has no part for task {task!r}; choose one of {', '.join(KINDS)}")
-    return KINDS[task]
-
-
 def empty(config: Any, name: str, task: str = "retrieval", image_size: int | None = None) -> Any:
     """The model without weights or tokenizer, on the current default device."""
     if image_size is not None:
         patches_per_side(image_size, config.vision_config.patch_size)
         config.vision_config.image_size = image_size
-    kind, backbone = _kind(task)
+    kind, backbone = KINDS[task]
     return backbone(kind(config), None, name)
 
 
@@ -284,65 +315,17 @@ def load(folder: Path, config: Any, name: str, task: str = "retrieval", image_si
         config.vision_config.layer_norm_eps = ORIGINAL_EPSILON
         for part in (config.vision_config, config.text_config):
             part.num_attention_heads = part.hidden_size // ORIGINAL_HEAD_WIDTH
-    kind, made = _kind(task)
-    stored = read_index(folder)
-    with torch.device("meta"):
-        skeleton = kind(config)
-    check_shapes(skeleton, stored, name)
-    _check_parts(skeleton, set(stored), name, task)
-    check_tokenizer_files(folder, name)
-    with quiet():
-        tokenizer = _tokenizer(folder, config, name)
-        check_tokenizer(tokenizer, config, name)
-        try:
-            loaded, report = kind.from_pretrained(
-                str(folder), config=config, use_safetensors=True, output_loading_info=True, local_files_only=True
-            )
-        except (OSError, RuntimeError, ValueError) as error:
-            raise AuroraError(f"model {name} cannot be read: {first_line(error)}; copy it again") from error
-    missing = set(report["missing_keys"])
-    if task == "vqa":
-        missing -= _share_embeddings(loaded, missing)
-    if missing:
-        raise AuroraError(
-            f"model {name}: {len(missing)} weights are missing, {min(missing)} among them; {FITTING[task]}"
-        )
-    model = loaded.float()
+    kind, made = KINDS[task]
+    tokenizer = read_tokenizer(folder, config, name)
+    check_tokenizer(tokenizer, config, name)
+    put = _share_embeddings if task == "vqa" else None
+    model, stored = read_model(kind, config, folder, name, FITTING[task], put)
     if image_size is not None:
         set_image_size(model, image_size)
-    model.name_or_path = model.config._name_or_path = name  # what peft writes into an adapter's configuration
     backbone = made(model, tokenizer, name)
     if task == "retrieval" and "temperature" in stored:
         _set_temperature(model.temperature, stored["temperature"])
-    for key, weight in model.named_parameters():
-        if not torch.isfinite(weight).all():
-            raise AuroraError(
-                f"model {name}: {key} holds NaN or infinity; copy the model again, or take an earlier one"
-            )
     return backbone
-
-
-def _tokenizer(folder: Path, config: Any, name: str) -> Any:
-    try:
-        # without the configuration, the library would read the file anew, odd fields included
-        return AutoTokenizer.from_pretrained(str(folder), config=config, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # odd files can raise anything in the library and in its Rust core
-        raise AuroraError(
-            f"model {name}: its tokenizer cannot be read ({type(error).__name__}: {first_line(error)}); copy "
-            f"tokenizer.json and tokenizer_config.json in {folder} again"
-        ) from error
-
-
-def _check_parts(skeleton: Any, stored: set[str], name: str, task: str) -> None:
-    """Refuse files that lack whole parts, or most of the weights, before memory is taken for these."""
-    weights = {key: weight.numel() for key, weight in skeleton.named_parameters()}
-    lacking = {key: size for key, size in weights.items() if key not in stored}
-    if parts := [part for part, module in skeleton.named_children() if set() < _all_of(part, module) <= set(lacking)]:
-        raise AuroraError(f"model {name} has no {', '.join(parts)}, which {task} needs; {FITTING[task]}")
-    if 2 * sum(lacking.values()) > sum(weights.values()):
-        raise AuroraError(
-            f"model {name}: {len(lacking)} weights are missing, {min(lacking)} among them; {FITTING[task]}"
-        )
 
 
 def _set_temperature(temperature: Temperature, stored: Stored) -> None:
@@ -365,8 +348,3 @@ def _share_embeddings(model: Any, missing: set[str]) -> set[str]:
     decoder.bert.embeddings.load_state_dict(encoder.state_dict())
     decoder.cls.predictions.decoder.weight = decoder.bert.embeddings.word_embeddings.weight
     return given | {"text_decoder.cls.predictions.decoder.weight"}
-
-
-def _all_of(part: str, module: nn.Module) -> set[str]:
-    """Names of a part's weights in the model."""
-    return {f"{part}.{name}" for name, _ in module.named_parameters()}

@@ -1,4 +1,4 @@
-"""The position embeddings of BLIP's vision tower, for pictures of any size that its patches fill."""
+"""Patches of pictures, and the position embeddings of BLIP's vision tower for pictures of any size that they fill."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import AuroraError
+from ..errors import AuroraError
 
 MOST_PATCHES = 1024  # a side; their square is the number of position embeddings
 

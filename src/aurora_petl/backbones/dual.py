@@ -1,0 +1,212 @@
+"""Dual encoders on transformers' classes: CLIP (Radford et al., 2021, arXiv 2103.00020), MetaCLIP 2 (arXiv 2507.22062),
+SigLIP (arXiv 2303.15343) and the SigLIP 2 (arXiv 2502.14786) of fixed size, which has SigLIP's classes.
+
+How a picture and a text are read is taken from the model's own folder: preprocessor_config.json and the tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import AutoConfig, CLIPModel, MetaClip2Model, SiglipModel
+
+from ..data.media import EvalTransform, PictureFormat, TrainTransform
+from ..errors import AuroraError, first_line, short
+from .base import Encoded, Texts, View
+from .folder import read_model, read_tokenizer
+from .picture_format import read_picture_format
+from .positions import patches_per_side
+
+MOST_SCALE = 100.0  # of CLIP's logits, as in its training
+COMMON_WORDS = ("a", "the", "dog", "cat", "man", "woman", "red", "blue", "photo", "water", "house", "car")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What tells one model type from another."""
+
+    model: Any
+    heads: tuple[str, ...]
+    contrast: str  # softmax or sigmoid
+    padded: bool  # whether all texts are padded to the model's length, as the last token is what it reads
+    processors: tuple[str, ...]  # names of image processors that are its own, without Fast or Pil behind them
+
+
+_CLIP_HEADS = ("visual_projection", "text_projection", "logit_scale")
+KINDS: dict[str, Kind] = {
+    "clip": Kind(CLIPModel, _CLIP_HEADS, "softmax", False, ("CLIPImageProcessor",)),
+    "metaclip_2": Kind(MetaClip2Model, _CLIP_HEADS, "softmax", False, ("CLIPImageProcessor",)),
+    "siglip": Kind(
+        SiglipModel,
+        ("vision_model.head", "text_model.head", "logit_scale", "logit_bias"),
+        "sigmoid",
+        True,
+        ("SiglipImageProcessor",),
+    ),
+}
+
+
+class DualBackbone:
+    """A dual encoder; see `base.DualEncoder`.
+
+    Args:
+        model: of one of `KINDS`.
+        tokenizer: the model's own; None for a model without weights.
+        picture: how it reads pictures.
+        name: what messages call it.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, picture: PictureFormat, name: str) -> None:
+        kind = KINDS[model.config.model_type]
+        self.name, self.model, self.tokenizer, self.picture = name, model, tokenizer, picture
+        self.heads, self.contrast, self._padded = kind.heads, kind.contrast, kind.padded
+        self.longest: int = model.config.text_config.max_position_embeddings
+        self.feature_shape: tuple[int, ...] = (_width(model),)
+        self.adapter: PeftModel | None = None
+        self.defaults: Mapping[str, Any] = {
+            "queue_size": 0,
+            "momentum": 0.0,
+            "alpha": 0.0,
+            "max_tokens": self.longest,
+            "ranking": "itc",
+            "k_test": 0,
+        }
+        # another size than the model's needs its position embeddings interpolated, which is done at every pass
+        self._resized = {"interpolate_pos_encoding": True} if picture.size != _own_size(model.config) else {}
+
+    @property
+    def module(self) -> nn.Module:
+        return self.adapter if self.adapter is not None else self.model
+
+    @property
+    def image_size(self) -> int:
+        return self.picture.size
+
+    def parameters(self):
+        return self.module.parameters()
+
+    def view(self, training: bool = False, *, flip: bool = True) -> View:
+        return TrainTransform(self.picture, flip=flip) if training else EvalTransform(self.picture)
+
+    def view_key(self) -> str:
+        return repr(self.picture)
+
+    def texts(self, words: Sequence[str], longest: int = 0) -> Texts:
+        length = min(longest or self.longest, self.longest)
+        tokens = self.tokenizer(list(words), truncation=True, max_length=length, padding=True, return_tensors="pt")
+        if self._padded:
+            tokens = self.tokenizer.pad(tokens, padding="max_length", max_length=self.longest, return_tensors="pt")
+        ids = tokens["input_ids"]
+        # a model whose tokenizer makes no mask reads its padding
+        masked = "attention_mask" in self.tokenizer.model_input_names
+        return Texts(ids, tokens["attention_mask"] if masked else ids.new_ones(ids.shape))
+
+    def encode_image(self, pixel_values: Tensor) -> Encoded:
+        output = self.model.get_image_features(pixel_values=pixel_values, **self._resized)
+        return Encoded(_unit(output))
+
+    def encode_text(self, texts: Texts) -> Encoded:
+        return Encoded(_unit(self.model.get_text_features(input_ids=texts.ids, attention_mask=texts.mask)))
+
+    def logits(self, similarities: Tensor) -> Tensor:
+        if self.contrast == "sigmoid":
+            return similarities * self.model.logit_scale.exp() + self.model.logit_bias
+        return similarities * self.model.logit_scale.exp().clamp(max=MOST_SCALE)
+
+
+def _unit(output: Any) -> Tensor:
+    """(B, P) of length 1 from what transformers gives."""
+    return F.normalize(output.pooler_output.float(), dim=-1)
+
+
+def _width(model: Any) -> int:
+    config = model.config
+    return config.vision_config.hidden_size if config.model_type == "siglip" else config.projection_dim
+
+
+def _own_size(config: Any) -> int:
+    size: int = config.vision_config.image_size
+    return size
+
+
+def configure(content: dict[str, Any], path: Path) -> Any:
+    """A dual encoder's configuration from that of a model folder.
+
+    Raises:
+        AuroraError: if transformers cannot make one of it.
+    """
+    try:
+        config = AutoConfig.for_model(content["model_type"], **{k: v for k, v in content.items() if k != "model_type"})
+        with_patches = (config.vision_config.image_size, config.vision_config.patch_size)
+        if not all(isinstance(value, int) and 0 < value <= 16_384 for value in with_patches):
+            raise ValueError(f"image_size and patch_size are {with_patches}, which must be whole numbers above 0")
+        for part in (config.vision_config, config.text_config):
+            if part.hidden_size % part.num_attention_heads:
+                raise ValueError(f"{part.num_attention_heads} heads do not divide {part.hidden_size}")
+    except Exception as error:  # odd values can raise anything in the library
+        raise AuroraError(
+            f"{path} is no configuration of its type: {first_line(error)}; copy the model again"
+        ) from error
+    return config
+
+
+def empty(config: Any, name: str, task: str = "retrieval", image_size: int | None = None) -> DualBackbone:
+    """The model without weights or tokenizer, on the current default device."""
+    picture = PictureFormat(_own_size(config))
+    return DualBackbone(KINDS[config.model_type].model(config), None, _sized(picture, config, image_size), name)
+
+
+def load(folder: Path, config: Any, name: str, task: str = "retrieval", image_size: int | None = None) -> DualBackbone:
+    """Read a dual encoder from a folder.
+
+    Raises:
+        AuroraError: if its files do not hold one with its tokenizer and image processor, or its patches do not fill
+            ``image_size``.
+    """
+    kind = KINDS[config.model_type]
+    picture = read_picture_format(folder, name, kind.processors, _own_size(config))
+    tokenizer = read_tokenizer(folder, config, name)
+    _check_tokenizer(tokenizer, config, name)
+    model, _ = read_model(kind.model, config, folder, name, "copy the model again")
+    return DualBackbone(model, tokenizer, _sized(picture, config, image_size), name)
+
+
+def _sized(picture: PictureFormat, config: Any, image_size: int | None) -> PictureFormat:
+    if image_size is None:
+        return picture
+    patches_per_side(image_size, config.vision_config.patch_size)
+    return picture.of_size(image_size)
+
+
+def _check_tokenizer(tokenizer: Any, config: Any, name: str) -> None:
+    """Make sure that a tokenizer is the text tower's.
+
+    Raises:
+        AuroraError: if it gives numbers beyond the tower's words, lacks the token that the tower reads, or knows next
+            to no word.
+    """
+    text, mend = config.text_config, "take the tokenizer that the model was trained with"
+    words = tokenizer.get_vocab()
+    if (largest := max(words.values(), default=-1)) >= text.vocab_size:
+        raise AuroraError(
+            f"model {name}: its tokenizer has numbers up to {largest}, its text tower {text.vocab_size} words; {mend}"
+        )
+    if tokenizer.pad_token_id is None:
+        raise AuroraError(f"model {name}: its tokenizer has no token for padding; {mend}")
+    unknown = [word for word in COMMON_WORDS if tokenizer.unk_token_id in tokenizer(word).input_ids[:-1]]
+    if len(unknown) > len(COMMON_WORDS) / 2:
+        raise AuroraError(
+            f"model {name}: its tokenizer knows {len(words)} words, and not {short(unknown[0])} nor "
+            f"{len(unknown) - 1} other of {len(COMMON_WORDS)} common ones; {mend}"
+        )
+    end = text.eos_token_id
+    if config.model_type != "siglip" and end != 2 and tokenizer("a dog").input_ids[-1] != end:
+        raise AuroraError(
+            f"model {name}: its tokenizer does not end a text with token {end}, which its text tower reads; {mend}"
+        )

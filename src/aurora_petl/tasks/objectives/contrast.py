@@ -1,0 +1,115 @@
+"""Image-text contrast (ITC): symmetric InfoNCE over all ranks' batches, as CLIP has it, with the queue and the soft
+targets of ALBEF and BLIP (Li et al., 2021, arXiv 2107.07651) where they are asked for.
+
+Use it for models that were trained with a softmax over the batch: CLIP, MetaCLIP 2, BLIP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...backbones.base import similarity
+from ...distributed import rank
+
+
+class Teacher(NamedTuple):
+    """Features of all ranks' batches by the momentum encoder, or by the model itself, without gradient to it."""
+
+    image: Tensor  # (ranks * B, P)
+    text: Tensor  # (ranks * B, P)
+    ids: Tensor  # (ranks * B,)
+
+
+class Contrast(nn.Module):
+    """The loss of a batch against all ranks' batches and a queue of earlier ones.
+
+    Args:
+        size: pairs in the queue; 0 for none.
+        image_shape: of a picture's feature, (P,) or (V, P).
+        text_shape: of a text's feature, (P,).
+        alpha: weight of soft targets, the teacher's own similarities, reached after the warm-up.
+        device: of the queue.
+    """
+
+    image: Tensor
+    text: Tensor
+    ids: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        image_shape: tuple[int, ...],
+        text_shape: tuple[int, ...],
+        alpha: float,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self.alpha = alpha
+        self.register_buffer("image", torch.zeros(size, *image_shape, device=device))
+        self.register_buffer("text", torch.zeros(size, *text_shape, device=device))
+        self.register_buffer("ids", torch.full((size,), -1, device=device))
+        self.next_row = self.filled = 0  # numbers, for to read one from the device is to wait for it
+
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,
+        ids: Tensor,
+        teacher: Teacher,
+        logits: Callable[[Tensor], Tensor],
+        ramp: float = 1.0,
+    ) -> Tensor:
+        """The mean over the batch of the cross-entropy both ways, a scalar.
+
+        Args:
+            image: features (B, P), or (B, V, P).
+            text: features (B, P).
+            ids: (B,), equal for pairs that describe the same picture, which are right answers for each other.
+            logits: similarities -> logits.
+            ramp: share of ``alpha`` that counts at this step.
+        """
+        all_image = torch.cat([teacher.image, self.image[: self.filled]])
+        all_text = torch.cat([teacher.text, self.text[: self.filled]])
+        all_ids = torch.cat([teacher.ids, self.ids[: self.filled]])
+        same = (ids[:, None] == all_ids[None]).float()
+        hard = same / same.sum(1, keepdim=True)
+        alpha = self.alpha * ramp
+        loss = image.new_zeros(())
+        own = slice(rank() * len(ids), (rank() + 1) * len(ids))
+        for student, teaching, keys in ((image, teacher.image[own], all_text), (text, teacher.text[own], all_image)):
+            target = hard
+            if self.alpha:
+                with torch.no_grad():
+                    soft = F.softmax(logits(similarity(teaching, keys)), dim=1)
+                    target = alpha * soft + (1 - alpha) * hard
+            loss = loss - (F.log_softmax(logits(similarity(student, keys)), dim=1) * target).sum(1).mean() / 2
+        return loss
+
+    @torch.no_grad()
+    def enqueue(self, teacher: Teacher) -> None:
+        """Put the newest features into the queue, in the place of the oldest."""
+        size = len(self.ids)
+        if not size:
+            return
+        image, text, ids = teacher.image[-size:], teacher.text[-size:], teacher.ids[-size:]
+        places = (self.next_row + torch.arange(len(ids), device=ids.device)) % size
+        self.image[places], self.text[places], self.ids[places] = image.float(), text.float(), ids
+        self.next_row, self.filled = (self.next_row + len(ids)) % size, min(size, self.filled + len(ids))
+
+    @torch.no_grad()
+    def fill(self, image: Tensor, text: Tensor, number: int) -> None:
+        """Begin with features of other pairs, as many as there is room for, all with the same id."""
+        rows = min(len(self.ids), len(image))
+        if rows:
+            self.image[:rows], self.text[:rows], self.ids[:rows] = image[:rows], text[:rows], number
+            self.next_row, self.filled = rows % len(self.ids), rows
+
+
+def fit_queue(queue_size: int, batch_size: int, rows: int) -> int:
+    """The queue for ``rows`` training pairs: at most what other batches of an epoch can fill, whole batches."""
+    return max(0, min(queue_size, rows - 2 * batch_size) // batch_size * batch_size)
