@@ -32,7 +32,8 @@ FUSED_SLICES = {"qkv": 3}
 class AuroraConfig(PeftConfig):
     """Configuration of `AuroraModel` (mode approximation, arXiv 2305.08381, section 3.2).
 
-    `context` and `gate` add the parts of section 3.3 (see `fusion.py`); without them it is the plain adapter.
+    `context` and `gate` add the parts of section 3.3, in models whose family has a place for them (see `additions.py`);
+    without them it is the plain adapter.
 
     Raises:
         ValueError: if a field has a value outside its range; the message names field, value and choices.

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..adapter.fusion import AuroraContext, additions
+from ..adapter.additions import additions
 from ..backbones import AnsweringBackbone
 from ..data.media import EvalTransform
 from ..data.rows import Dataset, QuestionDataset
@@ -124,7 +124,7 @@ class VQA(Task):
         backbone = self.backbone
         media = encode_media(backbone, pixel_values).flatten(1, 2)
         context = None
-        if self.training and any(isinstance(part, AuroraContext) for _, _, part in additions(self.model)):
+        if self.training and any(part.field == "context" for _, _, part in additions(self.model)):
             context = gather(backbone.encode_text(question_ids, question_mask)[:, 0])
         questions = backbone.encode_question(question_ids, question_mask, media, context=context)
         losses = backbone.answer_loss(
