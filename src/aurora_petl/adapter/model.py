@@ -45,13 +45,13 @@ class AuroraModel(BaseTuner):
     uses_shared_state = True
     prefix = "aurora_"
     tuner_layer_cls = AuroraLayer
-    target_module_mapping = TARGET_MODULES
+    target_module_mapping = TARGET_MODULES  # type: ignore[assignment]  # rows may be a regex, as peft's own
     aurora_factors: nn.ModuleDict
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         self.aurora_factors = nn.ModuleDict()
 
-    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         """Fill in the default targets, and how many slices the fused layers of this model are.
 
         Raises:
@@ -153,7 +153,7 @@ class AuroraModel(BaseTuner):
         target_name: str,
         parent: nn.Module,
         current_key: str,
-        **_,
+        **_: Any,
     ) -> None:
         split = _check_target(peft_config, current_key, target)
         if adapter_name not in self.aurora_factors:
@@ -199,7 +199,7 @@ class AuroraModel(BaseTuner):
                 hook.remove()
 
     def _check_merge_allowed(self) -> None:
-        super()._check_merge_allowed()
+        super()._check_merge_allowed()  # type: ignore[no-untyped-call]
         uses: Counter[int] = Counter()
         for module in self.model.modules():
             uses.update(map(id, [*module._parameters.values(), *module._modules.values()]))
@@ -295,8 +295,13 @@ class AuroraModel(BaseTuner):
 
 
 def _give_names(
-    layer: nn.Module, args: tuple, kwargs: dict | None = None, *, adapter_names: list[str], thread: int
-) -> tuple[tuple, dict] | None:
+    layer: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None = None,
+    *,
+    adapter_names: list[str],
+    thread: int,
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     if threading.get_ident() != thread:  # hooks are the layer's; `kwargs` is missing if it is just being removed there
         return None
     return args, {**(kwargs or {}), "adapter_names": adapter_names}

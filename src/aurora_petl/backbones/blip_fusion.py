@@ -89,13 +89,13 @@ class AuroraGate(AuroraAddition):
             self.aurora_gamma[name] = nn.Parameter(gamma if config.init_weights else gamma.normal_())
         self.aurora_a[name], self.aurora_b[name] = nn.Parameter(a), nn.Parameter(b)
 
-    def _begin(self, attention: nn.Module, args: tuple, output: tuple) -> None:
+    def _begin(self, attention: nn.Module, args: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         PASS.gate, PASS.states = None, ()  # recomputation under gradient checkpointing may stop half-way
 
-    def _take(self, crossattention: nn.Module, args: tuple, output: tuple) -> None:
+    def _take(self, crossattention: nn.Module, args: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         PASS.gate, PASS.states, PASS.done = self, (args[0], output[0]), 0
 
-    def _add(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    def _add(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         if PASS.gate is not self:
             return output
         first, done = PASS.done, PASS.done + output.shape[1]
@@ -144,7 +144,7 @@ class AuroraContext(AuroraAddition):
             self.aurora_eta[name] = nn.Parameter(eta if config.init_weights else eta.normal_())
             self.aurora_bank[name] = like.new_zeros(BANK, len(like))
 
-    def _enhance(self, encoder: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    def _enhance(self, encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if kwargs.get("encoder_hidden_states") is None:
             return output
         states = output.last_hidden_state
@@ -164,7 +164,7 @@ class AuroraContext(AuroraAddition):
 
     def _texts(self, name: str, context: Tensor | None) -> Tensor:
         """The context of this pass; one that was brought enters the bank."""
-        bank = self.aurora_bank[name]
+        bank: Tensor = self.aurora_bank[name]
         if context is None:
             return bank.clone()  # training overwrites the bank, autograd may want what it was
         bank.copy_(torch.cat([bank, context.detach().to(bank)])[-len(bank) :])
@@ -187,18 +187,20 @@ def add_context(encoder: BlipTextEncoder, name: str, config: AuroraConfig, facto
     """Put context enhancement into a text encoder, for the adapter `name`."""
     if not hasattr(encoder, "context"):
         encoder.context = AuroraContext(encoder, factors)
-    encoder.context.add_adapter(name, config, _like(encoder.layer[-1]))
+    context: Any = encoder.context
+    context.add_adapter(name, config, _like(encoder.layer[-1]))
 
 
 def add_gates(encoder: BlipTextEncoder, name: str, config: AuroraConfig, factors: nn.ModuleDict) -> None:
     """Put gates into the layers of a text encoder, for the adapter `name`."""
-    for layer in encoder.layer:
+    layers: list[Any] = list(encoder.layer)
+    for layer in layers:
         if not hasattr(layer, "gate"):
             layer.gate = AuroraGate(layer, factors)
         layer.gate.add_adapter(name, config, _like(layer))
 
 
-def _like(layer: BlipTextLayer) -> Tensor:
+def _like(layer: Any) -> Tensor:
     weight: Tensor = layer.output.LayerNorm.weight
     return weight.detach()
 
