@@ -57,7 +57,7 @@ def test_default_targets(model_type):
     case = CASES[model_type]
     base = case.model(model_type)
     assert base.config.model_type == model_type
-    before = [parameter.clone() for parameter in base.parameters()]
+    before = {name: weight.clone() for name, weight in base.state_dict().items()}
     with torch.no_grad():
         expected = run(base, case.inputs)
     assert expected and all(output.isfinite().all() for output in expected)
@@ -90,7 +90,10 @@ def test_default_targets(model_type):
             assert all(map(torch.equal, run(model, case.inputs), expected))
         merged = run(model.merge_and_unload(), case.inputs)
     assert all(torch.allclose(*pair, atol=1e-4, rtol=1e-4) for pair in zip(merged, tuned, strict=True))
-    assert sum(parameter.numel() for parameter in base.parameters()) == sum(weight.numel() for weight in before)
+    after = base.state_dict()
+    assert after.keys() == before.keys()
+    changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+    assert changed == {f"{name}.weight" for name in layers}
 
 
 @pytest.mark.parametrize(

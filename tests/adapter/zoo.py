@@ -263,6 +263,7 @@ CASES: dict[str, Case | Part] = {
     "deberta-v2": Case("DebertaV2Model", TEXT, words),
     "distilbert": Case("DistilBertModel", WORDS | dict(dim=16, hidden_dim=32, n_layers=2, n_heads=2), words),
     "electra": Case("ElectraModel", TEXT | dict(embedding_size=8), words),
+    "layoutlm": Case("LayoutLMModel", TEXT | {"max_2d_position_embeddings": 8}, words),
     "mt5": Case("MT5Model", _T5, two_texts),
     "roberta": Case("RobertaModel", TEXT, words),
     "t5": Case("T5Model", _T5, two_texts),

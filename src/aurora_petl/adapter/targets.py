@@ -77,6 +77,7 @@ TARGET_MODULES: dict[str, tuple[str, ...] | str] = {
     "deberta-v2": ("query_proj", "key_proj", "value_proj"),
     "distilbert": ("q_lin", "k_lin", "v_lin"),
     "electra": _BERT,
+    "layoutlm": _BERT,
     "mt5": _T5,
     "roberta": _BERT,
     "t5": _T5,
