@@ -55,7 +55,7 @@ class AuroraModel(BaseTuner):
         """Fill in the default targets, and how many slices the fused layers of this model are.
 
         Raises:
-            ValueError: if there is no default for the model.
+            ValueError: if there is no default for the model, or one that `layers_to_transform` cannot narrow.
         """
         config, model_type = cast(AuroraConfig, peft_config), model_config.get("model_type")
         rows = config.fused_slices or {}
