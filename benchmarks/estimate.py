@@ -5,7 +5,7 @@
 One training step of BLIP-base (random weights, Aurora R = 64 with context and gates, heads) is run at two small
 batches. Its floating point operations (PyTorch's FlopCounterMode) and the bytes that its forward pass keeps for the
 backward pass grow by a fixed amount a pair. It runs in float64, which goes the way of bfloat16 through the layers, as
-float32 does not (`backbones/blip_crossing.py`), and a quarter of the bytes counts. Time is operations divided by a
+float32 does not (`backbones/blip/crossing.py`), and a quarter of the bytes counts. Time is operations divided by a
 share of the GPU's peak, which is an assumption, as are texts of 20 tokens and, for VQAv2, four answers of 4 tokens a
 question.
 """
@@ -21,7 +21,7 @@ from measure import saved_bytes
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BlipConfig
 
-from aurora_petl.backbones.blip import ENC, empty
+from aurora_petl.backbones.blip.model import ENC, empty
 from aurora_petl.baselines import apply_method
 from aurora_petl.files import write_json
 from aurora_petl.recipe import Recipe, load_recipe

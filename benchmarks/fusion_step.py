@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import BlipConfig, BlipForImageTextRetrieval
 
 from aurora_petl.adapter import AuroraConfig
-from aurora_petl.backbones.blip import ENC, BlipBackbone
+from aurora_petl.backbones.blip.model import ENC, BlipBackbone
 from aurora_petl.files import write_json
 
 

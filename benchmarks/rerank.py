@@ -19,7 +19,7 @@ from measure import Peak, seconds
 from torch import Tensor
 from transformers import BlipConfig, BlipForImageTextRetrieval
 
-from aurora_petl.backbones.blip import ENC, BlipBackbone
+from aurora_petl.backbones.blip.model import ENC, BlipBackbone
 from aurora_petl.evaluation.features import Features
 from aurora_petl.evaluation.rerank import match_pairs
 from aurora_petl.files import write_json

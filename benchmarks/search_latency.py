@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aurora_petl.evaluation.candidates import Nearest, recall_against_exact
 from aurora_petl.files import write_json
 from aurora_petl.report import table
+from aurora_petl.search.nearest import Nearest, recall_against_exact
 
 
 def clustered(rows: int, width: int, clusters: int, spread: float, seed: int) -> Tensor:

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from transformers import BlipConfig, BlipForImageTextRetrieval
 
 from aurora_petl.adapter import AuroraConfig
-from aurora_petl.backbones.blip import ENC
-from aurora_petl.backbones.blip_attention import Meeting, use_sdpa
+from aurora_petl.backbones.blip.attention import Meeting, use_sdpa
+from aurora_petl.backbones.blip.model import ENC
 from aurora_petl.files import write_json
 from aurora_petl.report import table
 

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from aurora_petl import trainer, training
 from aurora_petl.backbones import load_backbone
-from aurora_petl.backbones.blip import empty
+from aurora_petl.backbones.blip.model import empty
 from aurora_petl.baselines import apply_method
 from aurora_petl.data import load_dataset
 from aurora_petl.data.media import load_image

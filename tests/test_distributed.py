@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from aurora_petl.backbones.blip import empty
+from aurora_petl.backbones.blip.model import empty
 from aurora_petl.baselines import apply_method
 from aurora_petl.distributed import gather
 from aurora_petl.tasks.retrieval import Retrieval, RetrievalSettings

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
 
 from aurora_petl import files
-from aurora_petl.backbones.blip_attention import VisionAttention
+from aurora_petl.backbones.blip.attention import VisionAttention
 from aurora_petl.baselines import METHODS, is_head
 from aurora_petl.cli import main
 from aurora_petl.data import load_dataset

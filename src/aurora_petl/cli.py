@@ -150,7 +150,7 @@ def _params(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from .backbones.convert import convert
+    from .backbones.blip.convert import convert
     from .report import conversion_summary
 
     print(conversion_summary(convert(options.checkpoint, options.out, image_size=options.image_size)))

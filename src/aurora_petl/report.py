@@ -18,7 +18,7 @@ from .files import whole
 
 if TYPE_CHECKING:
     from .backbones import Tunable
-    from .backbones.convert import Conversion
+    from .backbones.blip.convert import Conversion
 
 FEW = 50  # rows of a split whose scores are not worth much
 RECALLS = {

@@ -10,7 +10,7 @@ from torch import nn
 from aurora_petl.adapter import AuroraConfig
 from aurora_petl.adapter import additions as room
 from aurora_petl.adapter.additions import Adder, AuroraAddition, additions, on_items, register
-from aurora_petl.backbones.blip_fusion import PLACE
+from aurora_petl.backbones.blip.fusion import PLACE
 
 from .tiny import Net, aurora_config
 

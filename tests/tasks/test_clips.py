@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from aurora_petl.backbones.blip_attention import attend, share
+from aurora_petl.backbones.blip.attention import attend, share
 from aurora_petl.data.rows import ImageTextDataset, Item
 from aurora_petl.evaluation import rerank as engine
 from aurora_petl.evaluation.features import extract, tokenize

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..data.media import load_image
 from ..errors import AuroraError, short
-from ..evaluation.candidates import Nearest
 from .library import Library
+from .nearest import Nearest
 
 MATCH_BATCH = 32
 
@@ -33,7 +33,7 @@ class Searcher:
 
     Args:
         view: ``tuned`` or ``untuned``; None takes the first that the index has.
-        kind: of `evaluation.candidates.Nearest`. A single query is answered sooner by a scan than an approximate
+        kind: of `nearest.Nearest`. A single query is answered sooner by a scan than an approximate
             index is built.
     """
 

@@ -3,7 +3,7 @@
 The backbone is frozen, so the momentum encoder differs from the online one in its trainable weights alone: an
 exponential average of those, swapped in under ``no_grad``, replaces the second copy of the model.
 
-Over several ranks, contrast and context (`backbones/blip_fusion.py`) are those of the joint batch; negatives for ITM
+Over several ranks, contrast and context (`backbones/blip/fusion.py`) are those of the joint batch; negatives for ITM
 are drawn within each rank, or from all of them (``negative_all_rank``).
 """
 
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbones import Backbone
-from ..backbones.convert import read_momentum
+from ..backbones.blip.convert import read_momentum
 from ..data.rows import ImageTextDataset
 from ..distributed import SharedError, gather, rank
 from ..evaluation.features import Features, extract, tokenize

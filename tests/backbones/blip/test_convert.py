@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from aurora_petl.backbones import blip, load_backbone
-from aurora_petl.backbones.convert import convert, read_momentum, rename
+from aurora_petl.backbones.blip.convert import convert, read_momentum, rename
 from aurora_petl.baselines import apply_method
 from aurora_petl.cli import main
 from aurora_petl.errors import AuroraError
@@ -446,7 +446,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_folder(writer, files, tmp_path, m
         Path(args[1]).write_bytes(b"half")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(f"aurora_petl.backbones.convert.{writer}", full)
+    monkeypatch.setattr(f"aurora_petl.backbones.blip.convert.{writer}", full)
     assert main(["convert", str(files["vqa"]), "--out", str(tmp_path / "model")]) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "No space left on device" in err and str(tmp_path / "model") in err

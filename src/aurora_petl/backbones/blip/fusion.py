@@ -34,9 +34,9 @@ from peft.tuners._buffer_dict import BufferDict
 from torch import Tensor, nn
 from transformers.models.blip.modeling_blip_text import BlipTextEncoder, BlipTextLayer, BlipTextLMHeadModel
 
-from ..adapter.additions import Adder, AuroraAddition, on_items, register
-from ..adapter.config import AuroraConfig
-from ..adapter.factors import no_autocast
+from ...adapter.additions import Adder, AuroraAddition, on_items, register
+from ...adapter.config import AuroraConfig
+from ...adapter.factors import no_autocast
 
 BANK = 128  # texts; 400 KB at a width of 768, as much as the rest of BLIP-base's adapter
 RELEASED = 0.1  # the constant of the released code's gates and context

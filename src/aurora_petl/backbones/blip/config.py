@@ -14,7 +14,7 @@ from typing import Any
 from transformers import BlipConfig
 from transformers.activations import ACT2FN
 
-from ..errors import AuroraError, short
+from ...errors import AuroraError, short
 
 DEC, ENC = 30522, 30523  # [DEC] and [ENC] of the original; hub tokenizers do not carry them, so numbers it is
 MOST_LAYERS, MOST_WIDTH, MOST_WORDS, MOST_PIXELS = 200, 65_536, 10_000_000, 16_384

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import AuroraError
+from ...errors import AuroraError
 
 MOST_PATCHES = 1024  # a side; their square is the number of position embeddings
 

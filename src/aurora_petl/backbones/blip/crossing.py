@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..adapter.layer import FrozenUpdate, frozen_update
+from ...adapter.layer import FrozenUpdate, frozen_update
 
 
 def cross_layers(

@@ -17,8 +17,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextLayer
 
 from aurora_petl.adapter import AuroraConfig
 from aurora_petl.backbones import checkpoint_layers
-from aurora_petl.backbones.blip import ENC, BlipBackbone
-from aurora_petl.backbones.blip_attention import (
+from aurora_petl.backbones.blip.attention import (
     KNOWN,
     REPLACED,
     Meeting,
@@ -28,6 +27,7 @@ from aurora_petl.backbones.blip_attention import (
     share,
     use_sdpa,
 )
+from aurora_petl.backbones.blip.model import ENC, BlipBackbone
 from aurora_petl.tasks.retrieval import Retrieval
 
 TOKENS = 9
@@ -245,7 +245,7 @@ def test_a_cache_is_taken_by_its_old_name_and_its_new_one(name):
 
 @pytest.mark.parametrize("theirs", KNOWN, ids=lambda theirs: theirs.__name__)
 def test_the_installed_transformers_is_called_as_known(theirs):
-    """Where this fails, users of that release would get a warning and the slow attention: adapt `blip_attention`."""
+    """Where this fails, users of that release would get a warning and the slow attention: adapt `attention`."""
     assert _is_known(theirs)
 
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from aurora_petl.errors import AuroraError
-from aurora_petl.evaluation import candidates
-from aurora_petl.evaluation.candidates import Nearest, recall_against_exact, top_k
+from aurora_petl.search import nearest
+from aurora_petl.search.nearest import Nearest, recall_against_exact, top_k
 
 
 def unit(*shape, seed=0):
@@ -31,7 +31,7 @@ def sorted_rows(queries, items, k):
 @pytest.mark.parametrize("block", [7, 64, 1000])
 @pytest.mark.parametrize("k", [1, 10, 300, 999])
 def test_blocks_find_what_a_full_sort_finds(block, k, monkeypatch):
-    monkeypatch.setattr(candidates, "QUERY_BLOCK", 3)
+    monkeypatch.setattr(nearest, "QUERY_BLOCK", 3)
     items, queries = unit(300, 16), unit(8, 16, seed=1)
     scores, rows = top_k(queries, items, k, block=block)
     assert np.array_equal(rows.numpy(), sorted_rows(queries, items, k))
@@ -79,18 +79,18 @@ def test_recall_counts_what_is_missing(library):
 def test_the_kind_follows_the_size(library, monkeypatch):
     items, _ = library
     assert Nearest(items).kind == "exact"
-    monkeypatch.setattr(candidates, "EXACT_UP_TO", 3999)
+    monkeypatch.setattr(nearest, "EXACT_UP_TO", 3999)
     assert Nearest(items).kind == "hnsw"
-    monkeypatch.setattr(candidates, "HNSW_UP_TO", 3999)
+    monkeypatch.setattr(nearest, "HNSW_UP_TO", 3999)
     assert Nearest(items).kind == "ivf"
 
 
 def test_without_faiss_search_is_exact(library, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    monkeypatch.setattr(candidates, "EXACT_UP_TO", 10)
+    monkeypatch.setattr(nearest, "EXACT_UP_TO", 10)
     items, queries = library
-    nearest = Nearest(items)
-    assert nearest.kind == "exact" and torch.equal(nearest.search(queries, 9)[1], top_k(queries, items, 9)[1])
+    index = Nearest(items)
+    assert index.kind == "exact" and torch.equal(index.search(queries, 9)[1], top_k(queries, items, 9)[1])
     with pytest.raises(AuroraError, match=r"search of kind ivf needs faiss: in the checkout .* -e '\.\[search\]'"):
         Nearest(items, "ivf")
     with pytest.raises(AuroraError, match="no kind of search 'fast'; choose one of auto, exact, ivf, hnsw"):

@@ -26,11 +26,11 @@ from torch import Tensor
 from transformers import BlipConfig, BlipForImageTextRetrieval
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
-from ..errors import AuroraError, short
-from ..files import as_os_error, open_tensors, read_bytes, whole_folder
-from .base import resolve
-from .blip import ENC, ORIGINAL_EPSILON
-from .blip_positions import patches_per_side, resize_positions
+from ...errors import AuroraError, short
+from ...files import as_os_error, open_tensors, read_bytes, whole_folder
+from ..base import resolve
+from .model import ENC, ORIGINAL_EPSILON
+from .positions import patches_per_side, resize_positions
 
 WEIGHTS, MOMENTUM = "model.safetensors", "momentum.safetensors"
 HEAD_WIDTH = 64  # of BLIP's attention heads, in base and large: 12 heads of 768, 16 of 1024

@@ -37,10 +37,10 @@ from transformers.models.blip.modeling_blip_text import (
 )
 from transformers.pytorch_utils import apply_chunking_to_forward
 
-from ..adapter.layer import project_once
-from ..adapter.norm import RecomputableLayerNorm
-from ..errors import AuroraWarning
-from .blip_crossing import cross, cross_layers
+from ...adapter.layer import project_once
+from ...adapter.norm import RecomputableLayerNorm
+from ...errors import AuroraWarning
+from .crossing import cross, cross_layers
 
 
 class Sharing(NamedTuple):
@@ -225,7 +225,7 @@ class TextAttention(BlipTextAttention):
         return self.output(context, hidden_states), None
 
     def _cross(self, hidden_states, states, mask, meeting):
-        """What cross-attention to pictures that are read once gives, by `blip_crossing`; None if that does not fit."""
+        """What cross-attention to pictures that are read once gives, by `crossing.py`; None if that does not fit."""
         inner, sharing, (texts, tokens, width) = self.self, meeting.sharing, hidden_states.shape
         one_row_each = len(states) == texts if sharing is None else sharing.rows is None
         if not one_row_each or meeting.frames is not None or _rate(inner.dropout):

@@ -2,7 +2,7 @@
 
 transformers 5 has BLIP's parts but no retrieval objective, and averages the loss of answers over a batch: the [ENC] and
 [DEC] tokens, the temperature, the loss of each answer and the epsilon of the original vision tower are put right here,
-attention and its padding masks in `blip_attention.py`.
+attention and its padding masks in `attention.py`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BlipForImageTextRetrieval, BlipForQuestionAnswering
 
-from ..errors import AuroraError, first_line
-from ..files import open_tensors
-from .blip_attention import Meeting, share, use_sdpa
-from .blip_config import DEC, ENC, check_tokenizer
-from .blip_config import configure as configure  # of a family's module
-from .blip_positions import patches_per_side, set_image_size
-from .folder import Stored, check_shapes, check_tokenizer_files, read_index
-from .hub import quiet
+from ...errors import AuroraError, first_line
+from ...files import open_tensors
+from ..folder import Stored, check_shapes, check_tokenizer_files, read_index
+from ..hub import quiet
+from .attention import Meeting, share, use_sdpa
+from .config import DEC, ENC, check_tokenizer
+from .config import configure as configure  # of a family's module
+from .positions import patches_per_side, set_image_size
 
 ORIGINAL_EPSILON = 1e-6  # of the original ViT; hub configs say 1e-5
 ORIGINAL_HEAD_WIDTH = 64  # of all attention heads, base and large; transformers' default for texts is 8 heads of 96

@@ -13,8 +13,8 @@ from transformers import BlipConfig, BlipForImageTextRetrieval, BlipForQuestionA
 from aurora_petl.adapter import AuroraConfig, adapter_size
 from aurora_petl.adapter.additions import additions
 from aurora_petl.backbones import checkpoint_layers
-from aurora_petl.backbones.blip_attention import use_sdpa
-from aurora_petl.backbones.blip_fusion import BANK, PASS, AuroraContext, AuroraGate, fusion_size
+from aurora_petl.backbones.blip.attention import use_sdpa
+from aurora_petl.backbones.blip.fusion import BANK, PASS, AuroraContext, AuroraGate, fusion_size
 from tests.adapter.tiny import Net, aurora_config, blip_config, pair_of_blip
 from tests.helpers.blip_fusion import BOTH, IDS, STATES, TEXTS, adapted, fused, same_blip, shaken
 

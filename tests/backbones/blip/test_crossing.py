@@ -5,11 +5,11 @@ import torch
 from peft import get_peft_model
 from transformers import BlipForImageTextRetrieval
 
-from aurora_petl.backbones import blip_attention, blip_crossing
-from aurora_petl.backbones.blip import BlipBackbone
-from aurora_petl.backbones.blip_attention import Meeting, share
+from aurora_petl.backbones.blip import attention, crossing
+from aurora_petl.backbones.blip.attention import Meeting, share
+from aurora_petl.backbones.blip.model import BlipBackbone
 
-from .test_blip_attention import ADAPTERS, WHICH, made, words
+from .test_attention import ADAPTERS, WHICH, made, words
 
 TOKENS = 3  # of two texts in four heads: 24 < 64, the width
 
@@ -17,8 +17,8 @@ TOKENS = 3  # of two texts in four heads: 24 < 64, the width
 @pytest.fixture
 def crossings(monkeypatch):
     """Heads of every cross-attention that went past its keys and values."""
-    seen, cross = [], blip_attention.cross
-    monkeypatch.setattr(blip_attention, "cross", lambda *args: seen.append(args[3]) or cross(*args))
+    seen, cross = [], attention.cross
+    monkeypatch.setattr(attention, "cross", lambda *args: seen.append(args[3]) or cross(*args))
     return seen
 
 
@@ -55,15 +55,15 @@ def gradients(backbone, which, mask=None, frames=None, tokens=TOKENS):
 def test_equals_autograd_through_keys_and_values(crossings, monkeypatch, which, masked, absorbed):
     backbone = adapted()
     if not absorbed:
-        monkeypatch.setattr(blip_crossing, "_Absorbed", blip_crossing._Crossing)
+        monkeypatch.setattr(crossing, "_Absorbed", crossing._Crossing)
     else:
-        monkeypatch.setattr(blip_crossing, "_Crossing", blip_crossing._Absorbed)
+        monkeypatch.setattr(crossing, "_Crossing", crossing._Absorbed)
     mask = torch.ones(3, 17, dtype=torch.long) if masked else None
     if masked:
         mask[1, -5:] = 0
     mine = gradients(backbone, which, mask)
     assert crossings == [4, 4]
-    monkeypatch.setattr(blip_attention, "cross_layers", lambda *_: None)
+    monkeypatch.setattr(attention, "cross_layers", lambda *_: None)
     theirs = gradients(backbone, which, mask)
     assert crossings == [4, 4] and len(mine) == len(theirs) > 10
     for ours, expected in zip(mine, theirs, strict=True):
@@ -73,7 +73,7 @@ def test_equals_autograd_through_keys_and_values(crossings, monkeypatch, which, 
 def test_keys_and_values_are_formed_where_texts_are_many_enough(monkeypatch):
     taken = []
     for way in ("_Crossing", "_Absorbed"):
-        kind = getattr(blip_crossing, way)
+        kind = getattr(crossing, way)
         monkeypatch.setattr(kind, "apply", lambda *a, n=way, apply=kind.apply: taken.append(n) or apply(*a))
     gradients(adapted(), WHICH["equal"], tokens=3)  # 2 * 2 * 3 * 4 < 64, the width
     gradients(adapted(), WHICH["equal"], tokens=5)
@@ -86,7 +86,7 @@ def test_rank_dropout_is_drawn_once_for_both_ways(crossings, monkeypatch):
         factors.dropout = 0.5
     torch.manual_seed(3)
     mine = gradients(backbone, WHICH["equal"])
-    monkeypatch.setattr(blip_attention, "cross_layers", lambda *_: None)
+    monkeypatch.setattr(attention, "cross_layers", lambda *_: None)
     torch.manual_seed(3)
     for ours, expected in zip(mine, gradients(backbone, WHICH["equal"]), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
