@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .adapter import AuroraConfig
-from .adapter.fusion import additions
-from .adapter.model import TARGET_MODULES
+from .adapter.additions import additions
+from .adapter.targets import default_targets
 from .backbones import Tunable, embedded_models
 from .card import adapter_card
 from .errors import AuroraError, first_line, short
@@ -85,7 +85,7 @@ def apply_method(backbone: Tunable, name: str, options: dict[str, Any] | None = 
             weight.requires_grad_(True)
         return
     options = typed_options(name, method.config, options)
-    options.setdefault("target_modules", TARGET_MODULES.get(backbone.model.config.model_type))
+    options.setdefault("target_modules", default_targets(backbone.model.config.model_type))
     modules, parameters = split_heads(backbone)
     if train_heads and modules:
         options.setdefault("modules_to_save", modules)

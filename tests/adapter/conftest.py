@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import BlipForImageTextRetrieval
 
-from .tiny import Net, blip_config
+from .tiny import Net, blip_config, pair_of_blip
 
 
 @pytest.fixture
@@ -22,5 +22,4 @@ def blip() -> BlipForImageTextRetrieval:
 @pytest.fixture
 def pair() -> dict[str, torch.Tensor]:
     """One batch of two pictures and texts for `blip`."""
-    torch.manual_seed(1)
-    return {"pixel_values": torch.randn(2, 3, 16, 16), "input_ids": torch.randint(3, 50, (2, 5))}
+    return pair_of_blip()

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from aurora_petl.adapter import AuroraLinear
-from aurora_petl.adapter.fusion import additions
+from aurora_petl.adapter.additions import additions
 
 from .cases import CASES, Case
 

@@ -39,7 +39,7 @@ def test_config_errors(fields, words):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"target_modules": None}, ["`target_modules`", "'custom'", "blip", "clip"]),
+        ({"target_modules": None}, ["`target_modules`", "'custom'", "docs/adapter.md", "may be ['qkv']"]),
         ({"target_modules": ["nothing"]}, ["`target_modules`", "'nothing'", "Net", "qkv, square, up"]),
         ({"target_modules": ["up"], "exclude_modules": ["up"]}, ["`exclude_modules`={'up'}"]),
         ({"target_modules": ["norm", "up"]}, ["norm", "LayerNorm", "torch.nn.Linear"]),

@@ -8,7 +8,8 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
 
-from .test_fusion import adapted, fused
+from tests.helpers.blip_fusion import adapted, fused
+
 from .tiny import SPLIT, Net, aurora_config
 
 FEW, MANY = (2, 2), (4, 20)  # below and above the point where the merged forward pays

@@ -146,11 +146,12 @@ def test_save_and_load(tmp_path, core, split, low_cpu_mem_usage):
 def test_blip_in_a_new_process(tmp_path, blip, pair):
     blip.save_pretrained(tmp_path / "base")
     base = BlipForImageTextRetrieval.from_pretrained(tmp_path / "base")
-    model = get_peft_model(base, AuroraConfig(r=4, init_weights=False)).eval()
+    config = AuroraConfig(r=4, init_weights=False, context="batch", gate="scale_shift")  # which BLIP's family registers
+    model = get_peft_model(base, config).eval()
     model.save_pretrained(tmp_path / "adapter")
     torch.manual_seed(7)
     script = f"""
-        import torch, aurora_petl.adapter
+        import torch, aurora_petl
         from peft import AutoPeftModel
         from safetensors.torch import load_file, save_file
         model = AutoPeftModel.from_pretrained({str(tmp_path / "adapter")!r})

@@ -12,6 +12,7 @@ IMPORTED = [
     ("peft.tuners.tuners_utils", "_maybe_include_all_linear_layers"),
     ("peft.tuners.tuners_utils", "check_adapters_to_merge"),
     ("peft.utils.constants", "DUMMY_TARGET_MODULES"),
+    ("peft.utils.constants", "INCLUDE_LINEAR_LAYERS_SHORTHAND"),
     ("peft.utils.other", "AuxiliaryTrainingWrapper"),
     ("peft.mapping", "PEFT_TYPE_TO_TUNER_MAPPING"),
     ("torch._C", "_are_functorch_transforms_active"),

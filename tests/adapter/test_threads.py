@@ -8,10 +8,11 @@ import torch
 from peft import get_peft_model
 
 from aurora_petl.adapter import AuroraConfig
-from aurora_petl.adapter.fusion import PASS
+from aurora_petl.adapter.additions import PASS
+from aurora_petl.backbones.blip import fusion
 from aurora_petl.backbones.blip.attention import use_sdpa
+from tests.helpers.blip_fusion import adapted, fused, same_blip, shaken
 
-from .test_fusion import adapted, fused, same_blip, shaken
 from .tiny import Net, aurora_config
 
 THREADS = 4
@@ -60,7 +61,7 @@ def test_gates_and_context(sdpa, chunk):
 
     alone = [run(i) for i in range(THREADS)]
     assert all(map(close, together(between_hooks(model), run), alone))
-    assert PASS.gate is None
+    assert fusion.PASS.gate is None
 
 
 def test_threads_that_read_the_same_pictures_with_gradients():

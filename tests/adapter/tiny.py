@@ -46,3 +46,9 @@ def blip_config(**vision) -> BlipConfig:
     pictures = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
     pictures |= dict(image_size=16, patch_size=8, initializer_range=0.02) | vision
     return BlipConfig(text_config=text, vision_config=pictures, image_text_hidden_size=8, projection_dim=8)
+
+
+def pair_of_blip() -> dict[str, torch.Tensor]:
+    """One batch of two pictures and texts."""
+    torch.manual_seed(1)
+    return {"pixel_values": torch.randn(2, 3, 16, 16), "input_ids": torch.randint(3, 50, (2, 5))}

@@ -59,8 +59,15 @@ def _pieces() -> bytes:
     """A sentencepiece model learned from the corpus."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS), model_writer=model, vocab_size=90, minloglevel=2, pad_id=0, eos_id=1, unk_id=2,
-        bos_id=-1, hard_vocab_limit=False,
+        sentence_iterator=iter(CORPUS),
+        model_writer=model,
+        vocab_size=90,
+        minloglevel=2,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        hard_vocab_limit=False,
     )
     return model.getvalue()
 
@@ -92,9 +99,7 @@ def metaclip_2(folder: Path) -> None:
 def siglip(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "spiece.model").write_bytes(_pieces())
-    tokenizer = SiglipTokenizer(
-        str(folder / "spiece.model"), model_max_length=LONGEST, model_input_names=["input_ids"]
-    )
+    tokenizer = SiglipTokenizer(str(folder / "spiece.model"), model_max_length=LONGEST, model_input_names=["input_ids"])
     _siglip(folder, tokenizer)
 
 
@@ -102,8 +107,13 @@ def siglip2(folder: Path) -> None:
     """SigLIP 2 of fixed size: SigLIP's classes with Gemma's tokenizer."""
     words, merges = _bpe("", **{"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "<mask>": 4})
     tokenizer = GemmaTokenizer(
-        words, merges, model_max_length=LONGEST, model_input_names=["input_ids"], padding_side="right",
-        add_bos_token=False, add_eos_token=True,
+        words,
+        merges,
+        model_max_length=LONGEST,
+        model_input_names=["input_ids"],
+        padding_side="right",
+        add_bos_token=False,
+        add_eos_token=True,
     )
     _siglip(folder, tokenizer)
 

@@ -1,8 +1,8 @@
 """Mode approximation as a peft tuner: `get_peft_model(model, AuroraConfig(r=64))` works as with `LoraConfig`.
 
 Importing this package registers the method with peft (in memory), so `PeftModel.from_pretrained` and the
-`AutoPeftModel` classes find saved adapters. The method is drawn in `factors.py`, what it adds to fusion
-in `fusion.py`.
+`AutoPeftModel` classes find saved adapters. The method is drawn in `factors.py`. Families of models are known here by
+name alone (`targets.py`); they register what `context` and `gate` add to them (`additions.py`).
 """
 
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
@@ -11,7 +11,6 @@ from peft.utils.peft_types import PeftType
 
 from .config import CONTEXTS, CORES, GATES, AuroraConfig
 from .factors import AuroraFactors, adapter_size
-from .fusion import AuroraContext, AuroraGate, fusion_size
 from .layer import AuroraLinear
 from .model import AuroraModel
 
@@ -20,13 +19,10 @@ __all__ = [
     "CORES",
     "GATES",
     "AuroraConfig",
-    "AuroraContext",
     "AuroraFactors",
-    "AuroraGate",
     "AuroraLinear",
     "AuroraModel",
     "adapter_size",
-    "fusion_size",
 ]
 
 if PeftType("AURORA_PETL") not in PEFT_TYPE_TO_TUNER_MAPPING:  # a module reload must not register twice

@@ -32,7 +32,8 @@ FUSED_SLICES = {"qkv": 3}
 class AuroraConfig(PeftConfig):
     """Configuration of `AuroraModel` (mode approximation, arXiv 2305.08381, section 3.2).
 
-    `context` and `gate` add the parts of section 3.3 (see `fusion.py`); without them it is the plain adapter.
+    `context` and `gate` add the parts of section 3.3, in models whose family has a place for them (see `additions.py`);
+    without them it is the plain adapter.
 
     Raises:
         ValueError: if a field has a value outside its range; the message names field, value and choices.
@@ -135,12 +136,14 @@ class AuroraConfig(PeftConfig):
             )
         },
     )
-    rank_pattern: InitVar[dict | None] = None  # LoRA's; taken only to say why they are refused
-    alpha_pattern: InitVar[dict | None] = None
+    rank_pattern: InitVar[dict[str, Any] | None] = None  # LoRA's; taken only to say why they are refused
+    alpha_pattern: InitVar[dict[str, Any] | None] = None
     requires: InitVar[str | None] = None  # what `to_dict` says to readers of the file
 
-    def __post_init__(self, rank_pattern: dict | None, alpha_pattern: dict | None, requires: str | None) -> None:
-        super().__post_init__()
+    def __post_init__(
+        self, rank_pattern: dict[str, Any] | None, alpha_pattern: dict[str, Any] | None, requires: str | None
+    ) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
         for name, given in (("rank_pattern", rank_pattern), ("alpha_pattern", alpha_pattern)):
             if given:
                 raise ValueError(
@@ -180,7 +183,7 @@ class AuroraConfig(PeftConfig):
                 if not _is_int(slices) or slices <= 0:
                     raise ValueError(f"`{table}[{name!r}]` should be a positive integer but is {slices!r}")
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """The fields, and for whoever opens the saved file what peft needs to read it."""
         return {**super().to_dict(), "requires": REQUIRES}
 

@@ -32,6 +32,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -189,7 +190,7 @@ def adapter_size(
     return r * (sum(inputs) + sum(outputs) + slices) + (r if core == "diagonal" else r**3)
 
 
-def no_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+def no_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Switch autocast off on `device`: small factors are combined in their own precision."""
     return contextlib.nullcontext() if autocast_dtype(device) is None else torch.autocast(device.type, enabled=False)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from .factors import no_autocast, thin, thin_backward
@@ -26,6 +27,12 @@ def plain_operations() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def apply(function: type[torch.autograd.Function], *inputs: Any) -> Tensor:
+    """`function.apply`, whose output is one tensor."""
+    output: Tensor = function.apply(*inputs)  # type: ignore[no-untyped-call]
+    return output
+
+
 def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Refuse `create_graph=True`: the gradients that `backward` returns do not know what they depend on, and a penalty
     on them would lack this layer's share without a word.
@@ -35,7 +42,7 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(backward)
-    def checked(ctx: Any, *gradients: torch.Tensor | None) -> Any:
+    def checked(ctx: Any, *gradients: Tensor | None) -> Any:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError(
                 "A layer adapted by Aurora has no second derivatives in torch.autograd: please leave out "
@@ -50,19 +57,19 @@ class Projection(torch.autograd.Function):
     """x U, for layers that share x and U. Keeps x, or what x was formed from."""
 
     @staticmethod
-    def forward(x, U, from_norm):  # type: ignore[override]
+    def forward(x: Tensor, U: Tensor, from_norm: NormInputs | None) -> Tensor:
         with no_autocast(x.device):
             return x @ U.to(x.dtype)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):  # type: ignore[override]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, U, from_norm = inputs
         # x carries the output, by `layer.project_once`: kept itself, it would keep itself alive
         _keep(ctx, x.detach(), from_norm, U)
 
     @staticmethod
     @first_order
-    def backward(ctx, dh):  # type: ignore[override]
+    def backward(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
         x, (U,) = _kept(ctx, dh.dtype)
         dx = dU = None
         with no_autocast(dh.device):
@@ -78,7 +85,18 @@ class FrozenLinear(torch.autograd.Function):
     h = x D (`layer.project_once`), h alone."""
 
     @staticmethod
-    def forward(x, weight, bias, U, V, mode, h, columns, merge, from_norm):  # type: ignore[override]
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        U: Tensor,
+        V: Tensor,
+        mode: Tensor,
+        h: Tensor | None,
+        columns: bool,
+        merge: bool,
+        from_norm: NormInputs | None,
+    ) -> Tensor:
         E, D = thin(U, V, mode, columns)
         with no_autocast(x.device):
             bias = None if bias is None else bias.to(x.dtype)
@@ -88,14 +106,14 @@ class FrozenLinear(torch.autograd.Function):
             return F.linear(x, weight.to(x.dtype), bias) + F.linear(h, E.to(x.dtype))
 
     @staticmethod
-    def setup_context(ctx, inputs, output):  # type: ignore[override]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, weight, _, U, V, mode, h, ctx.columns, ctx.merge, from_norm = inputs
         learns = any(ctx.needs_input_grad[3:6])
         _keep(ctx, x if learns and h is None else None, from_norm, weight, U, V, mode, h)
 
     @staticmethod
     @first_order
-    def backward(ctx, dy):  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, (weight, U, V, mode, h) = _kept(ctx, dy.dtype)
         need_x, _, _, need_U, need_V, need_mode, need_h, *_ = ctx.needs_input_grad
         given = h is not None
@@ -127,7 +145,7 @@ class FrozenLinear(torch.autograd.Function):
         return dx, None, None, dU, dV, dmode, dh, None, None, None
 
 
-def _keep(ctx: Any, x: torch.Tensor | None, from_norm: NormInputs | None, *others: torch.Tensor | None) -> None:
+def _keep(ctx: Any, x: Tensor | None, from_norm: NormInputs | None, *others: Tensor | None) -> None:
     """Save ``x`` for the backward pass, or what it can be formed from again, and the others; `_kept` returns them."""
     ctx.eps, kept = None, [x]
     if x is not None and from_norm is not None:
@@ -143,11 +161,11 @@ def _kept(ctx: Any, dtype: torch.dtype) -> tuple[Any, list[Any]]:
     return NormInputs(x, norm_weight, norm_bias, ctx.eps).output().to(dtype), others
 
 
-def _merged(weight: torch.Tensor, E: torch.Tensor, D: torch.Tensor) -> torch.Tensor:
+def _merged(weight: Tensor, E: Tensor, D: Tensor) -> Tensor:
     return torch.addmm(weight, E.to(weight.dtype), D.t().to(weight.dtype))
 
 
-def merge_pays(x: torch.Tensor, weight: torch.Tensor) -> bool:
+def merge_pays(x: Tensor, weight: Tensor) -> bool:
     """Whether forming W + dW loses nothing (see the top of `layer.py`) and costs less than applying it."""
     out_features, in_features = weight.shape
     tokens = x.numel() // in_features

@@ -40,7 +40,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
 from .factors import AuroraFactors, autocast_dtype, no_autocast, thin
-from .frozen import FrozenLinear, Projection, merge_pays, plain_operations
+from .frozen import FrozenLinear, Projection, apply, merge_pays, plain_operations
 from .norm import norm_inputs
 
 
@@ -108,21 +108,20 @@ class AuroraLinear(nn.Module, AuroraLayer):
         if self.disable_adapters and self.merged:
             self.unmerge()
         if self.disable_adapters:
-            return self.base_layer(x, *args, **kwargs)
+            return self._base(x, *args, **kwargs)
         if adapter_names is not None:
             return self._mixed_batch_forward(x, *args, adapter_names=adapter_names, **kwargs)
         adapters = [name for name in self.active_adapters if name in self.aurora_P]
         if self.merged or not adapters:
-            return self.base_layer(x, *args, **kwargs)
+            return self._base(x, *args, **kwargs)
         if len(adapters) == 1 and not args and not kwargs and _one_step(self.base_layer, x):
             linear = base_linear(self)
             weight, bias = linear.weight, linear.bias
             h, from_norm, columns = self._projected(x, adapters[0]), norm_inputs(x), self._columns(adapters[0])
             x, merge = x.to(_taken_as(x)), merge_pays(x, weight)
-            return FrozenLinear.apply(  # type: ignore[return-value]
-                x, weight, bias, *self._of_layer(adapters[0], self.training), h, columns, merge, from_norm
-            )
-        y = self.base_layer(x, *args, **kwargs)
+            factors = self._of_layer(adapters[0], self.training)
+            return apply(FrozenLinear, x, weight, bias, *factors, h, columns, merge, from_norm)
+        y = self._base(x, *args, **kwargs)
         for adapter in adapters:
             y = y + self._low_rank(x, adapter).to(y.dtype)
         return y
@@ -130,10 +129,14 @@ class AuroraLinear(nn.Module, AuroraLayer):
     def _mixed_batch_forward(
         self, x: torch.Tensor, *args: Any, adapter_names: list[str], **kwargs: Any
     ) -> torch.Tensor:
-        y = self.base_layer(x, *args, **kwargs)
+        y = self._base(x, *args, **kwargs)
         for adapter in sorted(set(adapter_names) & set(self.aurora_P)):
             items = torch.tensor([i for i, name in enumerate(adapter_names) if name == adapter], device=x.device)
             y = y.index_add(0, items, self._low_rank(x[items], adapter).to(y.dtype))
+        return y
+
+    def _base(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        y: torch.Tensor = self.base_layer(x, *args, **kwargs)
         return y
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -188,7 +191,7 @@ class AuroraLinear(nn.Module, AuroraLayer):
             return
         U: torch.Tensor = getattr(self._factors(adapter), f"U_{self.in_features}")
         if torch.is_grad_enabled() and U.requires_grad:
-            h = Projection.apply(x.to(_taken_as(x)), U.to(x.device), norm_inputs(x))
+            h = apply(Projection, x.to(_taken_as(x)), U.to(x.device), norm_inputs(x))
             x._aurora_projection = (h, U, (U._version, x._version))  # type: ignore[attr-defined]
 
     def _projected(self, x: torch.Tensor, adapter: str) -> torch.Tensor | None:

@@ -14,31 +14,18 @@ import torch
 from peft import NoMatchingPeftModuleError
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
-from peft.utils.constants import DUMMY_TARGET_MODULES
+from peft.utils.constants import DUMMY_TARGET_MODULES, INCLUDE_LINEAR_LAYERS_SHORTHAND
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..errors import AuroraWarning
+from .additions import PASS, add_additions, additions, check_additions
 from .config import AuroraConfig
 from .factors import AuroraFactors
 from .fit import misfit
-from .fusion import PASS, add_fusion, additions, fusion_encoders
 from .layer import AuroraLayer, AuroraLinear, base_linear
-
-_BERT = ["query", "key", "value"]
-_CLIP = ["q_proj", "k_proj", "v_proj"]
-
-# Query, key and value of every tower, self- and cross-attention alike, by `model_type`.
-TARGET_MODULES: dict[str, list[str]] = {
-    "blip": ["qkv", *_BERT],
-    "blip_vision_model": ["qkv"],
-    "blip_text_model": _BERT,
-    "blip-2": ["qkv", *_BERT, *_CLIP],
-    "clip": _CLIP,
-    "clip_vision_model": _CLIP,
-    "clip_text_model": _CLIP,
-}
+from .targets import TARGET_MODULES, default_slices, default_targets, suggested_targets
 
 
 class AuroraModel(BaseTuner):
@@ -46,45 +33,59 @@ class AuroraModel(BaseTuner):
 
     Made by `get_peft_model(model, AuroraConfig(...))`. U, V and lambda (or C) of every adapter are registered
     here, under `aurora_factors.<adapter>`, and referenced by the layers, which own their rows of P. What `context`
-    and `gate` add (`fusion.py`) cannot be merged into weights: merging leaves it in the model, with a warning, and the
-    model that `merge_and_unload` returns still has it, frozen.
+    and `gate` add (`additions.py`) cannot be merged into weights: merging leaves it in the model, with a warning, and
+    the model that `merge_and_unload` returns still has it, frozen.
 
     Raises:
         ValueError: if no target modules are given or known for the model, if they match nothing, or if they
             match a module that is not an `nn.Linear`, is quantised, or does not divide into its slices; if `context` or
-            `gate` is given and the model has no text encoder for it.
+            `gate` is given and the model has no place for it.
     """
 
     uses_shared_state = True
     prefix = "aurora_"
     tuner_layer_cls = AuroraLayer
-    target_module_mapping = TARGET_MODULES
+    target_module_mapping = TARGET_MODULES  # type: ignore[assignment]  # rows may be a regex, as peft's own
     aurora_factors: nn.ModuleDict
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         self.aurora_factors = nn.ModuleDict()
 
-    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
-        model_type = model_config.get("model_type")
-        targets = cast(AuroraConfig, peft_config).target_modules
-        if targets is None and model_type not in self.target_module_mapping:
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
+        """Fill in the default targets, and how many slices the fused layers of this model are.
+
+        Raises:
+            ValueError: if there is no default for the model, or one that `layers_to_transform` cannot narrow.
+        """
+        config, model_type = cast(AuroraConfig, peft_config), model_config.get("model_type")
+        rows = config.fused_slices or {}
+        config.fused_slices = rows | {name: n for name, n in default_slices(model_config).items() if name not in rows}
+        targets = default_targets(model_type) if config.target_modules is None else config.target_modules
+        if targets is None:
+            endings = {name.rpartition(".")[2] for name, part in self.model.named_modules() if _is_linear(part)}
+            suggestion = suggested_targets(endings)
             raise ValueError(
-                f"`target_modules` is None and there is no default for model_type {model_type!r} (there is "
-                f"one for {', '.join(self.target_module_mapping)}). Please specify `target_modules`."
+                f"`target_modules` is None and there is no default for model_type {model_type!r} (docs/adapter.md has "
+                "the list of those that have one). Please specify `target_modules`"
+                f"{f', which may be {suggestion!r} by the names of its layers' if suggestion else ''}."
+            )
+        if isinstance(targets, str) and config.target_modules is None and config.layers_to_transform is not None:
+            raise ValueError(
+                "`layers_to_transform` needs `target_modules` as a list, but the default for model_type "
+                f"{model_type!r} is the regex {targets!r}. Please specify `target_modules`."
             )
         return super()._prepare_adapter_config(peft_config, model_config)
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         """Check every target before the first one is replaced, so that an error changes nothing."""
-        config = cast(AuroraConfig, _maybe_include_all_linear_layers(peft_config, model))
+        config = cast(AuroraConfig, peft_config)
+        if _is_all_linear(config.target_modules):
+            _maybe_include_all_linear_layers(config, model)
+            self._leave_out_what_cannot_be_adapted(config, model)
         targets = config.target_modules
         if targets == DUMMY_TARGET_MODULES:
             return
-        if (config.context or config.gate) and not fusion_encoders(model):
-            raise ValueError(
-                f"`context`={config.context!r} and `gate`={config.gate!r} belong into a text encoder of BLIP that "
-                f"attends to pictures, but {type(model).__name__} has none. Please leave both out."
-            )
+        check_additions(model, config)
         for parent, name, addition in additions(model):
             if addition.aurora_factors is not self.aurora_factors:
                 raise ValueError(
@@ -98,7 +99,7 @@ class AuroraModel(BaseTuner):
                 continue
             if isinstance(module, BaseTunerLayer):
                 inside += (f"{name}.",)
-            if isinstance(module, (nn.Linear, BaseTunerLayer)):
+            if _is_linear(module):
                 linear_names.add(name.rpartition(".")[2])
             if self._check_target_module_exists(config, name):
                 _check_target(config, name, module)
@@ -121,6 +122,29 @@ class AuroraModel(BaseTuner):
                 f"its linear layers are named {', '.join(sorted(linear_names))}."
             )
 
+    def _leave_out_what_cannot_be_adapted(self, config: AuroraConfig, model: nn.Module) -> None:
+        """Narrow the targets that peft made of "all-linear". The layer of an `nn.MultiheadAttention` goes without a
+        word, since it is no layer of its own.
+
+        Raises:
+            ValueError: if nothing is left.
+        """
+        names = cast(set[str], config.target_modules)
+        modules = {name: part for name, part in model.named_modules() if self._check_target_module_exists(config, name)}
+        unfit = {name: part for name, part in modules.items() if name in names and _unfit(name, part)}
+        if unfit and len(unfit) == len(modules):
+            _check_target(config, *next(iter(unfit.items())))
+        config.target_modules = names - set(unfit)  # type: ignore[assignment]  # as peft expects it
+        told = {name: part for name, part in unfit.items() if not _is_of_attention(part)}
+        if told:
+            kinds = sorted({type(base_linear(part)).__name__ for part in told.values()})
+            warnings.warn(
+                f"`target_modules`='all-linear' leaves out {len(told)} of {len(modules)} layers, which cannot be "
+                f"adapted: those of type {', '.join(kinds)}, {next(iter(told))} among them.",
+                AuroraWarning,
+                stacklevel=2,
+            )
+
     def _create_and_replace(  # type: ignore[override]
         self,
         peft_config: AuroraConfig,
@@ -129,12 +153,12 @@ class AuroraModel(BaseTuner):
         target_name: str,
         parent: nn.Module,
         current_key: str,
-        **_,
+        **_: Any,
     ) -> None:
         split = _check_target(peft_config, current_key, target)
         if adapter_name not in self.aurora_factors:
             self.aurora_factors[adapter_name] = AuroraFactors(peft_config, like=base_linear(target).weight)
-            add_fusion(self.model, adapter_name, peft_config, self.aurora_factors)
+            add_additions(self.model, adapter_name, peft_config, self.aurora_factors)
         layer = target if isinstance(target, AuroraLinear) else AuroraLinear(target, self.aurora_factors)
         layer.add_adapter(adapter_name, split)
         if layer is not target:
@@ -175,7 +199,7 @@ class AuroraModel(BaseTuner):
                 hook.remove()
 
     def _check_merge_allowed(self) -> None:
-        super()._check_merge_allowed()
+        super()._check_merge_allowed()  # type: ignore[no-untyped-call]
         uses: Counter[int] = Counter()
         for module in self.model.modules():
             uses.update(map(id, [*module._parameters.values(), *module._modules.values()]))
@@ -271,8 +295,13 @@ class AuroraModel(BaseTuner):
 
 
 def _give_names(
-    layer: nn.Module, args: tuple, kwargs: dict | None = None, *, adapter_names: list[str], thread: int
-) -> tuple[tuple, dict] | None:
+    layer: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None = None,
+    *,
+    adapter_names: list[str],
+    thread: int,
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     if threading.get_ident() != thread:  # hooks are the layer's; `kwargs` is missing if it is just being removed there
         return None
     return args, {**(kwargs or {}), "adapter_names": adapter_names}
@@ -284,22 +313,9 @@ def _check_target(config: AuroraConfig, name: str, module: nn.Module | BaseTuner
     Raises:
         ValueError: if it is not a plain `nn.Linear` or does not divide into its slices.
     """
+    if words := _unfit(name, module):
+        raise ValueError(words)
     base = base_linear(module)
-    if not isinstance(base, nn.Linear):
-        raise ValueError(
-            f"Target module {name} is a {type(base).__name__}, but only torch.nn.Linear can be adapted. "
-            "Please narrow `target_modules` or name it in `exclude_modules`."
-        )
-    if isinstance(base, NonDynamicallyQuantizableLinear):
-        raise ValueError(
-            f"Target module {name} belongs to a torch.nn.MultiheadAttention, which takes the weight and never calls "
-            "the layer, so an adapter would do nothing. Please name it in `exclude_modules`."
-        )
-    if _is_quantised(base):
-        raise ValueError(
-            f"Target module {name} is quantised ({type(base).__name__} with weights of {base.weight.dtype}), but only "
-            "weights of 16 bits or more can be adapted. Please load the model without quantisation, in bfloat16 say."
-        )
     short = name.rpartition(".")[2]
     rows, columns = split = config.split_of(name)
     for field, slices, side, size in (
@@ -317,6 +333,41 @@ def _check_target(config: AuroraConfig, name: str, module: nn.Module | BaseTuner
             f"can be split one way only. Please set it to 1 in `fused_slices` or in `fused_columns`."
         )
     return split
+
+
+def _unfit(name: str, module: nn.Module | BaseTunerLayer) -> str | None:
+    """Why no layer of this kind can be adapted, and what to do, in words; None if it can be."""
+    base = base_linear(module)
+    if not isinstance(base, nn.Linear):
+        return (
+            f"Target module {name} is a {type(base).__name__}, but only torch.nn.Linear can be adapted. "
+            "Please narrow `target_modules` or name it in `exclude_modules`."
+        )
+    if _is_of_attention(base):
+        return (
+            f"Target module {name} belongs to a torch.nn.MultiheadAttention, which takes the weight and never calls "
+            f"the layer, so an adapter would do nothing. Please add {name!r} to `exclude_modules`."
+        )
+    if _is_quantised(base):
+        return (
+            f"Target module {name} is quantised ({type(base).__name__} with weights of {base.weight.dtype}), but only "
+            "weights of 16 bits or more can be adapted. Please load the model without quantisation, in bfloat16 say."
+        )
+    return None
+
+
+def _is_all_linear(targets: object) -> bool:
+    return isinstance(targets, str) and targets.lower() == INCLUDE_LINEAR_LAYERS_SHORTHAND
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether it is a linear layer, or one that peft has wrapped."""
+    return isinstance(module, (nn.Linear, BaseTunerLayer))
+
+
+def _is_of_attention(module: nn.Module | BaseTunerLayer) -> bool:
+    """Whether it is the output layer of an `nn.MultiheadAttention`."""
+    return isinstance(base_linear(module), NonDynamicallyQuantizableLinear)
 
 
 def _is_quantised(linear: nn.Linear) -> bool:

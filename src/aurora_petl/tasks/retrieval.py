@@ -4,8 +4,8 @@ where the model has a second stage, which is BLIP's objective (arXiv 2201.12086,
 The backbone is frozen, so a momentum encoder differs from the online one in its trainable weights alone: an
 exponential average of those, swapped in under ``no_grad``, replaces the second copy of the model.
 
-Over several ranks, contrast and context (`adapter/fusion.py`) are those of the joint batch; negatives for ITM are drawn
-within each rank, or from all of them (``negative_all_rank``).
+Over several ranks, contrast and context (`backbones/blip/fusion.py`) are those of the joint batch; negatives for ITM
+are drawn within each rank, or from all of them (``negative_all_rank``).
 """
 
 from __future__ import annotations

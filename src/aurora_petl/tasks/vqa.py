@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..adapter.fusion import AuroraContext, additions
+from ..adapter.additions import additions
 from ..backbones.base import AnsweringBackbone, Texts
 from ..backbones.frames import media_states
 from ..data.rows import Dataset, QuestionDataset, load_media
@@ -125,7 +125,7 @@ class VQA(Task):
         backbone, asked = self.backbone, Texts(question_ids, question_mask)
         media = media_states(backbone, pixel_values)
         context = None
-        if self.training and any(isinstance(part, AuroraContext) for _, _, part in additions(self.model)):
+        if self.training and any(part.field == "context" for _, _, part in additions(self.model)):
             context = gather(backbone.question_context(asked))
         questions = backbone.encode_question(asked, media, context=context)
         losses = backbone.answer_loss(

@@ -1,4 +1,4 @@
-"""What an adapter adds where texts meet pictures, beside its updates of weights (arXiv 2305.08381, section 3.3).
+"""What an adapter adds where BLIP's texts meet pictures: `context` and `gate` (arXiv 2305.08381, section 3.3).
 
     gated query transformation (GQT), each text layer         informative context enhancement (ICE), once a text encoder
 
@@ -18,30 +18,25 @@ In training the t_j are the batch's texts. Afterwards they are a bank, the last 
 was trained on, where averages of texts would be shorter and blunter than any text. It is saved with the adapter, and a
 score does not depend on who shares the batch.
 
-Neither part stands for a layer that peft could replace, and a wrapped text layer would hide its attention layers from
-peft and rename their weights. So both are children that work by forward hooks. These are bound methods, which copying
-and pickling carry along; those of the gates sit on parts of the text layer, so they run again when gradient
-checkpointing computes the layer again. What one hook leaves for a later one lies in `PASS`, by thread, so that several
-threads may run one model.
+Both parts are additions (`adapter/additions.py`) to BLIP's text encoder, with transformers' attention or with ours.
+The hooks of the gates sit on parts of the text layer, so they run again when gradient checkpointing computes the layer
+again. What one hook leaves for a later one lies in `PASS`.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers.models.blip.modeling_blip_text import BlipTextEncoder, BlipTextLayer, BlipTextLMHeadModel
 
-from .config import AuroraConfig
-from .factors import no_autocast
-from .layer import AuroraLayer, check_mixed_batch
+from ...adapter.additions import Adder, AuroraAddition, on_items, register
+from ...adapter.config import AuroraConfig
+from ...adapter.factors import no_autocast
 
 BANK = 128  # texts; 400 KB at a width of 768, as much as the rest of BLIP-base's adapter
 RELEASED = 0.1  # the constant of the released code's gates and context
@@ -49,76 +44,15 @@ RELEASED_STD = 2e-4
 
 
 class Pass(threading.local):
-    """What hooks know of the forward pass of their own thread. Layers run one after the other, so one place for the
-    states of a layer is enough, and a pass that broke off leaves nothing that the next one could take for its own."""
+    """What a gate's hooks leave for a later one, by thread. Layers run one after the other, so one place for the states
+    of a layer is enough, and a pass that broke off leaves nothing that the next one could take for its own."""
 
     gate: AuroraGate | None = None  # whose layer is between its cross-attention and its output
     states: tuple[Tensor, ...] = ()  # that layer's s and m on their way to the output
     done: int = 0  # tokens that passed the output: the feed-forward part may take them in chunks
-    mixed: tuple[nn.ModuleDict, list[str]] | None = None  # a tuner model's factors, the adapter of each item of a batch
 
 
 PASS = Pass()
-
-
-class AuroraAddition(nn.Module, AuroraLayer):
-    """Weights of adapters that act by hooks on the modules around them.
-
-    Args:
-        factors: the tuner model's shared factors; their names are those of all adapters.
-    """
-
-    about = ""
-    other_param_names: tuple[str, ...] = ("aurora_form", "aurora_factors")
-    handles: list[RemovableHandle]
-
-    def __init__(self, factors: nn.ModuleDict) -> None:
-        super().__init__()
-        self.aurora_form: dict[str, str] = {}  # adapter name -> the configuration's choice
-        self.merged_adapters = []
-        object.__setattr__(self, "aurora_factors", factors)  # past nn.Module, which would register it
-
-    def applied(self, batch: int, device: torch.device) -> Iterator[tuple[str, Tensor | None]]:
-        """Adapters that act now, each with the items of the batch that it acts on, (batch,) of bool; None: on all.
-
-        Raises:
-            ValueError: if `adapter_names` has another length than the batch, or adapters are merged.
-        """
-        if self.disable_adapters:
-            self.merged_adapters = []  # as the adapted layers do
-        elif PASS.mixed is None or PASS.mixed[0] is not self.aurora_factors:
-            names = self.merged_adapters or self.active_adapters
-            yield from ((name, None) for name in names if name in self.aurora_form)
-        else:
-            names = PASS.mixed[1]
-            check_mixed_batch(batch, names, self.merged)
-            for adapter in sorted(set(names) & set(self.aurora_form)):
-                yield adapter, torch.tensor([name == adapter for name in names], device=device)
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Nothing here folds into weights: what is merged goes on being applied as it was."""
-        self.merged_adapters += [n for n in check_adapters_to_merge(self, adapter_names) if n in self.aurora_form]
-
-    def unmerge(self) -> None:
-        self.merged_adapters = []
-
-    def leave(self, parent: nn.Module, name: str) -> None:
-        """The tuner model lets go of `parent`, whose child `name` this is: stay, frozen, with what is merged, or go."""
-        for adapter in set(self.aurora_form) - set(self.merged_adapters):
-            self.delete_adapter(adapter)
-        object.__setattr__(self, "aurora_factors", nn.ModuleDict())
-        self.requires_grad_(False)
-        if not self.merged:
-            for handle in self.handles:
-                handle.remove()
-            delattr(parent, name)
-
-    def _get_available_adapters(self) -> set[str]:
-        return set(self.aurora_form)
-
-    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        if adapter_name in self.aurora_form:  # there is no base layer; the factors have been moved already
-            self.to(device or next(self.aurora_factors[adapter_name].parameters()).device)
 
 
 class AuroraGate(AuroraAddition):
@@ -129,6 +63,7 @@ class AuroraGate(AuroraAddition):
     with s the output of self-attention and m that of cross-attention, (batch, tokens, width) both.
     """
 
+    field = "gate"
     about = "the gates of the text layers (`gate`)"
     adapter_layer_names: tuple[str, ...] = ("aurora_a", "aurora_b", "aurora_gamma")
 
@@ -154,13 +89,13 @@ class AuroraGate(AuroraAddition):
             self.aurora_gamma[name] = nn.Parameter(gamma if config.init_weights else gamma.normal_())
         self.aurora_a[name], self.aurora_b[name] = nn.Parameter(a), nn.Parameter(b)
 
-    def _begin(self, attention: nn.Module, args: tuple, output: tuple) -> None:
+    def _begin(self, attention: nn.Module, args: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         PASS.gate, PASS.states = None, ()  # recomputation under gradient checkpointing may stop half-way
 
-    def _take(self, crossattention: nn.Module, args: tuple, output: tuple) -> None:
+    def _take(self, crossattention: nn.Module, args: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         PASS.gate, PASS.states, PASS.done = self, (args[0], output[0]), 0
 
-    def _add(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    def _add(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         if PASS.gate is not self:
             return output
         first, done = PASS.done, PASS.done + output.shape[1]
@@ -176,7 +111,7 @@ class AuroraGate(AuroraAddition):
                 gate = self.aurora_gamma[name].to(output.device).tanh()[:, None]
                 a, b = gate * a, gate * b
             added = s * a[0] + m * a[1] + b.sum(0)
-            output = output + _of(items, added).to(output.dtype)
+            output = output + on_items(items, added).to(output.dtype)
         return output
 
 
@@ -190,6 +125,7 @@ class AuroraContext(AuroraAddition):
     in evaluation always, the bank is the context.
     """
 
+    field = "context"
     about = "the context of the fused [CLS] states (`context`)"
     adapter_layer_names: tuple[str, ...] = ("aurora_eta",)
     other_param_names: tuple[str, ...] = (*AuroraAddition.other_param_names, "aurora_bank")
@@ -208,7 +144,7 @@ class AuroraContext(AuroraAddition):
             self.aurora_eta[name] = nn.Parameter(eta if config.init_weights else eta.normal_())
             self.aurora_bank[name] = like.new_zeros(BANK, len(like))
 
-    def _enhance(self, encoder: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    def _enhance(self, encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if kwargs.get("encoder_hidden_states") is None:
             return output
         states = output.last_hidden_state
@@ -221,14 +157,14 @@ class AuroraContext(AuroraAddition):
                 added = RELEASED * context.mean(0) * positive[:, None]
             else:
                 continue
-            enhanced = enhanced + _of(items, added).to(fused.dtype)
+            enhanced = enhanced + on_items(items, added).to(fused.dtype)
         if enhanced is not fused:
             output.last_hidden_state = torch.cat([enhanced[:, None], states[:, 1:]], 1)
         return output
 
     def _texts(self, name: str, context: Tensor | None) -> Tensor:
         """The context of this pass; one that was brought enters the bank."""
-        bank = self.aurora_bank[name]
+        bank: Tensor = self.aurora_bank[name]
         if context is None:
             return bank.clone()  # training overwrites the bank, autograd may want what it was
         bank.copy_(torch.cat([bank, context.detach().to(bank)])[-len(bank) :])
@@ -247,19 +183,26 @@ def attend(fused: Tensor, texts: Tensor) -> Tensor:
         return scores.masked_fill(~texts.any(1), torch.finfo(wide).min).softmax(1) @ texts
 
 
-def add_fusion(model: nn.Module, name: str, config: AuroraConfig, factors: nn.ModuleDict) -> None:
-    """Put what `config` asks for into the text encoders of `model`, for the adapter `name`."""
+def add_context(encoder: BlipTextEncoder, name: str, config: AuroraConfig, factors: nn.ModuleDict) -> None:
+    """Put context enhancement into a text encoder, for the adapter `name`."""
+    if not hasattr(encoder, "context"):
+        encoder.context = AuroraContext(encoder, factors)
+    context: Any = encoder.context
+    context.add_adapter(name, config, _like(encoder.layer[-1]))
 
-    def add(parent: Any, child: str, kind: Callable[..., Any], layer: Any) -> None:
-        if not hasattr(parent, child):
-            setattr(parent, child, kind(parent, factors))
-        getattr(parent, child).add_adapter(name, config, layer.output.LayerNorm.weight.detach())
 
-    for encoder in fusion_encoders(model):
-        if config.context:
-            add(encoder, "context", AuroraContext, encoder.layer[-1])
-        for layer in encoder.layer if config.gate else ():
-            add(layer, "gate", AuroraGate, layer)
+def add_gates(encoder: BlipTextEncoder, name: str, config: AuroraConfig, factors: nn.ModuleDict) -> None:
+    """Put gates into the layers of a text encoder, for the adapter `name`."""
+    layers: list[Any] = list(encoder.layer)
+    for layer in layers:
+        if not hasattr(layer, "gate"):
+            layer.gate = AuroraGate(layer, factors)
+        layer.gate.add_adapter(name, config, _like(layer))
+
+
+def _like(layer: Any) -> Tensor:
+    weight: Tensor = layer.output.LayerNorm.weight
+    return weight.detach()
 
 
 def fusion_encoders(model: nn.Module) -> list[BlipTextEncoder]:
@@ -270,16 +213,6 @@ def fusion_encoders(model: nn.Module) -> list[BlipTextEncoder]:
         module
         for module in model.modules()
         if isinstance(module, BlipTextEncoder) and module not in writers and hasattr(module.layer[0], "crossattention")
-    ]
-
-
-def additions(model: nn.Module) -> list[tuple[nn.Module, str, AuroraAddition]]:
-    """Every addition in `model`, with its parent and its name there."""
-    return [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, AuroraAddition)
     ]
 
 
@@ -294,6 +227,6 @@ def fusion_size(layers: int, width: int, context: str | None = None, gate: str |
     return (layers * (4 * width + gates) if gate else 0) + (context == "batch")
 
 
-def _of(items: Tensor | None, added: Tensor) -> Tensor:
-    """`added`, (batch, ...), with zeros in place of all but the given items."""
-    return added if items is None else torch.where(items.view(-1, *[1] * (added.dim() - 1)), added, 0.0)
+PLACE = "a text encoder of BLIP that attends to pictures"
+register("context", "blip", Adder(PLACE, fusion_encoders, add_context))
+register("gate", "blip", Adder(PLACE, fusion_encoders, add_gates))

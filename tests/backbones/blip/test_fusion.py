@@ -10,44 +10,18 @@ from peft import AutoPeftModel, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import BlipConfig, BlipForImageTextRetrieval, BlipForQuestionAnswering
 
-from aurora_petl.adapter import AuroraConfig, AuroraContext, AuroraGate, adapter_size, fusion_size
-from aurora_petl.adapter.fusion import BANK, PASS, additions
+from aurora_petl.adapter import AuroraConfig, adapter_size
+from aurora_petl.adapter.additions import additions
 from aurora_petl.backbones import checkpoint_layers
 from aurora_petl.backbones.blip.attention import use_sdpa
-
-from .tiny import aurora_config, blip_config
-
-GENERATOR = torch.Generator().manual_seed(3)
-IDS = torch.randint(3, 50, (4, 6), generator=GENERATOR)
-STATES = torch.randn(4, 5, 16, generator=GENERATOR)  # of pictures
-TEXTS = torch.randn(3, 16, generator=GENERATOR)  # a context
-BOTH = dict(context="batch", gate="scale_shift")
+from aurora_petl.backbones.blip.fusion import BANK, PASS, AuroraContext, AuroraGate, fusion_size
+from tests.adapter.tiny import Net, aurora_config, blip_config, pair_of_blip
+from tests.helpers.blip_fusion import BOTH, IDS, STATES, TEXTS, adapted, fused, same_blip, shaken
 
 
-def same_blip() -> BlipForImageTextRetrieval:
-    torch.manual_seed(0)
-    return BlipForImageTextRetrieval(blip_config()).eval()
-
-
-def adapted(base=None, **fields) -> PeftModel:
-    """An adapter whose gates, context and bank are off their start, and whose weight updates are 0."""
-    model = get_peft_model(base or same_blip(), AuroraConfig(r=4, **(BOTH | fields))).eval()
-    return shaken(model, "default")
-
-
-@torch.no_grad()
-def shaken(model, adapter):
-    torch.manual_seed(1)
-    for _, _, addition in additions(model):
-        for name, weight in [*addition.named_parameters(), *addition.named_buffers()]:
-            if name.endswith(adapter):
-                weight.add_(0.5 * torch.randn_like(weight))
-    return model
-
-
-def fused(model, ids=IDS, states=STATES, **more) -> torch.Tensor:
-    """Last states of texts that meet pictures, one each."""
-    return model.text_encoder(input_ids=ids, encoder_hidden_states=states, **more).last_hidden_state
+@pytest.fixture
+def pair() -> dict[str, torch.Tensor]:
+    return pair_of_blip()
 
 
 def text_only(model) -> torch.Tensor:
@@ -246,9 +220,9 @@ def test_lower_precision():
 # peft's calls
 
 
-def test_weights_and_their_number(blip):
+def test_weights_and_their_number():
     plain = adapter_size([(16, 48, 3)] * 2 + [(16, 16, 1)] * 12, r=4)
-    model = get_peft_model(blip, AuroraConfig(r=4, **BOTH))
+    model = get_peft_model(same_blip(), AuroraConfig(r=4, **BOTH))
     assert model.get_nb_trainable_parameters()[0] == plain + fusion_size(2, 16, **BOTH) == plain + 2 * (4 * 16 + 2) + 1
     assert get_peft_model(same_blip(), AuroraConfig(r=4)).get_nb_trainable_parameters()[0] == plain
 
@@ -431,7 +405,8 @@ def test_question_encoder_of_vqa(pair):
 
 
 @pytest.mark.parametrize("fields", [{"context": "batch"}, {"gate": "released"}])
-def test_models_without_a_text_encoder_for_it(net, fields):
+def test_models_without_a_text_encoder_for_it(fields):
+    net = Net()
     with pytest.raises(ValueError, match="text encoder of BLIP.*Net has none"):
         get_peft_model(net, aurora_config(**fields))
     assert not any("aurora_" in name for name in net.state_dict())
