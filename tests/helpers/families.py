@@ -27,7 +27,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 SIZE, WIDTH, LONGEST = 32, 32, 16
 CORPUS = [
-    f"a {kind} of {what} {colour} {shape} on the ground, with two cats, a dog, water, a house, a man and a woman by a car"
+    f"a {kind} of {what} {colour} {shape} on the ground, two cats, a dog, water, a house, a man and a woman by a car"
     for kind in ("photo", "picture", "drawing")
     for what in ("a", "one", "the", "some")
     for colour in ("red", "green", "blue", "yellow", "black", "white")
