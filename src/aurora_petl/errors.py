@@ -19,6 +19,10 @@ class AuroraError(Exception):
         return one_line(text)
 
 
+class SharedError(AuroraError):
+    """An error that every rank raises, so that the first one alone prints it."""
+
+
 def one_line(text: str, most: int | None = None) -> str:
     """Text with line ends, control characters and halves of surrogate pairs escaped: names of files hold any of them.
 

@@ -27,7 +27,7 @@ from pydantic_core import ArgsKwargs
 
 from .errors import AuroraError, did_you_mean, short
 
-CONFIG = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid", arbitrary_types_allowed=True)
+CONFIG = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid", arbitrary_types_allowed=True, defer_build=True)
 # A value of text, numbers, true, false, null, lists and mappings alone: YAML knows dates and sets as well.
 if TYPE_CHECKING:
     Plain = Any
@@ -156,7 +156,7 @@ def _name(kind: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, parts))}"
     if origin in (list, tuple):
-        return f"a list of {_PLURALS.get(parts[0], 'values')}" if parts else "a list"
+        return f"a list of {_PLURALS.get(_parts(parts[0])[0], 'values')}" if parts else "a list"
     if origin is dict:
         return "a mapping"
     if is_dataclass(origin):

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from ..backbones import Backbone
 from ..backbones.blip.convert import read_momentum
 from ..data.rows import ImageTextDataset
-from ..distributed import SharedError, gather, rank
+from ..distributed import gather, rank
+from ..errors import SharedError
 from ..evaluation.features import Features, extract, tokenize
 from ..evaluation.ranking import by_similarity, choose
 from ..evaluation.rerank import Scores, rerank
