@@ -108,11 +108,11 @@ def test_methods_own_options_are_kept(backbone):
 @pytest.mark.parametrize(
     ("method", "given", "message"),
     [
-        ("lorra", {}, "no method 'lorra'; choose one of aurora, lora, dora, vera, heads, full, zero-shot"),
+        ("lorra", {}, "no method 'lorra'; did you mean lora"),
         ("heads", {"r": 4, "alpha": 1}, "method heads takes no method_options, got r, alpha"),
         ("full", {"r": 4}, "method full takes no method_options, got r"),
         ("aurora", {"r": 0}, "method_options.r is 0; it must lie between 1 and 8192"),
-        ("aurora", {"rank": 4}, "method aurora has no method_options.rank; there are context, core, dropout, "),
+        ("aurora", {"rank": 4}, "method aurora has no field method_options.rank; fields are r, target_modules, "),
         ("aurora", {"target_modules": ["zzz"]}, r"method aurora refuses method_options: .*\['zzz'\] matched no module"),
         ("lora", {"r": 0}, "method_options.r is 0; it must lie between 1 and 8192"),
         ("dora", {"use_dora": False}, "method dora refuses method_options: .*use_dora"),
