@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from aurora_petl.adapter import adapter_size
 from aurora_petl.backbones import load_backbone
-from aurora_petl.baselines import METHODS, WEIGHTS, apply_method, find_method, load_adapter, save_adapter
+from aurora_petl.baselines import WEIGHTS, apply_method, load_adapter, save_adapter
 from aurora_petl.errors import AuroraError
 from aurora_petl.evaluation.features import tokenize
+from aurora_petl.methods import METHODS, find_method
 
 LAYERS = [(192, 576)] * 6 + [(192, 192)] * 4 * 6  # blip-mini's: a fused one a vision layer, six a text layer
 HEADS = 2 * (192 * 128 + 128) + (192 * 2 + 2) + 1  # two projections, the ITM head, the temperature

@@ -251,6 +251,9 @@ def test_the_document_names_every_field_with_its_range():
         place = re.findall(r"`([\w.]+)`", said[name][0]).index(name)
         spoken = said[name][2].split("; ")[place] if "; " in said[name][2] else said[name][2]
         assert spoken == f"{shown(low)} to {shown(high)}", name
+    for name, field in fields_of(AuroraOptions).items():
+        ends = bounds(field)
+        assert name in said and (not ends or said[name][2] == f"{shown(ends[0])} to {shown(ends[1])}"), name
 
 
 # Values of every other kind
