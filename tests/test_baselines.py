@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from aurora_petl.adapter import adapter_size
 from aurora_petl.backbones import load_backbone
-from aurora_petl.baselines import METHODS, WEIGHTS, apply_method, find_method, load_adapter, save_adapter
+from aurora_petl.baselines import WEIGHTS, apply_method, load_adapter, save_adapter
 from aurora_petl.errors import AuroraError
 from aurora_petl.evaluation.features import tokenize
+from aurora_petl.methods import METHODS, find_method
 
 LAYERS = [(192, 576)] * 6 + [(192, 192)] * 4 * 6  # blip-mini's: a fused one a vision layer, six a text layer
 HEADS = 2 * (192 * 128 + 128) + (192 * 2 + 2) + 1  # two projections, the ITM head, the temperature
@@ -108,11 +109,11 @@ def test_methods_own_options_are_kept(backbone):
 @pytest.mark.parametrize(
     ("method", "given", "message"),
     [
-        ("lorra", {}, "no method 'lorra'; choose one of aurora, lora, dora, vera, heads, full, zero-shot"),
+        ("lorra", {}, "no method 'lorra'; did you mean lora"),
         ("heads", {"r": 4, "alpha": 1}, "method heads takes no method_options, got r, alpha"),
         ("full", {"r": 4}, "method full takes no method_options, got r"),
         ("aurora", {"r": 0}, "method_options.r is 0; it must lie between 1 and 8192"),
-        ("aurora", {"rank": 4}, "method aurora has no method_options.rank; there are context, core, dropout, "),
+        ("aurora", {"rank": 4}, "method aurora has no field method_options.rank; fields are r, target_modules, "),
         ("aurora", {"target_modules": ["zzz"]}, r"method aurora refuses method_options: .*\['zzz'\] matched no module"),
         ("lora", {"r": 0}, "method_options.r is 0; it must lie between 1 and 8192"),
         ("dora", {"use_dora": False}, "method dora refuses method_options: .*use_dora"),

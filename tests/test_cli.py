@@ -171,7 +171,7 @@ def test_a_shell_sees_one_line_and_the_status(tmp_path):
         ("train emoji train.lernrate=1", "recipe emoji: there is no field train.lernrate; did you mean train.learning"),
         ("train emoji train.max_steps", "override 'train.max_steps' is not of the form key=value"),
         ("train emoji --quiet train.zzz=1", "recipe emoji: there is no field train.zzz; fields are learning_rate, "),
-        ("train emoji --method lorra", "no method 'lorra'; choose one of aurora, lora, dora, vera, heads, full"),
+        ("train emoji --method lorra", "recipe emoji: no method 'lorra'; did you mean lora?"),
         ("train emoji --model ./gone", "no model './gone': it is neither embedded (blip-mini), nor a folder"),
         (
             "train emoji --model . --dry-run",
@@ -182,11 +182,8 @@ def test_a_shell_sees_one_line_and_the_status(tmp_path):
         ("train emoji --resume", "--resume takes the run's own recipe: give --out only, no recipe and no overrides"),
         ("evaluate gone", "gone holds no run: it has no recipe.yaml"),
         ("params gone", "no model 'gone': it is neither embedded (blip-mini), nor a folder on this machine"),
-        ("params blip-mini --core full-ish", "method aurora refuses method_options: `core` should be one of"),
-        (
-            "params blip-mini --gate open",
-            "method aurora refuses method_options: `gate` should be None, 'scale_shift' or",
-        ),
+        ("params blip-mini --core full-ish", "method_options.core is 'full-ish'; choose diagonal or full"),
+        ("params blip-mini --gate open", "method_options.gate is 'open'; it must be one of scale_shift, released or"),
         ("params blip-mini --r 0", "method_options.r is 0; it must lie between 1 and 8192"),
     ],
 )

@@ -3,13 +3,16 @@
 import dataclasses
 import re
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
+from peft import PeftConfig
 
+from aurora_petl.adapter import CONTEXTS, CORES, GATES, AuroraConfig
 from aurora_petl.checks import check
 from aurora_petl.errors import AuroraError
-from aurora_petl.fields import shown
-from aurora_petl.method_options import MOST_RANK
+from aurora_petl.fields import bounds, fields_of, shown
+from aurora_petl.method_options import MOST_RANK, AuroraOptions
 from aurora_petl.recipe import Recipe, TrainSettings, load_recipe, located, recipe_names
 from aurora_petl.tasks.settings import RetrievalSettings, VQASettings
 
@@ -90,10 +93,10 @@ def test_an_override_takes_the_type_of_its_field(override, section, field, value
 
 def test_overrides_of_the_top_and_of_options():
     recipe = load_recipe(
-        "emoji", ["data=a=b", "method=lora", "train_heads=false", "method_options.r=5", "method_options.alpha=1.5"]
+        "emoji", ["data=a=b", "method=lora", "train_heads=false", "method_options.r=5", "method_options.lora_alpha=2"]
     )
     assert (recipe.data, recipe.method, recipe.train_heads) == ("a=b", "lora", False)
-    assert recipe.method_options == {"r": 5, "alpha": 1.5}
+    assert recipe.method_options == {"r": 5, "lora_alpha": 2.0}
 
 
 def test_the_last_override_of_a_field_wins_and_the_package_is_unchanged():
@@ -103,7 +106,8 @@ def test_the_last_override_of_a_field_wins_and_the_package_is_unchanged():
 
 def test_saved_and_loaded_is_the_same(tmp_path):
     recipe = load_recipe(
-        "emoji", ["about='Größe: 猫 #1'", "train.learning_rate=1e-5", "data='007'", "method_options.x=[1]"]
+        "emoji",
+        ["about='Größe: 猫 #1'", "train.learning_rate=1e-5", "data='007'", "method_options.layers_to_transform=[1]"],
     )
     path = tmp_path / "recipe.yaml"
     recipe.save(path)
@@ -208,7 +212,7 @@ FIELDS = {
     for kind in kinds
     for field in dataclasses.fields(kind)
 }
-RANGES = {name: field.metadata["range"] for name, (_, field) in FIELDS.items() if "range" in field.metadata}
+RANGES = {name: ends for name, (kind, field) in FIELDS.items() if (ends := bounds(fields_of(kind)[field.name]))}
 TASK = {name: [f"task.name={kind.name}"] if name.startswith("task.") else [] for name, (kind, _) in FIELDS.items()}
 
 
@@ -247,6 +251,9 @@ def test_the_document_names_every_field_with_its_range():
         place = re.findall(r"`([\w.]+)`", said[name][0]).index(name)
         spoken = said[name][2].split("; ")[place] if "; " in said[name][2] else said[name][2]
         assert spoken == f"{shown(low)} to {shown(high)}", name
+    for name, field in fields_of(AuroraOptions).items():
+        ends = bounds(field)
+        assert name in said and (not ends or said[name][2] == f"{shown(ends[0])} to {shown(ends[1])}"), name
 
 
 # Values of every other kind
@@ -264,10 +271,10 @@ def test_the_document_names_every_field_with_its_range():
         ("method_options={1: x}", "method_options has the key 1; keys must be text"),
         ("method_options={2024-01-01: x}", "method_options has the key a date; keys must be text"),
         ("method_options.r=2024-01-01", "method_options.r is a date; write it as text, in quotes"),
-        ("method_options.x=!!binary aGk=", "method_options.x is a bytes; write it as text"),
-        ("method_options.x=!!set {a}", "method_options.x is a set of 1; write it as text"),
-        ("method_options.x=.nan", "method_options.x is nan; it must be a finite number"),
-        ("method_options.x=[[[[[[[[[[[[1]]]]]]]]]]]]", "method_options.x is nested too deeply"),
+        ("method_options.r=!!binary aGk=", "method_options.r is a bytes; write it as text"),
+        ("method_options.r=!!set {a}", "method_options.r is a set of 1; write it as text"),
+        ("method_options.scale=.nan", "method_options.scale is nan; it must be a finite number"),
+        ("method_options.x=[[[[[[[[[[[[1]]]]]]]]]]]]", "method_options is nested too deeply"),
         ('about="\\ud83d"', "about holds what is no character"),
         ("data=2024-01-01", "data is a date; it must be text"),
         ("data={a: b}", "data is a dict of 1; it must be text"),
@@ -347,7 +354,7 @@ def test_a_path_that_is_not_utf8_is_saved(tmp_path):
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
 
 
-# Against the model
+# Options of the method
 
 
 @pytest.mark.parametrize(
@@ -357,24 +364,79 @@ def test_a_path_that_is_not_utf8_is_saved(tmp_path):
         ("method_options.r=1e9", "method_options.r is '1e9'; it must be a whole number"),
         (
             "method_options.lora_dropout=-1 method=lora",
-            "method_options.lora_dropout is -1.0; it must lie between 0 and 1",
+            "method_options.lora_dropout is -1; it must lie between 0 and 0.999",
         ),
-        ("method_options.rr=5", "method aurora has no method_options.rr; did you mean r?"),
+        ("method_options.rr=5", "method aurora has no field method_options.rr; did you mean method_options.r?"),
         ("method_options.init_weights=maybe", "method_options.init_weights is 'maybe'; it must be true or false"),
         ("method_options.target_modules=(", "'(' is no regular expression"),
-        ("method_options.target_modules=[zz]", "matched no module"),
         ("method_options.target_modules=[1]", "it must be a list of texts or text or null"),
         ("method_options.fused_slices={'(': 3}", "'(' is no regular expression"),
+        (
+            "method_options.fused_slices={fc1: 0}",
+            "method_options.fused_slices.fc1 is 0; it must be greater than or equal to 1",
+        ),
+        ("method_options.fused_slices={fc1: x}", "fused_slices.fc1 is 'x'; it must be a whole number"),
+        (
+            "method_options.layers_to_transform=[2,-1]",
+            "layers_to_transform is -1; it must be greater than or equal to 0",
+        ),
+        (
+            "method_options.layers_to_transform=x",
+            "is 'x'; it must be a list of whole numbers or a whole number or null",
+        ),
+        ("method_options.dropout=1", "method_options.dropout is 1; it must lie between 0 and 0.999"),
+        ("method_options.context=bach", "method_options.context is 'bach'; it must be one of batch, released or null"),
+        ("method_options.core=[x]", "method_options.core is a list of 1; choose diagonal or full"),
+        ("method_options.task_type=x", "method aurora has no field method_options.task_type"),
+        (
+            "method=lora method_options.alpha=2",
+            "method lora has no field method_options.alpha; did you mean method_options.lora_alpha?",
+        ),
+        ("method=lora method_options.bias=zz", "method_options.bias is 'zz'; choose none, all or lora_only"),
+        ("method=heads method_options.r=8", "method heads takes no method_options, got r"),
+        ("method=vera method_options.projection_prng_key=-1", "projection_prng_key is -1; it must lie between 0 and"),
+        ("method=lora method_options.lora_dropout=.nan", "method_options.lora_dropout is nan; it must be a finite"),
+        ("method=lora method_options.init_lora_weights=pissa_niter_x", "method_options.init_lora_weights is 'pissa_"),
+        ("method=lorra", "no method 'lorra'; did you mean lora?"),
+        ("method=zzz", "no method 'zzz'; choose one of aurora, lora"),
+    ],
+)
+def test_options_are_refused_when_they_are_read(overrides, message):
+    assert message in refusal(None, re.split(r" (?=[\w.]+=)", overrides))
+
+
+CHOICES = {"core": {*CORES}, "context": {*CONTEXTS, type(None)}, "gate": {*GATES, type(None)}}
+
+
+def leaves(hint) -> set:
+    """What a hint allows, the choices of a Literal one by one."""
+    return {leaf for part in get_args(hint) for leaf in leaves(part)} or {hint}
+
+
+def test_options_of_aurora_are_the_fields_of_its_configuration():
+    common = {field.name for field in dataclasses.fields(PeftConfig)}
+    own = [field for field in dataclasses.fields(AuroraConfig) if field.name not in common]
+    assert [field.name for field in dataclasses.fields(AuroraOptions)] == [field.name for field in own]
+    read, hints = get_type_hints(AuroraOptions), get_type_hints(AuroraConfig)
+    for field in own:
+        assert getattr(AuroraOptions(), field.name) == field.default
+        if field.name in CHOICES:
+            assert leaves(read[field.name]) == CHOICES[field.name]
+        else:
+            assert read[field.name] == hints[field.name]
+
+
+# Against the model
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("method_options.target_modules=[zz]", "matched no module"),
         ("method_options.modules_to_save=[nothing]", "blip-mini has no 'nothing'; there are itm_head, temperature"),
         ("method_options.modules_to_save=[itm_hed]", "blip-mini has no 'itm_hed'; did you mean itm_head?"),
-        ("method_options.context=bach", "`context` should be None, 'batch' or 'released' but is 'bach'"),
-        ("method_options.core=[x]", "method_options.core is a list of 1; it must be text"),
-        ("method_options.task_type=x", "method aurora has no method_options.task_type"),
-        ("method=lora method_options.alpha=2", "method lora has no method_options.alpha; did you mean lora_alpha?"),
-        ("method=lora method_options.bias=zz", "method_options.bias is 'zz'; it must be one of none, all, lora_only"),
         ("method=lora method_options.megatron_config={a: b}", "method lora refuses method_options: No module named"),
         ("method=vera method_options.bias=zz", "method vera refuses method_options"),
-        ("method=heads method_options.r=8", "method heads takes no method_options, got r"),
         ("task.max_tokens=400", "task.max_tokens is 400; blip-mini has places for 64 tokens"),
         ("task.name=vqa task.max_answer_tokens=65", "task.max_answer_tokens is 65; blip-mini has places for 64"),
         ("image_size=17", "image_size is 17, which patches of 16 pixels do not fill"),

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -154,17 +153,3 @@ def test_an_output_that_takes_nothing_is_one_line(output):
         os.close(writing)
         line = "aurora: error: what reads the output has gone away\n"
     assert (done.returncode, done.stderr) == (1, line)
-
-
-def test_ctrl_c_during_the_imports_is_one_line():
-    import_slowly = "import sys; sys.argv[0] = 'aurora'; import time\n"
-    import_slowly += "import importlib.abc\nclass Slow(importlib.abc.MetaPathFinder):\n"
-    import_slowly += "    def find_spec(self, name, *rest):\n"
-    import_slowly += "        if name == 'torch': print('importing', flush=True); time.sleep(60)\n"
-    import_slowly += "sys.meta_path.insert(0, Slow())\nfrom aurora_petl.cli import main\n"
-    command = [sys.executable, "-c", import_slowly]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "importing\n"
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (130, "aurora: stopped\n")

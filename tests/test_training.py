@@ -18,10 +18,11 @@ from transformers import TrainerCallback, TrainingArguments
 
 from aurora_petl import files
 from aurora_petl.backbones.blip.attention import VisionAttention
-from aurora_petl.baselines import METHODS, is_head
+from aurora_petl.baselines import is_head
 from aurora_petl.cli import main
 from aurora_petl.data import load_dataset
 from aurora_petl.errors import AuroraError
+from aurora_petl.methods import METHODS
 from aurora_petl.recipe import load_recipe
 from aurora_petl.tasks.retrieval import Retrieval
 from aurora_petl.trainer import one_gpu

@@ -12,8 +12,6 @@ from typing import NoReturn
 
 from . import __version__
 from .errors import one_line
-from .recipe import Recipe, TrainSettings
-from .tasks.settings import TASKS
 
 SHORT = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay", "steps": "max_steps", "rank": "r"}
 
@@ -43,6 +41,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _override(option: str, message: str) -> str | None:
     """The override of a recipe's field that stands behind an option, such as --lr."""
+    from .recipe import Recipe, TrainSettings  # and pydantic, which right options do without
+    from .tasks.settings import TASKS
+
     name = option.removeprefix("--").replace("-", "_")
     name = SHORT.get(name, name)
     places = {field.name: field.name for field in fields(Recipe)}

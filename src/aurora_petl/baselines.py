@@ -1,27 +1,24 @@
-"""Ways to tune a backbone, by name: Aurora, any peft method beside it, heads only, full fine-tuning.
+"""What the methods of `methods.METHODS` do to a backbone: apply, save, load, count.
 
-A new one is one `Method` here. Methods of peft train the heads through ``modules_to_save``. What a method trained is
-saved as peft's files, else as one safetensors file. peft itself loads what it finds: it warns of a missing weight and
-goes on with a half-tuned model. `load_adapter` takes exactly the weights that the method has, or none.
+Methods of peft train the heads through ``modules_to_save``. What a method trained is saved as peft's files, else as one
+safetensors file. peft itself loads what it finds: it warns of a missing weight and goes on with a half-tuned model.
+`load_adapter` takes exactly the weights that the method has, or none.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import peft
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .adapter import AuroraConfig
 from .adapter.additions import additions
 from .adapter.targets import default_targets
 from .backbones import Tunable, embedded_models
@@ -29,41 +26,12 @@ from .card import adapter_card
 from .errors import AuroraError, first_line, short
 from .files import as_os_error, open_tensors, read_json, whole_folder
 from .method_options import typed_options
+from .methods import METHODS, Method, find_method
 
 WEIGHTS = "trained.safetensors"  # of methods that are not peft's
 PARAMETERS = "parameters.safetensors"  # heads that are single parameters, beside an adapter of peft
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 MEND = "copy the run's folder again, or train anew"
-
-
-@dataclass(frozen=True)
-class Method:
-    """``config`` makes a peft configuration from the method's options; without one, ``trains`` names what trains."""
-
-    about: str
-    config: Callable[..., PeftConfig] | None = None
-    trains: str = "nothing"  # nothing | heads | everything
-
-    @property
-    def learns(self) -> bool:
-        """Whether there is anything to train."""
-        return self.config is not None or self.trains != "nothing"
-
-
-METHODS: dict[str, Method] = {
-    "aurora": Method("mode approximation: factors shared by all attention matrices", AuroraConfig),
-    "lora": Method("peft's LoRA on the same attention matrices", peft.LoraConfig),
-    "dora": Method("peft's LoRA with magnitudes", lambda **options: peft.LoraConfig(use_dora=True, **options)),
-    "vera": Method(  # its random projections are drawn again from their seed, not saved
-        "peft's VeRA on the same attention matrices",
-        lambda **options: peft.VeraConfig(**({"save_projection": False} | options)),
-    ),
-    "heads": Method(
-        "heads only: projections, scale or temperature, and the ITM head where there is one", trains="heads"
-    ),
-    "full": Method("full fine-tuning", trains="everything"),
-    "zero-shot": Method("the pretrained model as it is"),
-}
 
 
 def apply_method(backbone: Tunable, name: str, options: dict[str, Any] | None = None, train_heads: bool = True) -> None:
@@ -73,10 +41,8 @@ def apply_method(backbone: Tunable, name: str, options: dict[str, Any] | None = 
         AuroraError: if the method is unknown or refuses its options.
     """
     method = find_method(name)
-    options = dict(options or {})
+    options = typed_options(name, options or {})
     if method.config is None:
-        if options:
-            raise AuroraError(f"method {name} takes no method_options, got {short(', '.join(options))[1:-1]}")
         if method.trains == "heads" and not backbone.heads:
             raise AuroraError(f"method heads: {backbone.name} has no heads for its task; choose another method")
         for weight in backbone.parameters():
@@ -84,7 +50,6 @@ def apply_method(backbone: Tunable, name: str, options: dict[str, Any] | None = 
         for weight in trained_weights(backbone, method).values():
             weight.requires_grad_(True)
         return
-    options = typed_options(name, method.config, options)
     options.setdefault("target_modules", default_targets(backbone.model.config.model_type))
     modules, parameters = split_heads(backbone)
     if train_heads and modules:
@@ -114,17 +79,6 @@ def split_heads(backbone: Tunable) -> tuple[list[str], dict[str, nn.Parameter]]:
     a scale, which peft leaves alone, by name with the parameters."""
     own = dict(backbone.model.named_parameters())
     return [head for head in backbone.heads if head not in own], {h: own[h] for h in backbone.heads if h in own}
-
-
-def find_method(name: str) -> Method:
-    """The method called ``name``.
-
-    Raises:
-        AuroraError: if there is none.
-    """
-    if name not in METHODS:
-        raise AuroraError(f"no method {short(name)}; choose one of {', '.join(METHODS)}")
-    return METHODS[name]
 
 
 def trained_weights(backbone: Tunable, method: Method) -> dict[str, nn.Parameter]:

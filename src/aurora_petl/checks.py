@@ -7,21 +7,19 @@ from contextlib import suppress
 from dataclasses import fields
 
 from .backbones import load_backbone
-from .baselines import apply_method, find_method
+from .baselines import apply_method
 from .data import READERS
-from .errors import AuroraError, short
-from .method_options import did_you_mean
+from .errors import AuroraError, did_you_mean, short
 from .recipe import Recipe
 from .tasks import task_class
 
 
 def check(recipe: Recipe) -> None:
-    """Check method, options, files and lengths of texts, and that the modules that the options name are in the model.
+    """Check files and lengths of texts, and that the modules that the options name are in the model.
 
     Raises:
         AuroraError: at the first thing that would stop a run.
     """
-    find_method(recipe.method)
     if recipe.data not in READERS and (wrong := sorted(set(recipe.files) - {"rows"})):
         raise AuroraError(f"files has no key {short(wrong[0])}; of a folder it has rows alone, its file of rows")
     backbone = load_backbone(recipe.model, weights=False, task=recipe.task.name, image_size=recipe.image_size or None)
@@ -36,7 +34,7 @@ def check(recipe: Recipe) -> None:
     modules = [name for name, _ in backbone.model.named_modules()]
     for name in recipe.method_options.get("modules_to_save") or ():
         if not name or not any(module.endswith(name) for module in modules):
-            children = [child for child, _ in backbone.model.named_children()]
+            children = sorted(child for child, _ in backbone.model.named_children())
             raise AuroraError(
                 f"method_options.modules_to_save: {recipe.model} has no {short(name)}; {did_you_mean(name, children)}"
             )

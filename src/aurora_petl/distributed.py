@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .errors import AuroraError
+from .errors import AuroraError, SharedError
 
 PATIENCE = timedelta(hours=2)  # that a rank waits for the others, whose shares of evaluation may take longer
 
@@ -74,10 +74,6 @@ def is_lost(error: BaseException) -> bool:
     """Whether an error says that another rank is gone."""
     words = str(error)
     return ranks() > 1 and any(part in words for part in ("Connection closed", "gloo", "NCCL", "Connection reset"))
-
-
-class SharedError(AuroraError):
-    """An error that every rank raises, so that the first one alone prints it."""
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 _UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # the last are bytes that are no UTF-8
 
@@ -15,6 +17,10 @@ class AuroraError(Exception):
         if text.startswith("Caught AuroraError in "):  # torch's words on a loader worker, with its whole traceback
             text = text.rstrip().rpartition("AuroraError: ")[2]
         return one_line(text)
+
+
+class SharedError(AuroraError):
+    """An error that every rank raises, so that the first one alone prints it."""
 
 
 def one_line(text: str, most: int | None = None) -> str:
@@ -60,3 +66,11 @@ def short(value: object, most: int = 60) -> str:
     else:
         text = f"a {type(value).__name__}"
     return text if len(text) <= most + 2 else f"{text[:most]}..."
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "there are", prefix: str = "") -> str:
+    """The end of a message about a name that is none of the ``known`` ones: the nearest one, behind ``prefix``, or all
+    of them behind ``otherwise``."""
+    known = list(known)
+    close = difflib.get_close_matches(name[:100], known, 1)
+    return f"did you mean {prefix}{close[0]}?" if close else f"{otherwise} {', '.join(known)}"

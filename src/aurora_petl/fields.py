@@ -1,98 +1,155 @@
-"""Fields of settings that say which values they take: a type, and beside the default a range or choices; all of it is
-checked here."""
+"""Settings whose fields pydantic checks when they are made; what is wrong with one is told in one line.
+
+A field says its range or its choices where it stands: ``warmup: float = number(0.0, 0, 1)``.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import math
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
-from .errors import AuroraError, short
+from pydantic import (
+    ConfigDict,
+    Field,
+    JsonValue,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
+from pydantic_core import ArgsKwargs
+
+from .errors import AuroraError, did_you_mean, short
+
+CONFIG = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid", arbitrary_types_allowed=True, defer_build=True)
+# A value of text, numbers, true, false, null, lists and mappings alone: YAML knows dates and sets as well.
+if TYPE_CHECKING:
+    Plain = Any
+else:
+    Plain = JsonValue
+Place = Annotated[str, "a path, which may hold bytes that are not UTF-8"]
 
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}
 _PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
 _DEEPEST = 10  # levels of lists and mappings in a value
 
 
-def number(default: Any, low: float, high: float) -> Any:
-    """A field of a dataclass that lies between ``low`` and ``high``, both included."""
-    return dataclasses.field(default=default, metadata={"range": (low, high)})
+def number(default: float | None, low: float, high: float) -> Any:
+    """A field that lies between ``low`` and ``high``, both included."""
+    return Field(default=default, ge=low, le=high)
 
 
-def choice(default: str | None, *others: str) -> Any:
-    """A field of a dataclass that is its default or one of ``others``."""
-    return dataclasses.field(default=default, metadata={"choices": (*([] if default is None else [default]), *others)})
-
-
-def check(settings: Any, prefix: str) -> None:
-    """Check every field of a dataclass against its range or its choices.
-
-    Args:
-        prefix: what messages put before a field's name, such as ``train.``.
+@dataclass(config=CONFIG)
+class Settings:
+    """What all settings have in common: they are made of right values or not at all.
 
     Raises:
-        AuroraError: at the first field whose value is outside.
+        AuroraError: at the first field that does not exist, or whose value is of another type or outside its range.
     """
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if bounds := field.metadata.get("range"):
-            low, high = bounds
-            if value is None:
-                continue
-            if not low <= value <= high:
-                given = shown(value) if isinstance(value, float) and math.isfinite(value) else short(value)
-                raise AuroraError(
-                    f"{prefix}{field.name} is {given}; it must lie between {shown(low)} and {shown(high)}"
-                )
-        elif (choices := field.metadata.get("choices")) and value not in (*choices, field.default):
-            raise AuroraError(
-                f"{prefix}{field.name} is {short(value)}; choose {', '.join(choices[:-1])} or {choices[-1]}"
-            )
+
+    prefix: ClassVar[str] = ""  # what messages put before a field's name, such as ``train.``
+    owner: ClassVar[str] = "there is"  # and before a field that does not exist: ``method lora has``
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read(cls, value: Any, info: ValidationInfo) -> Any:
+        name = str(info.field_name)
+        field = fields_of(cls)[name]
+        if not set(field.metadata) & set(Place.__metadata__):  # type: ignore[attr-defined]
+            _check_texts(value, f"{cls.prefix}{name}")
+        return _spelled(value, field.annotation)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_one_line(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(values)
+        except ValidationError as error:
+            if not isinstance(values, ArgsKwargs):  # a section of other settings, which tell it
+                raise
+            raise AuroraError(_told(cls, error, values.kwargs or {})) from error
 
 
-def typed(value: Any, hint: Any, where: str) -> Any:
-    """A value as the type ``hint`` has it: 1e-3, which YAML reads as text, becomes a number, and 8.0 a whole number.
+def fields_of(kind: type) -> dict[str, FieldInfo]:
+    """The fields of settings by name."""
+    return kind.__pydantic_fields__  # type: ignore[attr-defined, no-any-return]
 
-    Raises:
-        AuroraError: if the value is of another type, or no finite number.
-    """
-    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    if float in kinds and isinstance(value, (int, str)) and not isinstance(value, bool):
-        with suppress(ValueError, OverflowError):
-            value = float(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise AuroraError(f"{where} is {value}; it must be a finite number")
+
+def bounds(field: FieldInfo) -> tuple[float, float] | None:
+    """The range of a field, both ends included; None if it has none."""
+    ends = {end: getattr(part, end) for part in field.metadata for end in ("ge", "le") if hasattr(part, end)}
+    return (ends["ge"], ends["le"]) if ends else None
+
+
+def _spelled(value: Any, hint: Any) -> Any:
+    """The value as fields of type ``hint`` have it: 1e-3, which YAML reads as text, as a number, and 8.0 as 8."""
+    kinds = _parts(hint)
+    if float in kinds and isinstance(value, str):
+        with suppress(ValueError):
+            return float(value)
     if int in kinds and float not in kinds and isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not any(_fits(value, kind) for kind in kinds):
-        names = list(dict.fromkeys(_name(kind) for kind in kinds))
-        raise AuroraError(f"{where} is {short(value)}; it must be {' or '.join(names)}")
+        return int(value)
     return value
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    origin, parts = get_origin(kind) or kind, get_args(kind)
-    if kind is Any:
-        return True
-    if origin in (Union, UnionType):
-        return any(_fits(value, part) for part in parts)
-    if origin is Literal:  # peft writes one with a number to fill in: pissa_niter_[number of iters]
-        return isinstance(value, str) and any(
-            value == part or ("[" in part and value.startswith(part.split("[")[0])) for part in parts
-        )
-    if origin is tuple:  # YAML has lists alone
-        return isinstance(value, list) and len(value) == len(parts) and all(map(_fits, value, parts))
-    if origin is list:
-        return isinstance(value, list) and all(_fits(part, parts[0]) for part in value if parts)
-    if origin is dict:
-        return isinstance(value, dict) and (
-            not parts or all(_fits(key, parts[0]) and _fits(part, parts[1]) for key, part in value.items())
-        )
-    if origin in (int, float):
-        return isinstance(value, (int, float) if origin is float else int) and not isinstance(value, bool)
-    return isinstance(origin, type) and isinstance(value, origin)
+def _check_texts(value: Any, where: str, depth: int = 0) -> None:
+    """Check that all text in a value can be written as UTF-8, which half of a surrogate pair cannot."""
+    if depth > _DEEPEST:
+        raise AuroraError(f"{where} is nested too deeply")
+    if isinstance(value, (dict, list)):
+        for part in value:
+            _check_texts(part, where, depth + 1)
+        if isinstance(value, dict):
+            _check_texts(list(value.values()), where, depth)
+    elif isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            place = error.start + 1
+            raise AuroraError(f"{where} holds what is no character, at place {place}; write it as UTF-8") from error
+
+
+def _told(kind: type[Settings], error: ValidationError, given: Mapping[str, Any]) -> str:
+    """The first of pydantic's findings about settings of a kind that were made of ``given``."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    what, (name, *inner), culprit = first["type"], first["loc"] or (short(first["input"]),), first["input"]
+    known, name = fields_of(kind), str(name)
+    if name not in known:
+        near = did_you_mean(name[:60], known, "fields are", kind.prefix)
+        return f"{kind.owner} no field {kind.prefix}{name[:60]}; {near}"
+    where, value = f"{kind.prefix}{name}", given[name] if inner else culprit
+    hint, ends = known[name].annotation, bounds(known[name])
+    if inner[-1:] == ["[key]"]:
+        return f"{where} has the key {short(culprit)}; keys must be text, so write it in quotes"
+    if inner and isinstance(value, dict) and (keys := [key for key in inner if key in value]):
+        where, value = f"{where}.{str(keys[0])[:60]}", value[keys[0]]
+        hint = next(get_args(part)[1] for part in _parts(hint) if get_origin(part) is dict)
+    if what == "finite_number":
+        return f"{where} is {culprit}; it must be a finite number"
+    if what == "invalid-json-value":
+        return f"{where} is {short(culprit)}; write it as text, in quotes"
+    if ends and isinstance(value, (int, float)) and not isinstance(value, bool) and not ends[0] <= value <= ends[1]:
+        spoken = shown(value) if isinstance(value, float) else short(value)
+        return f"{where} is {spoken}; it must lie between {shown(ends[0])} and {shown(ends[1])}"
+    if what in ("greater_than_equal", "less_than_equal"):
+        return f"{where} is {short(culprit)}; it must be {first['msg'].removeprefix('Input should be ')}"
+    literals = [part for part in _parts(hint) if get_origin(part) is Literal]
+    if literals:
+        *others, last = get_args(literals[0])
+        return f"{where} is {short(value)}; choose {', '.join(others)} or {last}"
+    return f"{where} is {short(value)}; it must be {' or '.join(dict.fromkeys(map(_name, _parts(hint))))}"
+
+
+def _parts(hint: Any) -> list[Any]:
+    """The types that a hint allows, without their ranges."""
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return [get_args(part)[0] if get_origin(part) is Annotated else part for part in parts]
 
 
 def _name(kind: Any) -> str:
@@ -100,50 +157,12 @@ def _name(kind: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, parts))}"
     if origin in (list, tuple):
-        return f"a list of {_PLURALS.get(parts[0], 'values')}" if parts else "a list"
+        return f"a list of {_PLURALS.get(_parts(parts[0])[0], 'values')}" if parts else "a list"
     if origin is dict:
         return "a mapping"
+    if is_dataclass(origin):
+        return "a mapping of fields"
     return _NAMES.get(origin) or f"a {getattr(origin, '__name__', origin)}"
-
-
-def check_plain(value: Any, where: str, depth: int = 0) -> None:
-    """Check that a value is made of text, numbers, true, false, null, lists and mappings with keys of text alone.
-
-    Raises:
-        AuroraError: if YAML gave something else, such as a date, a number that is not finite, or text with half of a
-            surrogate pair.
-    """
-    if depth > _DEEPEST:
-        raise AuroraError(f"{where} is nested too deeply")
-    if isinstance(value, dict):
-        for key, part in value.items():
-            if not isinstance(key, str):
-                raise AuroraError(f"{where} has the key {short(key)}; keys must be text, so write it in quotes")
-            check_text(key, where)
-            check_plain(part, f"{where}.{key[:60]}", depth + 1)
-    elif isinstance(value, list):
-        for part in value:
-            check_plain(part, where, depth + 1)
-    elif isinstance(value, str):
-        check_text(value, where)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise AuroraError(f"{where} is {value}; it must be a finite number")
-    elif not isinstance(value, (int, float, NoneType)):
-        raise AuroraError(f"{where} is {short(value)}; write it as text, in quotes")
-
-
-def check_text(value: str, where: str) -> None:
-    """Check that a text can be written as UTF-8.
-
-    Raises:
-        AuroraError: if it holds half of a surrogate pair, which is also what Python makes of bytes that are not UTF-8.
-    """
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise AuroraError(
-            f"{where} holds what is no character, at place {error.start + 1}; write it as UTF-8"
-        ) from error
 
 
 def shown(bound: float) -> str:

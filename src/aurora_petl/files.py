@@ -18,14 +18,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import filelock
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from .errors import AuroraError, first_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LOCK_SECONDS = 10.0  # loader workers of a run that was killed hold its lock for a few seconds longer
 LEFTOVER_SECONDS = 24 * 3600  # older ones were left behind by a killed process
@@ -143,6 +143,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     Raises:
         OSError: if there is no room or no right to write.
     """
+    from safetensors.torch import save_file  # and PyTorch, which reading a recipe does without
+
     with whole(path) as partial, as_os_error(path):
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial, metadata)
 
@@ -307,6 +309,8 @@ def lock(folder: Path, what: str = "in use") -> Iterator[None]:
     Raises:
         AuroraError: if another process holds it.
     """
+    import filelock  # and asyncio, which only a lock needs
+
     held = filelock.FileLock(folder / ".lock", timeout=LOCK_SECONDS)
     try:
         held.acquire()

@@ -1,31 +1,33 @@
-"""A recipe: one dataclass that says what to train on what, read from YAML and overridden by ``key=value``."""
+"""A recipe: settings that say what to train on what, read from YAML and overridden by ``key=value``."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from importlib.resources import files
+from dataclasses import field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, Literal
 
 import yaml
+from pydantic.dataclasses import dataclass
 
 from .errors import AuroraError, short
-from .fields import check, check_plain, choice, number, typed
+from .fields import CONFIG, Place, Plain, Settings, number
 from .files import read_text, write_text
+from .method_options import typed_options
 from .tasks.settings import RetrievalSettings, TaskSettings, find_task
 from .yaml_files import parse_yaml
 
-PATHS = ("model", "data", "root")  # fields that may name a file or folder
+RECIPES = Path(__file__).parent / "recipes"
 
 
-@dataclass
-class TrainSettings:
+@dataclass(config=CONFIG)
+class TrainSettings(Settings):
     """How to optimise. A run takes ``epochs`` passes over the training pairs, but at least ``min_steps`` steps; or
     ``max_steps`` steps, if that is positive."""
 
+    prefix: ClassVar[str] = "train."
     learning_rate: float = number(1e-4, 1e-12, 10)
     head_learning_rate: float = number(0.0, 0, 10)  # of projections, ITM head and temperature; 0: the same
     batch_size: int = number(16, 2, 65_536)  # pairs a device, all of them if there are fewer; contrast needs two
@@ -37,7 +39,7 @@ class TrainSettings:
     warmup: float = number(0.0, 0, 1)  # share of the steps
     weight_decay: float = number(0.05, 0, 100)
     max_grad_norm: float = number(1.0, 0, 10**6)  # 0: gradients are not clipped
-    precision: str = choice("auto", "fp32", "bf16", "fp16")  # auto is bf16 where the hardware computes in it
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto is bf16 where the hardware computes in it
     seed: int = number(0, 0, 2**32 - 1)
     evaluations: int = number(4, 1, 10_000)  # on the validation split, evenly spread; the best one is kept
     untuned_may_win: bool = False  # whether the weights of step 0 are a candidate for the best ones
@@ -47,33 +49,32 @@ class TrainSettings:
     flip: bool = True
 
     def __post_init__(self) -> None:
-        check(self, "train.")
         if not self.max_steps and not self.epochs:
             raise AuroraError("train.epochs and train.max_steps are both zero; give one of them")
 
 
-@dataclass
-class Recipe:
+@dataclass(config=CONFIG)
+class Recipe(Settings):
     """Model, data, method and settings of one run."""
 
-    model: str = "blip-mini"
+    model: Place = "blip-mini"
     image_size: int = number(0, 0, 2048)  # pixels a side; 0: the model's own
-    data: str = "fluent-flat"
+    data: Place = "fluent-flat"
     method: str = "aurora"
-    method_options: dict[str, Any] = field(default_factory=dict)
+    method_options: dict[str, Plain] = field(default_factory=dict)  # see `AuroraOptions`
     train_heads: bool = True  # projections, ITM head and temperature beside the adapter
     task: TaskSettings = field(default_factory=RetrievalSettings)  # task.name chooses which
     train: TrainSettings = field(default_factory=TrainSettings)
-    root: str = ""  # folder of a benchmark
-    files: dict[str, Any] = field(default_factory=dict)  # what a benchmark's folder calls otherwise: {train: my.json}
-    broken: str = choice("stop", "skip")  # at pictures and clips that do not decode, or are missing from a benchmark
+    root: Place = ""  # folder of a benchmark
+    # what a benchmark's folder calls otherwise: {train: my.json}
+    files: dict[str, str | list[str] | None] = field(default_factory=dict)
+    # at pictures and clips that do not decode, or are missing from a benchmark
+    broken: Literal["stop", "skip"] = "stop"
     about: str = ""
     needs: str = ""  # data and model that do not come with the package
 
     def __post_init__(self) -> None:
-        check(self, "")
-        for key, value in self.files.items():
-            typed(value, str | list[str] | None, f"files.{key[:60]}")
+        self.method_options = typed_options(self.method, self.method_options)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -101,11 +102,7 @@ def located(recipe: Recipe) -> Recipe:
 
 def recipe_names() -> list[str]:
     """Names of the recipes that ship with the package."""
-    return sorted(
-        path.name.removesuffix(".yaml")
-        for path in files("aurora_petl").joinpath("recipes").iterdir()
-        if path.name.endswith(".yaml")
-    )
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def load_recipe(
@@ -137,7 +134,10 @@ def load_recipe(
         values["task"] = {}
     for override in overrides or []:
         _override(values, override)
-    return _build(Recipe, values | fields, where, "")
+    try:
+        return _made(values | fields)
+    except AuroraError as error:
+        raise AuroraError(f"{where}: {error}") from error
 
 
 def _other_task(values: dict[str, Any], overrides: list[str]) -> bool:
@@ -165,7 +165,7 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 def _read(name: str) -> tuple[str, str]:
     if name in recipe_names():
-        return files("aurora_petl").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}"
+        return read_text(RECIPES / f"{name}.yaml"), f"recipe {name}"
     path = Path(name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return read_text(path), str(path)
@@ -176,37 +176,20 @@ def _read(name: str) -> tuple[str, str]:
     )
 
 
-def _build(kind: type, values: dict[str, Any], where: str, prefix: str) -> Any:
-    """A dataclass from a mapping, each value checked against the field's type."""
-    hints = get_type_hints(kind)
-    made = {}
-    for key, value in values.items():
-        if key not in hints:
-            key = key[:60] if isinstance(key, str) else short(key)
-            close = difflib.get_close_matches(key, hints, 1)
-            raise AuroraError(
-                f"{where}: there is no field {prefix}{key}; "
-                + (f"did you mean {prefix}{close[0]}?" if close else f"fields are {', '.join(hints)}")
-            )
-        wanted, name = hints[key], f"{where}: {prefix}{key}"
-        if dataclasses.is_dataclass(wanted):
-            if not isinstance(value, dict):
-                raise AuroraError(f"{name} is {short(value)}; it must be a mapping of fields")
-            made[key] = _build(_settings(wanted, value, where), value, where, f"{prefix}{key}.")  # type: ignore[arg-type]
-            continue
-        if prefix or key not in PATHS:  # a path may hold bytes that are not UTF-8
-            check_plain(value, name)
-        made[key] = typed(value, wanted, name)
-    try:
-        return kind(**made)
-    except AuroraError as error:
-        raise AuroraError(f"{where}: {error}") from error
+def _made(values: dict[str, Any]) -> Recipe:
+    """The recipe of nested values, such as YAML gives."""
+    sections = {name: values[name] for name in ("train", "task") if isinstance(values.get(name), dict)}
+    if "train" in sections:
+        sections["train"] = TrainSettings(**_named(sections["train"]))
+    if "task" in sections:
+        try:
+            kind, _ = find_task(sections["task"].get("name", RetrievalSettings.name))
+        except AuroraError as error:
+            raise AuroraError(f"task.name: {error}") from error
+        sections["task"] = kind(**_named(sections["task"]))
+    return Recipe(**_named(values | sections))
 
 
-def _settings(wanted: Any, values: dict[str, Any], where: str) -> Any:
-    if wanted is not TaskSettings:
-        return wanted
-    try:
-        return find_task(values.get("name", RetrievalSettings.name))[0]
-    except AuroraError as error:
-        raise AuroraError(f"{where}: task.name: {error}") from error
+def _named(values: dict[Any, Any]) -> dict[str, Any]:
+    """The values under names that are text, which Python demands: no field is called ``1`` or ``a date``."""
+    return {key if isinstance(key, str) else short(key): value for key, value in values.items()}

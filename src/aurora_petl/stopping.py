@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import PurePath
+from contextlib import AbstractContextManager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -78,25 +75,3 @@ class Signals(AbstractContextManager["Signals"]):
             raise Stopped(number)
         if self._received is None:
             self._received, self._time = number, now
-
-
-@contextmanager
-def at_once() -> Iterator[None]:
-    """As long as the block runs, Ctrl-C ends the ``aurora`` command with one line and status 130: its imports take
-    seconds, and nothing is lost. Other programs that import the package keep their handler."""
-    command = PurePath(sys.argv[0]).stem == "aurora" or "aurora_petl.cli" in sys.orig_argv[1:4]
-    handler = signal.getsignal(signal.SIGINT)
-    main_thread = threading.current_thread() is threading.main_thread()
-    if not (command and main_thread and handler is signal.default_int_handler):  # as Python has it, not ignored
-        yield
-        return
-    signal.signal(signal.SIGINT, _end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    os.write(2, b"aurora: stopped\n")
-    os._exit(128 + number)

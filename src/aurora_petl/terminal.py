@@ -11,25 +11,15 @@ import sys
 import warnings
 from typing import Any
 
-from .distributed import is_lost
-from .errors import AuroraError, AuroraWarning, first_line
+from .errors import AuroraError, AuroraWarning, SharedError, first_line
 from .files import disk_error
 
 
 def settle() -> None:
-    """Silence the libraries' bars, logs and warnings, and make every text printable on every terminal."""
-    import huggingface_hub.utils
-    import transformers.utils.logging
-    from tqdm import tqdm
-
+    """Silence warnings, and make every text printable on every terminal."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    huggingface_hub.utils.logging.set_verbosity_error()
-    huggingface_hub.utils.disable_progress_bars()
-    tqdm.monitor_interval = 0  # its thread warns
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warn of it in every loader worker
     if logging.lastResort:
         logging.lastResort.setLevel(logging.ERROR)
@@ -37,6 +27,19 @@ def settle() -> None:
         warnings.simplefilter("ignore")
         warnings.simplefilter("default", AuroraWarning)
         warnings.showwarning = _show
+
+
+def silence() -> None:
+    """Silence the libraries' own bars and logs, once they are imported."""
+    import huggingface_hub.utils
+    import transformers.utils.logging
+    from tqdm import tqdm
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.logging.set_verbosity_error()
+    huggingface_hub.utils.disable_progress_bars()
+    tqdm.monitor_interval = 0  # its thread warns
 
 
 def _show(message: Warning | str, *rest: Any, **more: Any) -> None:
@@ -83,11 +86,26 @@ def _words(error: BaseException) -> str | None:
         return "something in the input is nested too deeply"
     if isinstance(error, UnicodeEncodeError):
         return f"text that cannot be written as {error.encoding}: {first_line(error)}"
-    if isinstance(error, RuntimeError) and is_lost(error):
+    if isinstance(error, RuntimeError) and _is_lost(error):
         return "another process of this run ended; train goes on with --resume"
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
         return f"{text}; memory was short, most likely: lower train.workers"
     return None
+
+
+def is_told(error: BaseException) -> bool:
+    """Whether the first of several processes says it."""
+    if not isinstance(error, SharedError):
+        return False
+    from .distributed import rank
+
+    return rank() > 0
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    from .distributed import is_lost
+
+    return is_lost(error)
 
 
 def _is_memory(error: BaseException) -> bool:

@@ -27,6 +27,7 @@ from .baselines import is_head
 from .checkpoints import Checkpoint
 from .data.rows import Dataset as Rows
 from .devices import bfloat16_is_fast, choose
+from .errors import SharedError
 from .examples import Order, TrainingExamples
 from .files import write_text
 from .recipe import Recipe, TrainSettings
@@ -130,11 +131,11 @@ class TaskTrainer(Trainer):
         if wrong := next((line for line in lines if not math.isfinite(line["loss"])), None):
             raise self._diverged(f"the loss of step {wrong['step']} is {wrong['loss']}")
 
-    def _diverged(self, what: str) -> distributed.SharedError:
+    def _diverged(self, what: str) -> SharedError:
         rates = f"train.learning_rate (it is {self.args.learning_rate:g}"
         if self.settings.head_learning_rate:
             rates += f", train.head_learning_rate {self.settings.head_learning_rate:g}"
-        return distributed.SharedError(f"the training diverged: {what}; lower {rates}) and start anew")
+        return SharedError(f"the training diverged: {what}; lower {rates}) and start anew")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -346,7 +347,7 @@ def make_trainer(
         callbacks=callbacks,
     )
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise distributed.SharedError(
+        raise SharedError(
             "FSDP and DeepSpeed shard the frozen model, which aurora train does not do; start it by torchrun, or by "
             "accelerate launch without them"
         )

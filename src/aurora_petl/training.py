@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 
 from . import checkpoints, distributed, selection
 from .backbones import Tunable, checkpoint_layers, load_backbone
-from .baselines import apply_method, find_method, load_adapter, save_adapter, weight_counts
+from .baselines import apply_method, load_adapter, save_adapter, weight_counts
 from .checks import check as check_recipe
 from .data import load_dataset
 from .data.rows import SPLITS
@@ -31,6 +31,7 @@ from .distributed import rank, ranks
 from .errors import AuroraError
 from .files import lock, write_json
 from .gallery import GALLERIES
+from .methods import find_method
 from .plan import count_steps, fit_batch
 from .recipe import Recipe, load_recipe, located
 from .report import plot_curve

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard
 
 import torch.nn.functional as F
@@ -25,20 +25,22 @@ class Texts:
 
     ids: Tensor  # (B, T)
     mask: Tensor  # (B, T)
+    fixed: bool = False  # whether padding must stay, as the model reads its last token
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def rows(self, which: Any) -> Texts:
         """Some of the texts, by whatever indexes a tensor."""
-        return Texts(self.ids[which], self.mask[which])
+        return replace(self, ids=self.ids[which], mask=self.mask[which])
 
     def split(self, count: int) -> list[Texts]:
         """Parts of ``count`` texts at most."""
-        return [Texts(*part) for part in zip(self.ids.split(count), self.mask.split(count), strict=True)]
+        parts = zip(self.ids.split(count), self.mask.split(count), strict=True)
+        return [replace(self, ids=ids, mask=mask) for ids, mask in parts]
 
     def to(self, device: Any) -> Texts:
-        return Texts(self.ids.to(device), self.mask.to(device))
+        return replace(self, ids=self.ids.to(device), mask=self.mask.to(device))
 
     def lengths(self) -> Tensor:
         """(B,) tokens without padding"""
@@ -49,9 +51,9 @@ class Texts:
         return Texts(self.ids[:, :longest], self.mask[:, :longest])
 
     def trimmed(self) -> Texts:
-        """Without the columns that are padding in every row. To look at the mask takes a wait if it is not on the
-        CPU."""
-        return self.cut(int(self.lengths().max()))
+        """Without the columns that are padding in every row, if that may go. To look at the mask takes a wait if it is
+        not on the CPU."""
+        return self if self.fixed else self.cut(int(self.lengths().max()))
 
     def padded(self, width: int) -> Texts:
         """With columns of padding up to ``width``."""

@@ -105,7 +105,7 @@ class DualBackbone:
         ids = tokens["input_ids"]
         # a model whose tokenizer makes no mask reads its padding
         masked = "attention_mask" in self.tokenizer.model_input_names
-        return Texts(ids, tokens["attention_mask"] if masked else ids.new_ones(ids.shape))
+        return Texts(ids, tokens["attention_mask"] if masked else ids.new_ones(ids.shape), fixed=self._padded)
 
     def encode_image(self, pixel_values: Tensor) -> Encoded:
         output = self.model.get_image_features(pixel_values=pixel_values, **self._resized)

@@ -21,8 +21,8 @@ from torch import Tensor
 from ..backbones.base import DualEncoder, Encoded, Matcher, Texts, is_matcher, similarity
 from ..backbones.frames import Media, encode_media
 from ..data.rows import ImageTextDataset
-from ..distributed import SharedError, gather
-from ..errors import AuroraError
+from ..distributed import gather
+from ..errors import AuroraError, SharedError
 from ..evaluation.features import Features, extract
 from ..evaluation.ranking import by_similarity, choose
 from ..evaluation.rerank import Scores, rerank

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-from ..errors import AuroraError, short
-from ..fields import check, choice, number
+from pydantic.dataclasses import dataclass
+
+from ..errors import AuroraError, did_you_mean, short
+from ..fields import CONFIG, Settings, number
 
 
-@dataclass
-class TaskSettings:
+@dataclass(config=CONFIG)
+class TaskSettings(Settings):
     """What every task has."""
 
+    prefix: ClassVar[str] = "task."
     name: str = ""
     frames: int = number(0, 0, 1024)  # of a clip in training; pictures need none
     test_frames: int = number(0, 0, 1024)  # of a clip in evaluation; 0: as many as in training
-
-    def __post_init__(self) -> None:
-        check(self, "task.")
 
     @property
     def evaluation_frames(self) -> int:
@@ -30,7 +29,7 @@ class TaskSettings:
         return 0
 
 
-@dataclass
+@dataclass(config=CONFIG)
 class RetrievalSettings(TaskSettings):
     """Numbers of the objective. Those that are null are the model's own: BLIP has a queue, which is fitted to the data,
     a momentum encoder and soft targets, and ITM ranks its candidates; a dual encoder has none of these."""
@@ -39,7 +38,7 @@ class RetrievalSettings(TaskSettings):
     queue_size: int | None = number(None, 0, 10**7)
     momentum: float | None = number(None, 0, 1)
     # copy: averages start as the model, the queue empty; checkpoint: as in its checkpoint
-    momentum_init: str = choice("copy", "checkpoint")
+    momentum_init: Literal["copy", "checkpoint"] = "copy"
     # weight of the momentum encoder's soft targets, reached after the first epoch
     alpha: float | None = number(None, 0, 1)
     itm_weight: float = number(1.0, 0, 1000)  # of ITM beside ITC, where the model has a second stage
@@ -47,7 +46,7 @@ class RetrievalSettings(TaskSettings):
     max_tokens: int = number(0, 0, 512)  # where texts are cut; 0: the model's own length
     # of the candidates. itm: the k_test best by ITC, by match logit + beta * similarity | itc: by similarity alone |
     # choose: of these, with several betas, what the validation split likes best
-    ranking: str | None = choice(None, "itm", "itc", "choose")
+    ranking: Literal["itm", "itc", "choose"] | None = None
     k_test: int | None = number(None, 0, 10**6)
     beta: float = number(0.0, -(10**6), 10**6)
     frame_attention: bool = True  # texts weigh the frames of a clip by their similarity
@@ -57,13 +56,13 @@ class RetrievalSettings(TaskSettings):
         return self.max_tokens
 
 
-@dataclass
+@dataclass(config=CONFIG)
 class VQASettings(TaskSettings):
     """Numbers of the objective and of inference; defaults are those of BLIP's VQA fine-tuning, whose inference by
     ``generate`` has 3 beams where Aurora's released code has 1."""
 
     name: str = "vqa"
-    inference: str = choice("rank", "generate")  # out of the data's candidates, or written word by word
+    inference: Literal["rank", "generate"] = "rank"  # out of the data's candidates, or written word by word
     k_test: int = number(128, 1, 10**6)  # candidates that rank rescores
     num_beams: int = number(1, 1, 100)  # of generate
     label_smoothing: float = number(0.1, 0, 1)  # in the loss, and in the scores of rank
@@ -89,7 +88,6 @@ def find_task(name: str) -> tuple[type[TaskSettings], str]:
         AuroraError: if there is none.
     """
     if not isinstance(name, str) or name not in TASKS:
-        close = difflib.get_close_matches(name[:100], TASKS, 1) if isinstance(name, str) else []
-        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(TASKS)}"
-        raise AuroraError(f"no task {short(name)}; {hint}")
+        near = did_you_mean(name if isinstance(name, str) else "", TASKS, "choose one of")
+        raise AuroraError(f"no task {short(name)}; {near}")
     return TASKS[name]

@@ -1,0 +1,152 @@
+"""What the ``aurora`` command does when its words are known to be right: calls, prints. PyTorch is imported here."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import backbones, baselines, plan, report, training
+from . import demo as demonstration
+from .backbones.blip import convert as converting
+from .data.media import load_image
+from .distributed import rank
+from .errors import AuroraError, install, one_line
+from .files import check_output, write_json
+from .methods import find_method
+from .recipe import Recipe
+from .search import index as indexing
+from .search import lines
+from .search.library import Library
+from .search.query import Searcher, find_index
+from .search.sheet import MOST, SIDE, contact_sheet
+from .terminal import say
+
+
+def demo(out: Path, *, seed: int, progress: bool) -> None:
+    """Run the demo into the folder ``out``."""
+    demonstration.demo(out, seed=seed, progress=progress)
+
+
+def dry_run(recipe: Recipe, folder: Path, name: str, *, resume: bool, progress: bool) -> None:
+    """Print what a run of the recipe called ``name`` into ``folder`` would do."""
+    training.claim(folder, resume)
+    prepared = training.prepare(recipe, progress=progress)
+    recipe, dataset = prepared.recipe, prepared.dataset
+    planned = plan.make_plan(recipe, dataset, prepared.task) if find_method(recipe.method).learns else None
+    if rank() == 0:
+        print(plan.describe(recipe, dataset, prepared.backbone, planned, name))
+        print(f"\nAll checks passed; without --dry-run the run would go to {folder}")
+
+
+def train(recipe: Recipe, folder: Path, *, resume: bool, progress: bool) -> None:
+    """Train a recipe into ``folder`` and print the scores and what was made."""
+    run = training.train(recipe, folder, resume=resume, progress=progress)
+    if rank():
+        return
+    print(report.run_summary(run.metrics))
+    made = {name: path for name in ("adapter", "curve.png", "gallery.png") if (path := folder / name).exists()}
+    print("\n" + "\n".join(f"{name.partition('.')[0]:<10}{path}" for name, path in made.items()))
+
+
+def evaluate(options: argparse.Namespace, progress: bool) -> None:
+    """Score a finished run by the options of ``aurora evaluate`` and print the metrics."""
+    scored = training.evaluate_run(
+        options.folder,
+        split=options.split,
+        data=options.data or "",
+        root=options.root or "",
+        merge=options.merge,
+        dtype=getattr(torch, options.dtype),
+        rescore=options.rescore,
+        cache=not options.no_cache,
+        upload=bool(options.upload),
+        progress=progress,
+    )
+    if rank():
+        return
+    others = scored.other_metrics()
+    if scored.metrics:
+        print(report.metrics_table({scored.task.protocol: scored.metrics, **others}))
+        if small := report.caution(scored.metrics, len(scored.split), options.split):
+            print(small)
+    else:
+        print(f"no scores: split {options.split} comes without right answers; write yours to a file with --upload")
+    if options.json:
+        named = {name.lower().replace(" ", "_"): other for name, other in others.items()}
+        write_json(options.json, {"metrics": scored.metrics, **named})
+    if options.upload:
+        write_json(options.upload, scored.task.upload(scored.split, *scored.details))
+
+
+def params(model: str, task: str, fields: dict[str, Any]) -> None:
+    """Print how many weights Aurora with the options ``fields`` trains in a model for a task."""
+    backbone = backbones.load_backbone(model, weights=False, task=task)
+    baselines.apply_method(backbone, "aurora", fields)
+    shown = ", ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
+    print(report.parameter_summary(backbone, f"Aurora, {shown}, on {model}"))
+
+
+def convert(checkpoint: Path, out: Path, image_size: int | None) -> None:
+    """Convert an original checkpoint to the model folder ``out`` and print what became of its weights."""
+    print(report.conversion_summary(converting.convert(checkpoint, out, image_size=image_size)))
+    print(f"\nmodel     {out}")
+
+
+def index(folder: Path, out: Path | None, model: str, progress: bool) -> None:
+    """Make or renew the index of a folder of pictures and print what is new."""
+    out = out or Path(f"{os.path.basename(os.path.realpath(folder))}.index")
+    update = indexing.build_index(folder, out, model, progress=progress)
+    if rank() == 0:
+        print(lines.summary(out, update))
+
+
+def search(options: argparse.Namespace) -> None:
+    """Answer a query by the options of ``aurora search``, and print and draw what matches."""
+    if options.sheet and options.k > MOST:
+        raise AuroraError(f"-k is {options.k}; a sheet shows at most {MOST:,}")
+    for path in (options.json, options.sheet):
+        if path:
+            check_output(path)
+    library = Library(find_index(options.index))
+    query = options.text if options.image is None else load_image(options.image)
+    searcher = Searcher(library)
+    hits = searcher.search(query, options.k, texts=options.texts, rerank=options.rerank)
+    score = searcher.scored_by(options.k, options.rerank)
+    about = f"{library.out}, {'captions' if options.texts else 'pictures'}, {searcher.view} model, score: {score}"
+    print(f"{one_line(str(options.text or options.image))}\n{one_line(about)}")
+    for place, hit in enumerate(hits, 1):
+        what = hit.what if options.texts else os.path.relpath(library.folder / hit.what)
+        print(f"{place:4}  {hit.score:7.3f}  {one_line(what)}")
+    if library.gone:
+        say(f"aurora: {len(library.gone)} more are gone since they were indexed; run aurora index again")
+    if options.json:
+        rows = [{"rank": place, "score": hit.score, "found": hit.what} for place, hit in enumerate(hits, 1)]
+        places = {"query": options.text or options.image, "index": library.out, "folder": library.folder}
+        asked = {name: str(value).encode("utf-8", "backslashreplace").decode() for name, value in places.items()}
+        write_json(options.json, {**asked, "view": searcher.view, "score": score, "found": rows})
+    if options.sheet:
+        shown = []
+        for hit in hits:
+            image = None if options.texts else searcher.picture(hit.row)
+            if image is not None:
+                image.thumbnail((2 * SIDE, 2 * SIDE))  # so that not all are in memory as they are
+            shown.append((image, hit.score, hit.what))
+        contact_sheet(options.sheet, query, about, shown)
+
+
+def serve(index: Path | None, port: int) -> None:
+    """Serve an index on a page of this machine until Ctrl-C.
+
+    Raises:
+        AuroraError: if there is no index, or what serves pages is not installed.
+    """
+    library = Library(find_index(index))
+    try:
+        from .search.serve import serve as serve_library
+    except ImportError as error:
+        raise AuroraError(f"aurora serve needs starlette and uvicorn: {install('serve')}") from error
+    serve_library(library, port)
