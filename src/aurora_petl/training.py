@@ -38,6 +38,7 @@ from .report import plot_curve
 from .stopping import Signals
 from .tasks import task_class
 from .tasks.base import Task
+from .tasks.settings import TaskSettings
 from .trainer import TrainingExamples, make_trainer
 
 ADAPTER = "adapter"
@@ -77,23 +78,22 @@ def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False) -> Pr
     """
     distributed.start()
     with distributed.together():
-        check_recipe(recipe)
-        dataset = _dataset(recipe)
+        dataset = _dataset(recipe, check_recipe(recipe))
     if check:
         dataset.check(progress=progress)
     with distributed.together():
         return _prepared(recipe, dataset)
 
 
-def _dataset(recipe: Recipe) -> Rows:
-    method, kind, settings = find_method(recipe.method), task_class(recipe.task.name), recipe.task
+def _dataset(recipe: Recipe, settings: TaskSettings) -> Rows:
+    method, kind = find_method(recipe.method), task_class(recipe.task.name)
     dataset: Rows = load_dataset(recipe.data, recipe.root, recipe.files, recipe.broken)
     if method.learns:
         for needed in SPLITS:
             dataset.split(needed)
     else:
         items = dataset.split("test").items
-        if selection.settles(settings):
+        if selection.settles(recipe.task):
             items = [*items, *(item for item in dataset.items if item.split == "validation")]
         dataset = replace(dataset, items=items)
     kind.check(settings, dataset)

@@ -27,11 +27,20 @@ FILES = (  # what a model is read from; fnmatch patterns
     "model.safetensors",
     "model.safetensors.index.json",
     "model-*.safetensors",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
 )
 REACH_SECONDS = 10.0  # the hub's client alone would try for half a minute where the network is down
 
