@@ -11,7 +11,7 @@ from transformers import BlipConfig, BlipForQuestionAnswering
 from aurora_petl.adapter import AuroraConfig
 from aurora_petl.adapter.layer import AuroraLinear
 from aurora_petl.backbones import load_backbone
-from aurora_petl.backbones.base import resolve
+from aurora_petl.backbones.load import resolve
 from aurora_petl.errors import AuroraError
 
 
