@@ -40,13 +40,14 @@ def test_only_one_copy_of_the_frozen_weights(retrieval):
     assert held == 2 * trained + queue + 3 < frozen
 
 
-def test_without_momentum_the_averaged_model_is_the_model(backbone):
+@pytest.mark.parametrize("alpha", [None, 0.0])
+def test_without_momentum_the_averaged_model_is_the_model(backbone, alpha):
     """No second pass, and the losses and gradients of one that averages nothing away."""
     words = backbone.texts(["a circle", "a square", "a star"], 35)
     batch = torch.randn(3, 3, 96, 96), words.ids, words.mask, torch.arange(3)
     found = []
     for momentum in (0.0, 1e-12):
-        task = Retrieval(backbone, RetrievalSettings(queue_size=3, momentum=momentum)).train()
+        task = Retrieval(backbone, RetrievalSettings(queue_size=3, momentum=momentum, alpha=alpha)).train()
         encoded = []
         handle = backbone.model.vision_model.register_forward_hook(lambda *_, seen=encoded: seen.append(1))
         torch.manual_seed(0)
