@@ -120,6 +120,7 @@ def read_model(
     config: Any,
     folder: Path,
     name: str,
+    task: str,
     fitting: str,
     put: Callable[[Any, set[str]], set[str]] | None = None,
     *,
@@ -129,6 +130,7 @@ def read_model(
 
     Args:
         kind: the model's class.
+        task: what the model is for, for messages.
         fitting: what to take where parts are missing, for messages.
         put: gives some of the missing weights a value, and returns which.
         widen: to float32; else weights are as they are stored, and may be called as other releases of transformers
@@ -143,7 +145,7 @@ def read_model(
     if not widen:
         stored = _renamed(stored, skeleton)
     check_shapes(skeleton, stored, name)
-    _check_parts(skeleton, set(stored), name, fitting)
+    _check_parts(skeleton, set(stored), name, task, fitting)
     with quiet():
         try:
             loaded, report = kind.from_pretrained(
@@ -173,12 +175,12 @@ def _renamed(stored: dict[str, Stored], skeleton: Any) -> dict[str, Stored]:
     return {rename_source_key(key, renamings, [], prefix, own)[0]: value for key, value in stored.items()}
 
 
-def _check_parts(skeleton: nn.Module, stored: set[str], name: str, fitting: str) -> None:
+def _check_parts(skeleton: nn.Module, stored: set[str], name: str, task: str, fitting: str) -> None:
     """Refuse files that lack whole parts, or most of the weights, before memory is taken for these."""
     weights = {key: weight.numel() for key, weight in skeleton.named_parameters()}
     lacking = {key: size for key, size in weights.items() if key not in stored}
     if parts := [part for part, module in skeleton.named_children() if set() < _all_of(part, module) <= set(lacking)]:
-        raise AuroraError(f"model {name} has no {', '.join(parts)}, which the task needs; {fitting}")
+        raise AuroraError(f"model {name} has no {', '.join(parts)}, which {task} needs; {fitting}")
     if 2 * sum(lacking.values()) > sum(weights.values()):
         raise AuroraError(f"model {name}: {len(lacking)} weights are missing, {min(lacking)} among them; {fitting}")
 

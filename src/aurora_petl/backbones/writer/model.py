@@ -292,7 +292,7 @@ def load(folder: Path, config: Any, name: str, task: str = "vqa", image_size: in
     """
     tokenizer, pictures, chat = _company(folder, config, name, image_size)
     kind = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
-    model, _ = read_model(kind, config, folder, name, "copy the model again", widen=False)
+    model, _ = read_model(kind, config, folder, name, task, "copy the model again", widen=False)
     return WriterBackbone(model.eval(), tokenizer, pictures, chat, name)
 
 
