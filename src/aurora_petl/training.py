@@ -20,7 +20,7 @@ import torch
 from transformers import TrainerCallback
 
 from . import checkpoints, distributed, selection
-from .backbones import Tunable, checkpoint_layers, load_backbone
+from .backbones import Tunable, checkpoint_layers, find_family, load_backbone
 from .baselines import apply_method, load_adapter, save_adapter, weight_counts
 from .checks import check as check_recipe
 from .data import load_dataset
@@ -39,7 +39,7 @@ from .stopping import Signals
 from .tasks import task_class
 from .tasks.base import Task
 from .tasks.settings import TaskSettings
-from .trainer import TrainingExamples, make_trainer
+from .trainer import TrainingExamples, make_trainer, precision_of
 
 ADAPTER = "adapter"
 UPLOAD = "upload.json"
@@ -326,7 +326,19 @@ def _checkpoint(folder: Path) -> checkpoints.Checkpoint | None:
 
 
 def _backbone(recipe: Recipe) -> Any:
-    return load_backbone(recipe.model, task=recipe.task.name, image_size=recipe.image_size or None)
+    return load_backbone(
+        recipe.model,
+        dtype=_stored_as(recipe),
+        task=recipe.task.name,
+        image_size=recipe.image_size or None,
+    )
+
+
+def _stored_as(recipe: Recipe) -> torch.dtype:
+    """The type of the model's weights. A frozen one of a large family is kept in bfloat16 where a training computes in
+    it; weights that train need more digits."""
+    small = find_method(recipe.method).trains == "everything" or not find_family(recipe.model).large
+    return torch.float32 if small or precision_of(recipe.train, choose()) != "bf16" else torch.bfloat16
 
 
 def untuned(recipe: Recipe, split: Rows, *, cache: Path | None = None, progress: bool = False) -> tuple[Any, ...]:

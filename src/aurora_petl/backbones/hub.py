@@ -56,16 +56,19 @@ def is_hub_id(name: str) -> bool:
     return True
 
 
-def fetch(name: str, weights: bool = True) -> Path:
+def fetch(name: str, weights: bool = True, company: bool = True) -> Path:
     """The folder in the hub's cache that holds a model, downloaded as far as it is not there.
 
     Args:
-        weights: False fetches the configuration alone.
+        weights: False fetches no weights.
+        company: False fetches no tokenizer and the like.
 
     Raises:
         AuroraError: if the model is neither there nor to be had.
     """
-    wanted = list(FILES if weights else FILES[:1])
+    heavy = [file for file in FILES if file.startswith("model")]
+    light = [file for file in FILES if file not in (CONFIG, *heavy)]
+    wanted = [CONFIG, *(heavy if weights else ()), *(light if company else ())]
     reachable = _is_reachable()
     why = "the hub cannot be reached; check the name and the network"
     with quiet():

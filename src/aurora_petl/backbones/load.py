@@ -50,7 +50,7 @@ def load_backbone(
             files cannot be read, or its patches do not fill ``image_size``.
     """
     path, name = resolve(name_or_path), str(name_or_path)
-    folder = Path(path) if Path(path).is_dir() else fetch(path, weights)
+    folder = Path(path) if Path(path).is_dir() else fetch(path, weights, weights)
     content = read_config(folder)
     family = _family(content["model_type"], name)
     if task not in family.tasks:
@@ -62,7 +62,7 @@ def load_backbone(
     config = module.configure(content, folder / CONFIG)
     if not weights:
         if hasattr(module, "check"):
-            module.check(folder, config, name, image_size)
+            module.check(folder if Path(path).is_dir() else fetch(path, False), config, name, image_size)
         with torch.device("meta"):
             return module.empty(config, name, task, image_size)
     backbone: Tunable = module.load(folder, config, name, task, image_size)
@@ -77,7 +77,7 @@ def find_family(name_or_path: str | Path) -> Family:
         AuroraError: if there is no such model, or it is of no known family.
     """
     path = resolve(name_or_path)
-    folder = Path(path) if Path(path).is_dir() else fetch(path, False)
+    folder = Path(path) if Path(path).is_dir() else fetch(path, False, False)
     return _family(read_config(folder)["model_type"], str(name_or_path))
 
 
