@@ -45,7 +45,7 @@ TEXT = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 2048,
-    "initializer_range": 0.1,
+    "initializer_range": 0.25,
 }
 QUESTIONS = ["what colour is it?", "is it a circle?", "what shape is it? yes no purple", "Answer with a word or a short"]
 
