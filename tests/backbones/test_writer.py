@@ -159,12 +159,15 @@ def test_losses_are_transformers_own_with_labels_on_the_answers(kind, loaded):
 def words_of(backbone, picture, question, most):
     """Greedy words of one question, by whole forward passes without a cache."""
     batch = collate(backbone, [picture], [question])
-    ids, types = batch["input_ids"], backbone.kind.types
+    ids, types, mark = batch["input_ids"], backbone.kind.types, backbone.model.config.image_token_id
     tensors = backbone.pictures.read([[picture]]).tensors
     start, ends = ids.shape[1], {backbone.chat.around.end, *backbone.model.generation_config.eos_token_id}
     while ids.shape[1] - start < most and ids[0, -1].item() not in ends:
-        more = {types: torch.cat([batch[types], (ids[:, start:] > -1).long() * ("mm" not in types)], 1)} if types else {}
+        more = (
+            {types: torch.cat([batch[types], (ids[:, start:] > -1).long() * ("mm" not in types)], 1)} if types else {}
+        )
         logits = backbone.model(input_ids=ids, attention_mask=torch.ones_like(ids), **tensors, **more).logits
+        logits[..., mark] = -torch.inf  # pictures are not written
         ids = torch.cat([ids, logits[:, -1].argmax(-1, keepdim=True)], 1)
     return backbone.tokenizer.decode(ids[0, start:], skip_special_tokens=True).strip()
 
@@ -190,7 +193,7 @@ def test_answers_are_the_likeliest_words_and_do_not_mind_company(kind, loaded, m
 def test_an_adapter_starts_at_the_model_has_its_size_and_merges(kind, folders, tmp_path):
     backbone = load_backbone(folders(kind), task="vqa")
     before, wide = backbone.losses(both(backbone)).detach(), dict(backbone.model.named_modules())
-    targets = [name for name in default_targets(backbone.model.config.model_type)]
+    targets = default_targets(backbone.model.config.model_type)
     layers = [(name, layer) for name, layer in wide.items() if isinstance(layer, nn.Linear)]
     layers = [(name, layer) for name, layer in layers if name.rpartition(".")[2] in targets]
     shapes = [(layer.in_features, layer.out_features, 3 if name.endswith("qkv") else 1) for name, layer in layers]
@@ -258,13 +261,13 @@ def test_twenty_questions_are_learned_by_heart(kind, folders):
 def test_the_benchmark_from_the_command_line(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     root = benchmarks.vqav2(tmp_path / "data")
-    fields = [f"model={folders('qwen2_5_vl')}", "train.precision=fp32", "train.max_steps=14", "train.batch_size=8"]
-    fields += ["train.evaluations=1", "train.learning_rate=3e-2", "train.workers=0", "method_options.r=8"]
+    fields = [f"model={folders('qwen2_5_vl')}", "train.precision=fp32", "train.max_steps=20", "train.batch_size=8"]
+    fields += ["train.evaluations=1", "train.learning_rate=2e-2", "train.workers=0", "method_options.r=16"]
     fields += ["image_size=56", "task.max_answer_tokens=5"]
     words = [*fields, "--root", str(root), "--quiet"]
     assert main(["train", "vqav2-writer", *words, "--out", "run"]) == 0, capsys.readouterr().err
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run/losses.jsonl").read_text().splitlines()]
-    assert len(losses) == 14 and sum(losses[-3:]) < 0.7 * sum(losses[:3])
+    assert len(losses) == 20 and sum(losses[-4:]) < 0.75 * sum(losses[:4])
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["weights"]["heads"] == 0 and metrics["test"] == {}  # its right answers are not published
     upload = json.loads((tmp_path / "run/vqa_upload.json").read_text())
@@ -321,6 +324,15 @@ def test_a_size_of_pictures_makes_fewer_marks(kind, folders, loaded):
     assert 0 < counts[1] < counts[0] and small.image_size == 28
 
 
+def test_the_mark_of_a_picture_in_a_question_or_an_answer_is_no_picture(loaded):
+    backbone, more = loaded("smolvlm"), {"prompt": "{question}", "longest": 50, "of": [0]}
+    plain, odd = (
+        backbone.collate(pixels(backbone)[:1], [f"what{mark}?"], answers=[f"yes{mark}"], **more)
+        for mark in ("", "<image>")
+    )
+    assert torch.equal(plain["input_ids"], odd["input_ids"])
+
+
 def test_long_questions_are_cut_and_the_prompt_is_not(loaded):
     backbone = loaded("smolvlm")
     text = " ".join(["what colour is the dog"] * 20)
@@ -365,7 +377,7 @@ def test_what_is_missing_is_told_before_anything_is_decoded(files, message, fold
     for picture in root.rglob("*.jpg"):
         picture.write_bytes(b"no picture")
     folder = without(folders("smolvlm"), tmp_path / "model", *files)
-    recipe = load_recipe("vqav2-writer", {"model": str(folder), "root": str(root), "train.workers": "0"})
+    recipe = load_recipe("vqav2-writer", [f"model={folder}", f"root={root}", "train.workers=0"])
     with pytest.raises(AuroraError) as caught:
         prepare(recipe)
     assert message in str(caught.value) and "\n" not in str(caught.value)
@@ -374,7 +386,7 @@ def test_what_is_missing_is_told_before_anything_is_decoded(files, message, fold
 def test_parts_of_other_models_are_told(folders, tmp_path):
     mixed = without(folders("smolvlm"), tmp_path / "mixed")
     shutil.copy(folders("qwen2_5_vl") / "preprocessor_config.json", mixed)
-    with pytest.raises(AuroraError, match="is of a '?Qwen2VLImageProcessorPil'?, the model wants Idefics3Image"):
+    with pytest.raises(AuroraError, match="is of a 'Qwen2VLImageProcessor', the model wants Idefics3Image"):
         load_backbone(mixed, task="vqa")
     mixed = without(folders("qwen2_5_vl"), tmp_path / "template")
     (mixed / "chat_template.jinja").write_text("{% for message in messages %}{{ message['role'] }}{% endfor %}")

@@ -47,7 +47,12 @@ TEXT = {
     "max_position_embeddings": 2048,
     "initializer_range": 0.25,
 }
-QUESTIONS = ["what colour is it?", "is it a circle?", "what shape is it? yes no purple", "Answer with a word or a short"]
+QUESTIONS = [
+    "what colour is it?",
+    "is it a circle?",
+    "what shape is it? yes no purple",
+    "Answer with a word or a short",
+]
 
 # What a template makes of the parts of a message, by the picture's mark.
 _PARTS = (
@@ -65,7 +70,8 @@ SPEAKERS = (
 )
 USER = (
     "{% for message in messages %}{% if message['role'] == 'user' %}USER: " + _PARTS + "{% else %} ASSISTANT: "
-    "{{ message['content'][0]['text'] }} </s>{% endif %}{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+    "{{ message['content'][0]['text'] }} </s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %} ASSISTANT:{% endif %}"
 )
 
 
@@ -105,7 +111,7 @@ def _qwen(folder: Path, config, kind, vision: dict, text: dict, patch: int = 14)
     special += ["<|video_pad|>"]
     mark = "<|vision_start|><|image_pad|><|vision_end|>"
     words = tokenizer(special, "<|im_end|>", CHATML.replace("MARK", mark))
-    ids = dict(zip(("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id"), (3, 4, 5, 6)))
+    ids = {"vision_start_token_id": 3, "vision_end_token_id": 4, "image_token_id": 5, "video_token_id": 6}
     text = TEXT | {"vocab_size": len(words), "bos_token_id": 0, "eos_token_id": 2} | text
     made = config(text_config=text, vision_config=vision, **ids)
     size = {"shortest_edge": (2 * patch) ** 2, "longest_edge": (6 * patch) ** 2}
@@ -136,7 +142,8 @@ def qwen3_vl(folder: Path) -> None:
 
 def internvl(folder: Path) -> None:
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
-    named = dict(zip(("start_image_token", "end_image_token", "context_image_token", "video_token"), special[3:]))
+    named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+    named["video_token"] = "<video>"
     words = tokenizer(special, "<|im_end|>", CHATML.replace("MARK", "<IMG_CONTEXT>\n"), **named)
     text = TEXT | {"model_type": "qwen2", "vocab_size": len(words), "bos_token_id": 0, "eos_token_id": 2}
     vision = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

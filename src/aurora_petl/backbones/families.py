@@ -2,8 +2,8 @@
 
 A family is one module beside this file and a row here. The module has ``configure(content, path)``, which makes a
 transformers configuration of a ``config.json``; ``load(folder, config, name, task, image_size)``; and ``empty(config,
-name, task, image_size)``, the model without weights or tokenizer. If it has ``check(folder, config, name, image_size)``,
-that looks for what would stop ``load`` beside the weights.
+name, task, image_size)``, the model without weights or tokenizer. If it has ``check(folder, config, name,
+image_size)``, that looks for what would stop ``load`` beside the weights.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ def load_backbone(
         image_size: pixels a side of the pictures that it will see; its position embeddings are interpolated to that.
             None: the model's own.
         weights: False reads the configuration alone and puts the model on the meta device, to count weights with.
-        task: retrieval gives a `DualEncoder`, which of some families is a `Matcher`; vqa a `Writer`, which of BLIP is a `Ranker`.
+        task: retrieval gives a `DualEncoder`, which of some families is a `Matcher`; vqa a `Writer`, which of BLIP is a
+            `Ranker`.
 
     Raises:
         AuroraError: if there is no such model, it is of no known family, it lacks weights that the task needs, its

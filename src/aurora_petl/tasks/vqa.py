@@ -158,9 +158,7 @@ class VQA(Task):
             if texts is None or not is_ranker(backbone):
                 yield rows, backbone.write(batch, beams=numbers.num_beams, longest=numbers.max_answer_tokens)
                 continue
-            best = backbone.rank(
-                batch, texts, k_test=numbers.k_test, label_smoothing=numbers.label_smoothing or 0.0
-            )
+            best = backbone.rank(batch, texts, k_test=numbers.k_test, label_smoothing=numbers.label_smoothing or 0.0)
             yield rows, [candidates[place] for place in best]
 
     def _batches(self, dataset: QuestionDataset, progress: bool) -> Iterator[tuple[list[int], dict[str, Any]]]:

@@ -59,11 +59,12 @@ class Chat:
         self.tokenizer, self.template, self.mark, self.name = tokenizer, template, mark, name
 
     def prompt(self, text: str, marks: Sequence[str]) -> list[int]:
-        """Tokens of a question about the frames with these marks.
+        """Tokens of a question about the frames with these marks. What looks like a mark in the question is left out.
 
         Raises:
             AuroraError: if the template does not show the pictures to the model.
         """
+        text = text.replace(self.mark, "")
         if not self.template:
             return self._ids("".join(marks) + (self.tokenizer.bos_token or "") + text + "\n", False)
         parts = self._rendered(text, len(marks)).split(self.mark)
@@ -78,7 +79,7 @@ class Chat:
 
     def answer(self, text: str) -> list[int]:
         """Tokens of an answer and of its end."""
-        return [*self._ids(self.around.before + text, False), self.around.end]
+        return [*self._ids(self.around.before + text.replace(self.mark, ""), False), self.around.end]
 
     @cached_property
     def around(self) -> Around:

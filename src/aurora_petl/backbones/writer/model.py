@@ -195,6 +195,7 @@ class WriterBackbone:
             repetition_penalty=1.0,
             no_repeat_ngram_size=0,
             length_penalty=1.0,
+            suppress_tokens=[self.model.config.image_token_id],  # the mark of a picture is no word
         )
         with quiet():
             found = self.model.generate(**self._arguments(batch), generation_config=config)
@@ -271,7 +272,12 @@ def configure(content: dict[str, Any], path: Path) -> Any:
 
 def empty(config: Any, name: str, task: str = "vqa", image_size: int | None = None) -> WriterBackbone:
     """The model without weights, tokenizer or image processor, on the current default device."""
-    return WriterBackbone(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)](config), None, None, None, name)
+    return WriterBackbone(_class_of(config)(config), None, None, None, name)
+
+
+def _class_of(config: Any) -> Any:
+    """The class that ``AutoModelForImageTextToText`` makes of a configuration."""
+    return MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
 
 
 def check(folder: Path, config: Any, name: str, image_size: int | None = None) -> None:
@@ -291,8 +297,7 @@ def load(folder: Path, config: Any, name: str, task: str = "vqa", image_size: in
             read pictures of ``image_size``.
     """
     tokenizer, pictures, chat = _company(folder, config, name, image_size)
-    kind = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
-    model, _ = read_model(kind, config, folder, name, task, "copy the model again", widen=False)
+    model, _ = read_model(_class_of(config), config, folder, name, task, "copy the model again", widen=False)
     return WriterBackbone(model.eval(), tokenizer, pictures, chat, name)
 
 
