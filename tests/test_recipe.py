@@ -219,6 +219,7 @@ TASK = {name: [f"task.name={kind.name}"] if name.startswith("task.") else [] for
 def test_every_number_has_a_range():
     numbers = {name for name, (_, field) in FIELDS.items() if field.type in ("int", "float")}
     assert numbers == set(RANGES)
+    assert all(bounds(field) for field in fields_of(AuroraOptions).values() if field.annotation in (int, float))
 
 
 @pytest.mark.parametrize("name", RANGES)
