@@ -84,16 +84,26 @@ def run_summary(metrics: dict[str, Any]) -> str:
     for view, name in views.items():
         if choice := metrics.get("chosen", {}).get(view):
             lines.append(f"{name} ranks by {_order(**choice)}: the best on the validation split")
+    if "strength" in metrics:
+        tried = ", ".join(f"{key} {value:.1f}" for key, value in metrics["strengths"].items())
+        lines.append(f"strength of the tuning and its validation score: {tried}; {kept_weights(metrics)}")
     if metrics["steps"] and best == 0:
         lines.append("tuning did not help on the validation split: the untuned model is kept")
     if metrics["steps"]:
-        kept = f"; those of step {best} are kept" if best else ""
+        kept = f"; those of step {best} are kept" if best and "strength" not in metrics else ""
         lines.append(
             f"{weights['trainable']:,} weights trained "
             f"({100 * weights['trainable'] / weights['model']:.2f}% of {weights['model']:,}) "
             f"in {metrics['steps']} steps and {metrics['train_seconds']:.0f} s{kept}"
         )
     return "\n".join(lines)
+
+
+def kept_weights(metrics: dict[str, Any]) -> str:
+    """Which weights a run kept, in words."""
+    if "strength" in metrics:
+        return f"strength {metrics['strength']:g} kept"
+    return f"weights of step {metrics['best_step']} kept"
 
 
 def _scores(metrics: dict[str, Any], views: dict[str, str]) -> str:

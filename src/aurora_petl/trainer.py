@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from . import checkpoints, distributed
+from . import checkpoints, distributed, selection
 from .baselines import is_head
 from .checkpoints import Checkpoint
 from .data.rows import Dataset as Rows
@@ -35,6 +36,17 @@ from .stopping import Signals, Stopped
 from .tasks.base import Task
 
 LOG = "losses.jsonl"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The weights that a run keeps: those of a ``step``, of whose change ``strength`` is kept."""
+
+    step: int  # 0: the untuned ones
+    metric: float | None  # on the validation split
+    choice: dict[str, Any]  # settings of the task that the validation split settled
+    strength: float | None = None
+    strengths: dict[float, float] | None = None  # the metric at every strength that was tried
 
 
 class TaskTrainer(Trainer):
@@ -56,7 +68,7 @@ class TaskTrainer(Trainer):
         self.task, self.validation, self.folder, self.settings = task, validation, folder, settings
         self.signals = signals
         self.start_metrics: dict[str, float] | None = None  # of the untuned model, if known already
-        self.best: dict[str, float] | None = None  # step and metric of the best weights by validation
+        self.best: dict[str, float] | None = None  # step and metric of the weights that are kept beside the newest
         self.seconds_before = 0.0  # of training, before this process
         self._parts: list[dict[str, Tensor]] = []  # of every micro-batch since the last written step
         self._window: list[dict[str, float]] = []  # written steps since the last row of the history
@@ -168,8 +180,11 @@ class TaskTrainer(Trainer):
         self.log(dict(named))
         metric = named[f"eval_{self.task.main_metric}"]
         step = self.state.global_step
-        if (step or self.settings.untuned_may_win) and (self.best is None or metric > self.best["metric"]):
-            self.best = {"step": step, "metric": metric}
+        if self.settings.keep == "best":
+            if step and (self.best is None or metric > self.best["metric"]):
+                self.best = {"step": step, "metric": metric}
+        elif step == 0:  # the weights that the last ones will be drawn back to
+            self.best = {"step": 0, "metric": metric}
         self._prune()
 
     @contextmanager
@@ -267,7 +282,40 @@ class TaskTrainer(Trainer):
             generator = self._checkpoint.tensors(f"random-{distributed.rank()}.safetensors")
             checkpoints.set_random_state(generator, self.args.device)
 
-    def load_best(self) -> None:
+    def settle(self) -> Kept:
+        """Put the weights that the validation split likes best into the task, as ``train.keep`` has it."""
+        if self.settings.keep == "strength":
+            return self._settle_strength()
+        best: dict[str, Any] = self.best or {"step": self.state.global_step, "metric": None}
+        self._load_best()
+        choice = selection.choice_at(self.task.settings, self.state.log_history, int(best["step"]))
+        return Kept(int(best["step"]), best["metric"], choice)
+
+    def _settle_strength(self) -> Kept:
+        assert self.best is not None  # every run of this kind evaluates step 0
+        start = checkpoints.read(checkpoints.path_of(self.folder / "checkpoints", 0)).tensors(checkpoints.STATE)
+        ends = {name: weight.detach().clone() for name, weight in self.task.trained()}
+        starts = {name: start[f"model.{name}"].to(weight) for name, weight in ends.items()}
+        evaluations: dict[float, tuple[Any, ...]] = {}
+        for strength in selection.STRENGTHS:
+            self._blend(starts, ends, strength)
+            with self.compute_loss_context_manager():
+                evaluations[strength] = self.task.evaluate(self.validation)
+        errors = {strength: self.task.errors(*details) for strength, (_, *details) in evaluations.items()}
+        strength = selection.choose_strength(errors)
+        self._blend(starts, ends, strength)
+        metrics, *details = evaluations[strength]
+        every = {value: found[0][self.task.main_metric] for value, found in evaluations.items()}
+        step = self.state.global_step if strength else 0
+        return Kept(step, metrics[self.task.main_metric], self.task.choice(*details), strength, every)
+
+    def _blend(self, starts: dict[str, Tensor], ends: dict[str, Tensor], strength: float) -> None:
+        """Weights on the straight line from where training started to where it ended."""
+        with torch.no_grad():
+            for name, weight in self.task.trained():
+                weight.copy_(starts[name] if strength == 0 else starts[name].lerp(ends[name], strength))
+
+    def _load_best(self) -> None:
         """Put the best weights by validation into the task."""
         if self.best is not None and self.best["step"] != self.state.global_step:
             self._load_from_checkpoint(str(checkpoints.path_of(self.folder / "checkpoints", int(self.best["step"]))))

@@ -34,7 +34,7 @@ from .gallery import GALLERIES
 from .methods import find_method
 from .plan import count_steps, fit_batch
 from .recipe import Recipe, load_recipe, located
-from .report import plot_curve
+from .report import kept_weights, plot_curve
 from .stopping import Signals
 from .tasks import task_class
 from .tasks.base import Task
@@ -241,7 +241,7 @@ def _write(run: Run, test: Rows, before: tuple[Any, ...], metrics: dict[str, flo
             run.metrics[f"{split}_{name.lower().replace(' ', '_')}"] = others
     write_json(folder / "history.json", run.history)
     if run.history:
-        note = f"weights of step {run.metrics['best_step']} kept, scores by {run.task.protocol}"
+        note = f"{kept_weights(run.metrics)}, scores by {run.task.protocol}"
         plot_curve(run.history, folder / "curve.png", run.task.main_metric, run.task.objective, note)
     if draw := GALLERIES.get(recipe.task.name):
         draw(folder / "gallery.png", test, before[1:], tuple(found))
@@ -289,19 +289,22 @@ def _fit(
     trainer.start_metrics = start
     trainer.resume(checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
-    trainer.load_best()
+    kept = trainer.settle()
     history = list(trainer.state.log_history)
-    best: dict[str, Any] = trainer.best or {"step": trainer.state.global_step, "metric": None}
-    choice = selection.choice_at(recipe.task, history, int(best["step"]))
-    task.settings = replace(task.settings, **choice)
-    metrics = {
-        "validation_best": best["metric"],
-        "best_step": int(best["step"]),
-        "chosen": {selection.TUNED: choice, selection.UNTUNED: selection.choice_at(recipe.task, history, 0)},
+    task.settings = replace(task.settings, **kept.choice)
+    metrics: dict[str, Any] = {
+        "validation_best": kept.metric,
+        "best_step": kept.step,
+        "chosen": {selection.TUNED: kept.choice, selection.UNTUNED: selection.choice_at(recipe.task, history, 0)},
         "weights": weight_counts(backbone),
         "train_seconds": trainer.seconds,
         "steps": trainer.state.global_step,
     }
+    if kept.strengths is not None:
+        metrics |= {
+            "strength": kept.strength,
+            "strengths": {f"{key:g}": value for key, value in kept.strengths.items()},
+        }
     return Run(folder, recipe, backbone, task, metrics, history)
 
 

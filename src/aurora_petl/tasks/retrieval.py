@@ -235,6 +235,10 @@ class Retrieval(Task):
     def choice(self, scores: Scores, features: Features) -> dict[str, Any]:  # type: ignore[override]
         return scores.choice
 
+    def errors(self, scores: Scores, features: Features) -> np.ndarray:  # type: ignore[override]
+        """Logarithms of the ranks of right items."""
+        return np.log(scores.ranks(features))
+
     def other_metrics(self, scores: Scores, features: Features) -> dict[str, dict[str, float]]:  # type: ignore[override]
         return {"ITC only": scores.itc_metrics(features)} if scores.reranked else {}
 

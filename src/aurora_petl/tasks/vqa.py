@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -204,6 +205,10 @@ class VQA(Task):
             )
         best = losses.view(-1, k).argmin(1).cpu()
         return chosen.gather(1, best[:, None])[:, 0]
+
+    def errors(self, found: Answers) -> np.ndarray:  # type: ignore[override]
+        """1 less how right each answer is."""
+        return 1 - np.array([score for score in found.scores if score is not None])
 
     def check_upload(self, dataset: QuestionDataset) -> None:
         upload_rows([""] * len(dataset), list(dataset))
