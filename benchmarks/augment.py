@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from aurora_petl.data.media import EvalTransform, TrainTransform, load_image
+from aurora_petl.data.media import EvalTransform, PictureFormat, TrainTransform, load_image
 from aurora_petl.data.video import load_frames
 from aurora_petl.files import write_json
 
@@ -66,7 +66,7 @@ def main() -> None:
 
     picture, video, rng = jpeg(), clip(), random.Random(0)
     decoded, frames = load_image(picture), load_frames(video, 8)
-    large, small = TrainTransform(384), TrainTransform(224)
+    large, small = TrainTransform(PictureFormat(384)), TrainTransform(PictureFormat(224))
 
     def seen(frames: list[Image.Image]) -> torch.Tensor:
         """All frames through one view, as training has them."""
@@ -76,7 +76,7 @@ def main() -> None:
     steps = {
         "picture: decode": lambda: load_image(picture),
         "picture: training view, 384 px": lambda: large(decoded, rng),
-        "picture: evaluation view, 384 px": lambda: EvalTransform(384)(decoded),
+        "picture: evaluation view, 384 px": lambda: EvalTransform(PictureFormat(384))(decoded),
         "picture: decode and training view": lambda: large(load_image(picture), rng),
         "clip: decode 8 frames": lambda: load_frames(video, 8, rng),
         "clip: training view, 8 x 224 px": lambda: seen(frames),

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import BlipConfig, BlipForImageTextRetrieval
 
 from aurora_petl.adapter import AuroraConfig
+from aurora_petl.backbones.base import Texts
 from aurora_petl.backbones.blip.model import ENC, BlipBackbone
 from aurora_petl.files import write_json
 
@@ -62,7 +63,7 @@ def main() -> None:
         return F.cross_entropy(stock.itm_head(fused.last_hidden_state[:, 0]), labels)
 
     def shared() -> Tensor:
-        return F.cross_entropy(ours.match(ids, mask, states, which), labels)
+        return F.cross_entropy(ours.match(Texts(ids, mask), states, which), labels)
 
     sides = {"transformers": (repeated, stock), "ours": (shared, model)}
     taken: dict[str, list[float]] = {name: [] for name in sides}

@@ -19,8 +19,9 @@ from measure import Peak, seconds
 from torch import Tensor
 from transformers import BlipConfig, BlipForImageTextRetrieval
 
+from aurora_petl.backbones.base import Texts
 from aurora_petl.backbones.blip.model import ENC, BlipBackbone
-from aurora_petl.evaluation.features import Features
+from aurora_petl.evaluation.features import Features, PictureStates
 from aurora_petl.evaluation.rerank import match_pairs
 from aurora_petl.files import write_json
 
@@ -53,19 +54,16 @@ def split(options: argparse.Namespace) -> Features:
     mask = (torch.arange(PADDED) < lengths[:, None]).long()
     states = torch.randn(options.pictures, PICTURE_TOKENS[options.kind], options.width, device=options.device)
     pictures, texts = [f"{n}" for n in range(options.pictures)], [f"{n}" for n in range(options.texts)]
-    none = torch.zeros(1, device=options.device)
-
-    def held(first: int, last: int) -> Tensor:
-        return states[first:last]
-
-    own = range(options.pictures)
-    return Features(none, none, ids * mask, mask, pictures, texts, texts, none, held, held, own)
+    none, own = torch.zeros(1, device=options.device), range(options.pictures)
+    held = PictureStates(lambda first, last: states[first:last], own, states)
+    return Features(none, none, Texts(ids * mask, mask), pictures, texts, texts, none, own, held)
 
 
 @torch.no_grad()
 def usual_loop(model: BlipForImageTextRetrieval, features: Features) -> Tensor:
     """(2, pictures, texts): match logits as asked for by pictures and as asked for by texts."""
-    pictures, texts = len(features.image_ids), len(features.texts)
+    pictures, texts, tokens, states_of = len(features.image_ids), len(features.texts), features.tokens, features.states
+    assert states_of is not None
     device = features.image.device
     found = torch.zeros(2, pictures, texts, device=device)
 
@@ -75,11 +73,10 @@ def usual_loop(model: BlipForImageTextRetrieval, features: Features) -> Tensor:
         return model.itm_head(fused[:, 0]).float()[:, 1]
 
     for picture in range(pictures):
-        states = features.states(picture, picture + 1).repeat(texts, 1, 1)
-        found[0, picture] = score(features.input_ids, features.attention_mask, states)
+        found[0, picture] = score(tokens.ids, tokens.mask, states_of(picture, picture + 1).repeat(texts, 1, 1))
     for text in range(texts):
-        ids, mask = (value[text, None].repeat(pictures, 1) for value in (features.input_ids, features.attention_mask))
-        found[1, :, text] = score(ids, mask, features.states(0, pictures))
+        ids, mask = (value[text, None].repeat(pictures, 1) for value in (tokens.ids, tokens.mask))
+        found[1, :, text] = score(ids, mask, states_of(0, pictures))
     return found
 
 
@@ -87,6 +84,7 @@ def usual_loop(model: BlipForImageTextRetrieval, features: Features) -> Tensor:
 def engine(backbone: BlipBackbone, features: Features) -> Tensor:
     """The same by `match_pairs`, each pair once."""
     pictures, texts = len(features.image_ids), len(features.texts)
+    assert features.states is not None
     pairs = torch.cartesian_prod(torch.arange(pictures), torch.arange(texts))
     logits = match_pairs(backbone, features, pairs, features.states, frame_attention=False).view(pictures, texts)
     return torch.stack([logits, logits])

@@ -15,7 +15,7 @@ from mini import SIZE
 from minilm import sentences
 from torch import Tensor
 
-from aurora_petl.data.media import MEAN, STD
+from aurora_petl.data.media import PictureFormat
 
 RENDER = 112  # pixels kept in memory; crops of it become `SIZE`
 
@@ -102,7 +102,8 @@ def augment(pixels: Tensor) -> Tensor:
 
 def normalise(image: Tensor) -> Tensor:
     """CLIP's mean and deviation taken out of a batch with values in [0, 1]."""
-    mean, deviation = (torch.from_numpy(values).to(image.device).view(3, 1, 1) for values in (MEAN, STD))
+    picture = PictureFormat(SIZE)
+    mean, deviation = (torch.tensor(v, device=image.device).view(3, 1, 1) for v in (picture.mean, picture.deviation))
     return (image - mean) / deviation
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import BertTokenizerFast, BlipConfig, BlipForImageTextRetrieval
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
-from aurora_petl.data.media import MEAN, STD
+from aurora_petl.data.media import PictureFormat
 
 SIZE = 96
 WIDTH = 192
@@ -210,6 +210,7 @@ def save(model: BlipMini, tokens: BertTokenizerFast, folder: Path) -> None:
     saved.architectures = ["BlipForImageTextRetrieval"]
     saved.save_pretrained(folder)
     tokens.save_pretrained(folder)
+    picture = PictureFormat(SIZE)
     (folder / "preprocessor_config.json").write_text(
         json.dumps(
             {
@@ -220,8 +221,8 @@ def save(model: BlipMini, tokens: BertTokenizerFast, folder: Path) -> None:
                 "do_rescale": True,
                 "rescale_factor": 1 / 255,
                 "do_normalize": True,
-                "image_mean": MEAN.tolist(),
-                "image_std": STD.tolist(),
+                "image_mean": list(picture.mean),
+                "image_std": list(picture.deviation),
                 "do_convert_rgb": True,
             },
             indent=2,

@@ -19,7 +19,6 @@ from aurora_petl.adapter import adapter_size
 from aurora_petl.backbones import load_backbone
 from aurora_petl.baselines import WEIGHTS, apply_method, load_adapter, save_adapter
 from aurora_petl.errors import AuroraError
-from aurora_petl.evaluation.features import tokenize
 from aurora_petl.methods import METHODS, find_method
 
 LAYERS = [(192, 576)] * 6 + [(192, 192)] * 4 * 6  # blip-mini's: a fused one a vision layer, six a text layer
@@ -59,10 +58,10 @@ def outputs(backbone):
     """What tasks read: unit vectors of both towers, match logits, temperature."""
     backbone.module.eval()
     torch.manual_seed(1)
-    tokens = tokenize(backbone, ["a red apple", "a dog"], 35).values()
-    states = backbone.encode_image(torch.randn(2, 3, backbone.image_size, backbone.image_size))
-    text = backbone.project_text(backbone.encode_text(*tokens))
-    parts = backbone.project_image(states), text, backbone.match(*tokens, states), backbone.temperature()
+    texts = backbone.texts(["a red apple", "a dog"], 35)
+    image = backbone.encode_image(torch.randn(2, 3, backbone.image_size, backbone.image_size))
+    text = backbone.encode_text(texts).feature
+    parts = image.feature, text, backbone.match(texts, image.states), backbone.model.temperature()
     return torch.cat([part.flatten() for part in parts])
 
 

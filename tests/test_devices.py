@@ -168,9 +168,9 @@ def test_a_step_of_retrieval_reads_the_device_once(settings):
         found = run(DEVICE)
         compare(expected, found)
     reads = [read for read in accelerator.own_reads if not read.startswith("tasks/base")]
-    assert [read.split(":")[0] for read in reads] == ["tasks/retrieval.py"] * len(PICTURES), reads
+    assert [read.split(":")[0] for read in reads] == ["tasks/objectives/matching.py"] * len(PICTURES), reads
     assert torch.equal(found[2]["queue_used"], expected[2]["queue_used"]) and found[2]["steps"] == len(PICTURES)
-    assert torch.allclose(found[2]["queue_image"], expected[2]["queue_image"], atol=1e-4)
+    assert torch.allclose(found[2]["_contrast.image"], expected[2]["_contrast.image"], atol=1e-4)
 
 
 def test_a_step_of_vqa_reads_nothing_from_the_device():

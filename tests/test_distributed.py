@@ -10,6 +10,7 @@ from aurora_petl.baselines import apply_method
 from aurora_petl.distributed import gather
 from aurora_petl.tasks.retrieval import Retrieval, RetrievalSettings
 from tests.adapter.tiny import blip_config
+from tests.helpers.duals import dual_batch, tiny_dual
 
 RANKS = 2
 IDS = torch.tensor([0, 1, 0, 2])  # a picture that both ranks show
@@ -26,8 +27,22 @@ def likeliest(weights: torch.Tensor, number: int) -> torch.Tensor:
     return weights.argmax(1, keepdim=True)
 
 
-def step(rows: slice, all_rank: bool) -> tuple[Retrieval, float]:
-    """Loss and gradients of the second step on these rows: features are in the queue and soften the targets."""
+def step(rows: slice, kind: str) -> tuple[Retrieval, float]:
+    """Loss and gradients of the second step on these rows: with BLIP, features are in the queue and soften the
+    targets."""
+    if kind in ("clip", "siglip"):
+        task = Retrieval(tiny_dual(kind)).train()
+        batch = dual_batch(4)
+    else:
+        task, batch = blip(kind == "all ranks")
+    part = {name: value[rows] for name, value in {**batch, "ids": IDS}.items()}
+    task(**part)
+    loss = task(**part)["loss"]
+    loss.backward()
+    return task, loss.item()
+
+
+def blip(all_rank: bool) -> tuple[Retrieval, dict[str, torch.Tensor]]:
     torch.multinomial = likeliest if all_rank else draw
     torch.manual_seed(0)
     config = blip_config()
@@ -39,25 +54,21 @@ def step(rows: slice, all_rank: bool) -> tuple[Retrieval, float]:
     task = Retrieval(backbone, RetrievalSettings(queue_size=8, negative_all_rank=all_rank)).train()
     task.warmup_steps = 1
     ids = torch.randint(3, 50, (4, 5))
-    batch = {"pixel_values": torch.randn(4, 3, 16, 16), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    part = {name: value[rows] for name, value in {**batch, "ids": IDS}.items()}
-    task(**part)
-    loss = task(**part)["loss"]
-    loss.backward()
-    return task, loss.item()
+    return task, {"pixel_values": torch.randn(4, 3, 16, 16), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def found(task: Retrieval, loss: float) -> dict[str, torch.Tensor]:
     gradients = {f"gradient of {name}": weight.grad for name, weight in task.trained()}
-    kept = {name: value for name, value in task.training_state().items() if "queue" in name or "bank" in name}
+    held = ("queue", "bank", "_contrast")
+    kept = {name: value for name, value in task.training_state().items() if any(part in name for part in held)}
     return {"loss": torch.tensor(loss), **gradients, **kept}
 
 
-def work(rank: int, folder: str, all_rank: bool) -> None:
+def work(rank: int, folder: str, kind: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
     half = len(IDS) // RANKS
-    values = found(*step(slice(rank * half, (rank + 1) * half), all_rank))
+    values = found(*step(slice(rank * half, (rank + 1) * half), kind))
     for name, value in values.items():
         if name == "loss" or name.startswith("gradient"):  # as DDP does
             dist.all_reduce(value)
@@ -66,12 +77,13 @@ def work(rank: int, folder: str, all_rank: bool) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("all_rank", [False, True])
-def test_two_ranks_train_as_one_with_the_joint_batch(tmp_path, monkeypatch, all_rank):
+@pytest.mark.parametrize("kind", ["own rank", "all ranks", "clip", "siglip"])
+def test_two_ranks_train_as_one_with_the_joint_batch(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(torch, "multinomial", torch.multinomial)  # `step` replaces it
-    mp.spawn(work, (str(tmp_path), all_rank), nprocs=RANKS)
-    expected = found(*step(slice(None), all_rank))
-    assert any("eta" in name for name in expected) and any("bank" in name for name in expected)
+    mp.spawn(work, (str(tmp_path), kind), nprocs=RANKS)
+    expected = found(*step(slice(None), kind))
+    parts = ("logit_scale",) if kind in ("clip", "siglip") else ("eta", "bank", "_contrast.image")
+    assert all(any(part in name and value.any() for name, value in expected.items()) for part in parts)
     assert all(value.any() for name, value in expected.items() if "eta" in name or "gamma" in name or "bank" in name)
     for rank in range(RANKS):
         values = torch.load(tmp_path / f"{rank}.pt")

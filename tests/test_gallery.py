@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from aurora_petl import gallery
+from aurora_petl.backbones import Texts
 from aurora_petl.evaluation.features import Features
 from aurora_petl.evaluation.rerank import Scores
 
@@ -24,13 +25,13 @@ def features(split):
     texts = [(item.id, caption) for item in split for caption in item.captions]
     nothing = torch.zeros(0)
     return Features(
-        *[nothing] * 4,
+        nothing,
+        nothing,
+        Texts(nothing, nothing),
         images,
         [own for own, _ in texts],
         [text for _, text in texts],
         nothing,
-        lambda first, last: nothing,
-        lambda first, last: nothing,
         range(len(images)),
     )
 

@@ -23,10 +23,10 @@ import sys
 from aurora_petl.cli import main
 from aurora_petl.backbones import blip
 match = blip.BlipBackbone.match
-def counted(self, input_ids, *args, **rest):
+def counted(self, texts, *args, **rest):
     with open(sys.argv[1], "a") as file:
-        file.write(f"{len(input_ids)}\\n")
-    return match(self, input_ids, *args, **rest)
+        file.write(f"{len(texts)}\\n")
+    return match(self, texts, *args, **rest)
 blip.BlipBackbone.match = counted
 sys.exit(main(sys.argv[2:]))
 """

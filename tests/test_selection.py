@@ -147,7 +147,7 @@ def test_search_ranks_as_the_run_was_scored(folder, tmp_path, itm_wins):
 def test_untuned_methods_settle_their_order_as_well(folder, tmp_path):
     recipe = load_recipe("photos-mini", ["method=zero-shot", f"data={folder}"])
     run = train(recipe, tmp_path / "run", progress=False)
-    _, _, task = prepare(recipe)
+    task = prepare(recipe).task
     _, *details = task.evaluate(load_dataset(folder).split("validation"))
     assert run.metrics["chosen"]["tuned"] == run.metrics["chosen"]["zero_shot"] == task.choice(*details)
     assert load_run(run.folder)[0].task.ranking in ("itc", "itm")
@@ -168,8 +168,7 @@ def test_a_run_that_does_not_say_its_order_is_refused(folder, tmp_path):
 
 def test_few_pictures_make_a_smaller_batch_and_enough_steps(folder, tmp_path, capsys):
     recipe = load_recipe("photos-mini", [f"data={folder}"])
-    prepare(recipe, check=False)
-    assert recipe.train.batch_size == 24  # 12 pictures with two captions each
+    assert prepare(recipe, check=False).recipe.train.batch_size == 24  # 12 pictures with two captions each
     assert "aurora: a batch is 24, not 64: there are 24 training pairs" in capsys.readouterr().err
     for fields, steps in ((["train.epochs=2", "train.min_steps=3"], 3), (["train.epochs=3", "train.min_steps=2"], 3)):
         out = tmp_path / f"{len(list(tmp_path.iterdir()))}"

@@ -279,8 +279,8 @@ def test_heads_have_their_own_rate(folder, tmp_path):
     recipe = load_recipe(None, settings(folder, "train.max_steps=1", "train.head_learning_rate=1e-5"))
     prepared = prepare(recipe, check=False)
     rates = {}
-    fit(recipe, tmp_path, prepared, progress=False, callbacks=[_Rates(rates)])
-    task = prepared[2]
+    fit(tmp_path, prepared, progress=False, callbacks=[_Rates(rates)])
+    task = prepared.task
     heads = {name for name, _ in task.named_parameters() if is_head(task.backbone, name)}
     trained = {name for name, weight in task.named_parameters() if weight.requires_grad}
     assert {name: rates[name] for name in trained} == {name: 1e-5 if name in heads else 3e-3 for name in trained}

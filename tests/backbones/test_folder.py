@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from aurora_petl.backbones import load_backbone
-from aurora_petl.backbones.base import resolve
+from aurora_petl.backbones.load import resolve
 from aurora_petl.cli import main
 from aurora_petl.errors import AuroraError
 
@@ -59,7 +59,7 @@ def refusal(folder, **options):
 
 
 def test_a_whole_folder_asks_the_network_nothing(model, recwarn, capfd):
-    assert load_backbone(model).temperature().item() == load_backbone("blip-mini").temperature().item()
+    assert load_backbone(model).model.temperature().item() == load_backbone("blip-mini").model.temperature().item()
     assert load_backbone(model, weights=False).model.device.type == "meta"
     assert not [str(warning.message) for warning in recwarn] and capfd.readouterr() == ("", "")
 
@@ -78,7 +78,7 @@ def test_sharded_weights_are_read_with_their_temperature(model):
     index = model / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
     backbone, plain = load_backbone(model), load_backbone("blip-mini")
-    assert backbone.temperature().item() == pytest.approx(0.31)
+    assert backbone.model.temperature().item() == pytest.approx(0.31)
     for name, weight in plain.model.state_dict().items():
         if name != "temperature.value":
             assert torch.equal(backbone.model.state_dict()[name], weight), name

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import constants
 
 from aurora_petl.backbones import hub, load_backbone
-from aurora_petl.backbones.base import resolve
+from aurora_petl.backbones.load import resolve
 from aurora_petl.errors import AuroraError
 
 MINI = Path(resolve("blip-mini"))

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from aurora_petl.data import media
-from aurora_petl.data.media import EvalTransform, TrainTransform, load_image
+from aurora_petl.data.media import EvalTransform, PictureFormat, TrainTransform, load_image
 from aurora_petl.errors import AuroraError
 from tests.helpers.pictures import draw
 
@@ -172,7 +172,7 @@ def test_a_picture_of_too_many_pixels(monkeypatch):
 
 def test_evaluation_sees_the_whole_picture_normalised():
     image = Image.fromarray(noise(30, 50, 3))
-    found = EvalTransform(24)(image)
+    found = EvalTransform(PictureFormat(24))(image)
     small = np.asarray(image.resize((24, 24), Image.Resampling.BICUBIC), dtype=float)
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     assert found.shape == (3, 24, 24) and found.dtype == torch.float32
@@ -182,7 +182,7 @@ def test_evaluation_sees_the_whole_picture_normalised():
 
 
 def test_training_views_follow_their_seed():
-    image, view = draw("triangle", "blue"), TrainTransform(32)
+    image, view = draw("triangle", "blue"), TrainTransform(PictureFormat(32))
     views = [view(image, random.Random(seed)) for seed in (1, 1, 2, 3)]
     assert torch.equal(views[0], views[1])
     assert not any(torch.equal(a, b) for a, b in ((views[0], views[2]), (views[0], views[3]), (views[2], views[3])))
@@ -192,7 +192,7 @@ def test_training_views_follow_their_seed():
 def test_the_order_of_draws_is_fixed():
     """A checkpoint resumes with the views that it would have seen."""
     rng, again = random.Random(5), random.Random(5)
-    TrainTransform(32)(Image.new("RGB", (90, 60)), rng)
+    TrainTransform(PictureFormat(32))(Image.new("RGB", (90, 60)), rng)
     media._crop(90, 60, 0.5, again)
     again.random()  # mirrored or not
     for _ in range(2):
@@ -202,7 +202,7 @@ def test_the_order_of_draws_is_fixed():
 
 def test_training_leaves_the_global_generator_alone():
     state = random.getstate()
-    TrainTransform(16)(draw("cross", "red"), random.Random(0))
+    TrainTransform(PictureFormat(16))(draw("cross", "red"), random.Random(0))
     assert random.getstate() == state
 
 
@@ -222,11 +222,11 @@ def test_crops_lie_inside_and_keep_their_share(scale):
 def test_flip_mirrors_half_of_the_views(monkeypatch):
     monkeypatch.setattr(media, "_crop", lambda width, height, scale, rng: (0, 0, width, height))
     image = Image.fromarray(noise(20, 20, 3))
-    whole = EvalTransform(20)(image)
-    found = [TrainTransform(20, operations=0)(image, random.Random(seed)) for seed in range(40)]
+    whole = EvalTransform(PictureFormat(20))(image)
+    found = [TrainTransform(PictureFormat(20), operations=0)(image, random.Random(seed)) for seed in range(40)]
     assert all(torch.equal(view, whole) or torch.equal(view, whole.flip(-1)) for view in found)
     assert 8 < sum(torch.equal(view, whole) for view in found) < 32
-    straight = TrainTransform(20, flip=False, operations=0)
+    straight = TrainTransform(PictureFormat(20), flip=False, operations=0)
     assert all(torch.equal(straight(image, random.Random(seed)), whole) for seed in range(20))
 
 

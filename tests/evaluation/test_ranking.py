@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from aurora_petl.backbones import Texts
 from aurora_petl.evaluation import ranking
 from aurora_petl.evaluation.features import Features, extract
 from aurora_petl.evaluation.rerank import BELOW, Scores, rerank
@@ -13,7 +14,7 @@ ORDERS = [("itc", None), *(("itm", beta) for beta in (50, 20, 5, 1, 0))]  # what
 
 def features(count: int) -> Features:
     names, nothing = [f"{n}" for n in range(count)], torch.zeros(0)
-    return Features(*[nothing] * 4, names, names, names, nothing, lambda *_: nothing, lambda *_: nothing, range(count))
+    return Features(nothing, nothing, Texts(nothing, nothing), names, names, names, nothing, range(count))
 
 
 def mean_recall(similarity, logits, order):

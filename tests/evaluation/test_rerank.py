@@ -10,7 +10,7 @@ from aurora_petl.backbones import load_backbone
 from aurora_petl.baselines import apply_method
 from aurora_petl.data import load_dataset
 from aurora_petl.evaluation import rerank as engine
-from aurora_petl.evaluation.features import extract, tokenize
+from aurora_petl.evaluation.features import extract
 from aurora_petl.evaluation.rerank import BELOW, rerank
 
 
@@ -44,8 +44,7 @@ def pair_by_pair(backbone, features):
     for image in range(scores.shape[0]):
         states = features.states(image, image + 1)
         for text, words in enumerate(features.texts):
-            tokens = tokenize(backbone, [words], 35)
-            scores[image, text] = backbone.match(tokens["input_ids"], tokens["attention_mask"], states)[0, 1]
+            scores[image, text] = backbone.match(backbone.texts([words], 35), states)[0, 1]
     return scores
 
 
@@ -69,9 +68,9 @@ def test_a_picture_is_projected_once_and_a_pair_scored_once(backbone, few, monke
     match = backbone.match
     key.register_forward_hook(lambda module, args, output: projected.append(len(args[0])))
 
-    def counted(ids, *rest, **more):
-        scored.append(len(ids))
-        return match(ids, *rest, **more)
+    def counted(texts, *rest, **more):
+        scored.append(len(texts))
+        return match(texts, *rest, **more)
 
     monkeypatch.setattr(backbone, "match", counted)
     scores = rerank(backbone, features, k_test=3)

@@ -10,9 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from aurora_petl import files
-from aurora_petl.data.media import EvalTransform, load_image
+from aurora_petl.data.media import EvalTransform, PictureFormat, load_image
 from aurora_petl.errors import AuroraError
-from aurora_petl.evaluation.features import tokenize
 from aurora_petl.search import index as module
 from aurora_petl.search import shards
 from aurora_petl.search.encoder import TUNED, UNTUNED, Encoder
@@ -62,16 +61,15 @@ def test_features_are_those_of_each_picture_and_caption_alone(library, folder, r
     _, tuned = load_run(run)
     for view, model in ((TUNED, tuned), (UNTUNED, backbone)):
         model.module.eval()
-        transform = EvalTransform(model.image_size)
+        transform = EvalTransform(PictureFormat(96))
         pictures, texts = library.picture_features(view).float(), library.text_features(view).float()
         assert len(pictures) == 24 and len(texts) == 48
         for row in (0, 9, 23):
             pixels = transform(load_image(folder / library.pictures[row].path))[None]
-            alone = model.project_image(model.encode_image(pixels))[0]
+            alone = model.encode_image(pixels).feature[0]
             assert torch.allclose(pictures[row], alone, atol=ROUNDING)
         for row in (0, 31, 47):
-            tokens = tokenize(model, [library.texts[row]], 35)
-            alone = model.project_text(model.encode_text(tokens["input_ids"], tokens["attention_mask"]))[0]
+            alone = model.encode_text(model.texts([library.texts[row]], 35)).feature[0]
             assert torch.allclose(texts[row], alone, atol=ROUNDING)
     assert (library.picture_features(TUNED) - library.picture_features(UNTUNED)).abs().max() > 0.05
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from aurora_petl.data.media import EvalTransform, load_image
+from aurora_petl.data.media import EvalTransform, PictureFormat, load_image
 from aurora_petl.errors import AuroraError
-from aurora_petl.evaluation.features import tokenize
 from aurora_petl.search.index import build_index
 from aurora_petl.search.library import Library
 from aurora_petl.search.query import Searcher, find_index
@@ -30,18 +29,16 @@ def model(run):
 
 @torch.no_grad()
 def similarity(model, folder, paths, text):
-    transform = EvalTransform(model.image_size)
-    tokens = tokenize(model, [text], 35)
-    own = model.project_text(model.encode_text(tokens["input_ids"], tokens["attention_mask"]))[0]
-    images = [model.project_image(model.encode_image(transform(load_image(folder / p))[None]))[0] for p in paths]
+    transform = EvalTransform(PictureFormat(96))
+    own = model.encode_text(model.texts([text], 35)).feature[0]
+    images = [model.encode_image(transform(load_image(folder / p))[None]).feature[0] for p in paths]
     return np.array([float(image @ own) for image in images])
 
 
 @torch.no_grad()
 def match(model, image, text):
-    tokens = tokenize(model, [text], 35)
-    states = model.encode_image(EvalTransform(model.image_size)(image)[None])
-    return float(model.match(tokens["input_ids"], tokens["attention_mask"], states)[0, 1])
+    states = model.encode_image(EvalTransform(PictureFormat(96))(image)[None]).states
+    return float(model.match(model.texts([text], 35), states)[0, 1])
 
 
 def test_words_find_the_most_similar_pictures(searcher, library, folder, model):

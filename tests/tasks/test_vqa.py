@@ -6,14 +6,13 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import BlipForQuestionAnswering
 
-from aurora_petl.backbones import load_backbone
+from aurora_petl.backbones import Texts, load_backbone
+from aurora_petl.backbones.frames import media_states
 from aurora_petl.baselines import apply_method
-from aurora_petl.data.media import EvalTransform
+from aurora_petl.data.media import EvalTransform, PictureFormat
 from aurora_petl.data.rows import Question, QuestionDataset
 from aurora_petl.errors import AuroraError
-from aurora_petl.evaluation.features import tokenize
 from aurora_petl.examples import TrainingExamples
-from aurora_petl.tasks.clips import encode_media
 from aurora_petl.tasks.settings import VQASettings
 from aurora_petl.tasks.vqa import VQA, Answers
 from tests.helpers.pictures import draw, make_questions
@@ -61,6 +60,10 @@ def batch(task, rows=ROWS):
     )
 
 
+def asked(found):
+    return Texts(found["question_ids"], found["question_mask"])
+
+
 def alone(model, tokenizer, picture, question, answer, smoothing):
     """The loss of one answer by transformers' modules, nothing padded and the labels set out."""
     ids = tokenizer(question, return_tensors="pt").input_ids
@@ -100,11 +103,10 @@ def test_loss_of_each_answer_equals_transformers_with_its_reduction_none(task, t
     """Questions of one length, since transformers loses their padding mask; with smoothing as in its configuration."""
     found = batch(task, [("what is it?", ["a red apple", "no"], [0.5, 0.5]), ("how many?", ["2"], [1.0])])
     found["question_mask"][:] = 1
-    states = task.backbone.encode_question(
-        found["question_ids"], found["question_mask"], task.backbone.encode_image(found["pixel_values"])
-    )
+    states = task.backbone.encode_question(asked(found), task.backbone.image_states(found["pixel_values"]))
     answers, mask, which = found["answer_ids"], found["answer_mask"], found["which"]
-    ours = task.backbone.answer_loss(answers, mask, states, found["question_mask"], which, label_smoothing=0.1)
+    rest = Texts(answers, mask), states, found["question_mask"], which
+    ours = task.backbone.answer_loss(*rest, label_smoothing=0.1)
     inputs = torch.cat([torch.full_like(answers[:, :1], DEC), answers[:, 1:]], 1)
     out = theirs.text_decoder(
         input_ids=inputs,
@@ -115,7 +117,7 @@ def test_loss_of_each_answer_equals_transformers_with_its_reduction_none(task, t
     )
     assert theirs.text_decoder.label_smoothing == 0.1
     assert torch.allclose(ours, out.loss, rtol=1e-5)
-    logits = task.backbone.answer_logits(answers, mask, states, found["question_mask"], which)
+    logits = task.backbone.answer_logits(*rest)
     assert torch.allclose(logits[mask == 1], out.logits[mask == 1], atol=1e-4)
 
 
@@ -123,11 +125,11 @@ def test_loss_of_each_answer_equals_transformers_with_its_reduction_none(task, t
 def test_company_and_padding_change_no_answers_score(task):
     """A question's answers alone, beside longer ones, and padded further: the same to 1e-5."""
     backbone, found = task.backbone, batch(task)
-    image = backbone.encode_image(found["pixel_values"])
+    image = backbone.image_states(found["pixel_values"])
 
     def losses(ids, mask, image, answers, answers_mask, which):
-        states = backbone.encode_question(ids, mask, image)
-        return backbone.answer_loss(answers, answers_mask, states, mask, which, label_smoothing=0.1)
+        states = backbone.encode_question(Texts(ids, mask), image)
+        return backbone.answer_loss(Texts(answers, answers_mask), states, mask, which, label_smoothing=0.1)
 
     names = ("question_ids", "question_mask", "answer_ids", "answer_mask")
     ids, mask, answers, answers_mask = (found[name] for name in names)
@@ -144,12 +146,13 @@ def test_company_and_padding_change_no_answers_score(task):
 @torch.no_grad()
 def test_a_token_does_not_see_those_after_it(task):
     found = batch(task, ROWS[:1])
-    states = task.backbone.encode_image(found["pixel_values"])
+    states = task.backbone.image_states(found["pixel_values"])
     logits = []
     for ids in (found["answer_ids"][:1], found["answer_ids"][:1].clone()):
         if logits:
             ids[0, 3:] = 2000
-        logits.append(task.backbone.answer_logits(ids, torch.ones_like(ids), states, torch.ones(1, states.shape[1])))
+        answer = Texts(ids, torch.ones_like(ids))
+        logits.append(task.backbone.answer_logits(answer, states, torch.ones(1, states.shape[1])))
     assert torch.allclose(logits[0][:, :3], logits[1][:, :3], atol=1e-5)
     assert not torch.allclose(logits[0][:, 3:], logits[1][:, 3:], atol=1e-1)
 
@@ -176,16 +179,17 @@ def test_context_is_the_batchs_questions_in_training_and_their_bank_afterwards()
     task(**found)
     with torch.no_grad():
         task.eval()
-        texts = backbone.encode_text(found["question_ids"], found["question_mask"])[:, 0]
+        texts = backbone.text_states(asked(found))[:, 0]
         assert torch.allclose(context.aurora_bank["default"][-3:], texts, atol=1e-5)
-        image = backbone.encode_image(found["pixel_values"])
-        before = backbone.encode_question(found["question_ids"], found["question_mask"], image)
+        assert torch.equal(backbone.question_context(asked(found)), texts)
+        image = backbone.image_states(found["pixel_values"])
+        before = backbone.encode_question(asked(found), image)
         context.aurora_eta["default"].fill_(0.5)
-        together = backbone.encode_question(found["question_ids"], found["question_mask"], image)
+        together = backbone.encode_question(asked(found), image)
         weights = (before[:, 0] @ texts.T / texts.shape[1] ** 0.5).softmax(1)
         assert torch.allclose(together[:, 0], before[:, 0] + 0.5 * weights @ texts, atol=1e-4)
         assert torch.equal(together[:, 1:], before[:, 1:])
-        single = backbone.encode_question(found["question_ids"][:1], found["question_mask"][:1], image[:1])
+        single = backbone.encode_question(asked(found).rows(slice(1)), image[:1])
     assert torch.allclose(single, together[:1], atol=1e-5)
 
 
@@ -202,8 +206,8 @@ def questions(task):
     """States and mask of three questions of different lengths."""
     found = batch(task)
     with torch.no_grad():
-        image = task.backbone.encode_image(found["pixel_values"])
-        states = task.backbone.encode_question(found["question_ids"], found["question_mask"], image)
+        image = task.backbone.image_states(found["pixel_values"])
+        states = task.backbone.encode_question(asked(found), image)
     return states, found["question_mask"]
 
 
@@ -229,8 +233,7 @@ def scored(task, theirs, k):
 def test_rank_picks_what_brute_force_picks(task, theirs, questions, k, monkeypatch):
     monkeypatch.setattr("aurora_petl.tasks.vqa.PAIRS", 5)
     task.settings.k_test = k
-    tokens = tokenize(task.backbone, CANDIDATES, 64)
-    found = task.rank(*questions, tokens["input_ids"], tokens["attention_mask"])
+    found = task.rank(*questions, task.backbone.texts(CANDIDATES, 64))
     assert found.tolist() == scored(task, theirs, k)
 
 
@@ -242,7 +245,7 @@ def test_generate_is_greedy_and_does_not_mind_company(task, questions):
         own = states[row : row + 1, : mask[row].sum()]
         ids = torch.tensor([[DEC]])
         while ids.shape[1] < 8 and ids[0, -1] != 102:
-            logits = task.backbone.answer_logits(ids, torch.ones_like(ids), own, torch.ones(own.shape[:2]))
+            logits = task.backbone.answer_logits(Texts(ids, torch.ones_like(ids)), own, torch.ones(own.shape[:2]))
             ids = torch.cat([ids, logits[:, -1].argmax(-1, keepdim=True)], 1)
         assert written[row] == task.backbone.tokenizer.decode(ids[0, 1:], skip_special_tokens=True)
     assert len({*written}) > 1
@@ -268,8 +271,8 @@ def colours(tmp_path_factory):
 
 def test_a_split_is_answered_in_its_order_and_a_picture_encoded_once(task, colours, monkeypatch):
     test, seen = colours.split("test"), []
-    encode = task.backbone.encode_image
-    monkeypatch.setattr(task.backbone, "encode_image", lambda pixels: seen.append(len(pixels)) or encode(pixels))
+    encode = task.backbone.image_states
+    monkeypatch.setattr(task.backbone, "image_states", lambda pixels: seen.append(len(pixels)) or encode(pixels))
     monkeypatch.setattr("aurora_petl.tasks.vqa.QUESTIONS", 5)
     metrics, found = task.train().evaluate(test)
     assert task.training and sum(seen) == 7  # 6 pictures, one of them in two batches
@@ -357,15 +360,16 @@ def test_frames_are_encoded_as_pictures_and_fused_together(task):
     task.settings = VQASettings(frames=3, test_frames=2)
     _, found = task.evaluate(clips)
     assert isinstance(found, Answers) and clips.asked == [(0, 2, False), (1, 2, False), (2, 2, False)]
-    view = EvalTransform(96)
+    view = EvalTransform(PictureFormat(96))
     clip = torch.stack([view(frame) for frame in clips.frames(0, 2)])
     with torch.no_grad():
-        states = encode_media(task.backbone, torch.stack([clip, clip.flip(0)]))
-        frames = task.backbone.encode_image(clip)
-    assert states.shape[:2] == (2, 2)
-    assert torch.allclose(states[0], frames, atol=1e-5) and torch.allclose(states[1], frames.flip(0), atol=1e-5)
+        states = media_states(task.backbone, torch.stack([clip, clip.flip(0)]))
+        frames = task.backbone.image_states(clip)
+    assert states.shape[:2] == (2, 2 * frames.shape[1])  # those of both frames follow each other
+    for found_states, order in zip(states, (frames, frames.flip(0)), strict=True):
+        assert torch.allclose(found_states, order.flatten(0, 1), atol=1e-5)
     with torch.no_grad():
-        assert torch.equal(encode_media(task.backbone, clip), frames[:, None])
+        assert torch.equal(media_states(task.backbone, clip), frames)
     rows = [{"pixels": clip, "question": "how many?", "answers": ["2"], "weights": [1.0]}] * 2
     assert task.collate(rows)["pixel_values"].shape == (2, 2, 3, 96, 96)
     assert torch.isfinite(task(**task.collate(rows))["loss"])

@@ -173,7 +173,7 @@ def load(folder: Path, config: Any, name: str, task: str = "retrieval", image_si
     picture = read_picture_format(folder, name, kind.processors, _own_size(config))
     tokenizer = read_tokenizer(folder, config, name)
     _check_tokenizer(tokenizer, config, name)
-    model, _ = read_model(kind.model, config, folder, name, "copy the model again")
+    model, _ = read_model(kind.model, config, folder, name, task, "copy the model again")
     return DualBackbone(model, tokenizer, _sized(picture, config, image_size), name)
 
 

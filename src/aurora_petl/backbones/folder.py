@@ -118,6 +118,7 @@ def read_model(
     config: Any,
     folder: Path,
     name: str,
+    task: str,
     fitting: str,
     put: Callable[[Any, set[str]], set[str]] | None = None,
 ) -> tuple[Any, dict[str, Stored]]:
@@ -125,6 +126,7 @@ def read_model(
 
     Args:
         kind: the model's class.
+        task: what the model is for, for messages.
         fitting: what to take where parts are missing, for messages.
         put: gives some of the missing weights a value, and returns which.
 
@@ -135,7 +137,7 @@ def read_model(
     with torch.device("meta"):
         skeleton = kind(config)
     check_shapes(skeleton, stored, name)
-    _check_parts(skeleton, set(stored), name, fitting)
+    _check_parts(skeleton, set(stored), name, task, fitting)
     with quiet():
         try:
             loaded, report = kind.from_pretrained(
@@ -158,12 +160,12 @@ def read_model(
     return model, stored
 
 
-def _check_parts(skeleton: nn.Module, stored: set[str], name: str, fitting: str) -> None:
+def _check_parts(skeleton: nn.Module, stored: set[str], name: str, task: str, fitting: str) -> None:
     """Refuse files that lack whole parts, or most of the weights, before memory is taken for these."""
     weights = {key: weight.numel() for key, weight in skeleton.named_parameters()}
     lacking = {key: size for key, size in weights.items() if key not in stored}
     if parts := [part for part, module in skeleton.named_children() if set() < _all_of(part, module) <= set(lacking)]:
-        raise AuroraError(f"model {name} has no {', '.join(parts)}, which the task needs; {fitting}")
+        raise AuroraError(f"model {name} has no {', '.join(parts)}, which {task} needs; {fitting}")
     if 2 * sum(lacking.values()) > sum(weights.values()):
         raise AuroraError(f"model {name}: {len(lacking)} weights are missing, {min(lacking)} among them; {fitting}")
 

@@ -169,7 +169,8 @@ class Retrieval(Task):
             with torch.no_grad(), self._averages.swapped_in(dict(self.trained())):
                 image_feature = encode_media(backbone, pixel_values).feature
                 text_feature = backbone.encode_text(texts).feature
-        elif not self.settings.alpha:  # as CLIP trains: gradients reach both sides of every product
+        elif not self.settings.alpha and not backbone.defaults["momentum"]:
+            # as CLIP trains: gradients reach both sides of every product; BLIP's reach the side without a teacher
             image_feature, text_feature = media.feature, text.feature
         teacher = Teacher(gather(image_feature), gather(text_feature), gather(ids))
         ramp = min(1.0, self.steps / max(1, self.warmup_steps))

@@ -51,6 +51,11 @@ class RetrievalSettings(TaskSettings):
     beta: float = number(0.0, -(10**6), 10**6)
     frame_attention: bool = True  # texts weigh the frames of a clip by their similarity
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_tokens == 1:  # tokenizers would leave such texts whole: their first and last token are two
+            raise AuroraError("task.max_tokens is 1; set it to 2 or more, or to 0 for the model's own length")
+
     @property
     def longest_text(self) -> int:
         return self.max_tokens

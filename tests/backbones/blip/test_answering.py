@@ -11,7 +11,7 @@ from transformers import BlipConfig, BlipForQuestionAnswering
 from aurora_petl.adapter import AuroraConfig
 from aurora_petl.adapter.layer import AuroraLinear
 from aurora_petl.backbones import load_backbone
-from aurora_petl.backbones.base import resolve
+from aurora_petl.backbones.load import resolve
 from aurora_petl.errors import AuroraError
 
 
@@ -35,7 +35,7 @@ def test_a_model_without_a_decoder_is_refused(tmp_path):
     save_file(state, file, metadata={"format": "pt"})
     with pytest.raises(AuroraError, match=r"has no text_decoder, which vqa needs; take a model with an answer decoder"):
         load_backbone(tmp_path / "model", task="vqa")
-    with pytest.raises(AuroraError, match="BLIP has no part for task 'poetry'; choose one of retrieval, vqa"):
+    with pytest.raises(AuroraError, match="model blip-mini is of family BLIP, which does not do 'poetry'"):
         load_backbone("blip-mini", task="poetry")
 
 

@@ -16,7 +16,7 @@ from transformers import (
 from transformers.models.blip.modeling_blip_text import BlipTextLayer
 
 from aurora_petl.adapter import AuroraConfig
-from aurora_petl.backbones import checkpoint_layers
+from aurora_petl.backbones import Texts, checkpoint_layers
 from aurora_petl.backbones.blip.attention import (
     KNOWN,
     REPLACED,
@@ -258,11 +258,11 @@ def test_unknown_classes_are_left_alone_and_pictures_repeated(monkeypatch):
     assert not backbone.shares and kinds & set(REPLACED.values()) == {TextEmbeddings}
     which, states = torch.tensor([1, 0, 1]), torch.randn(2, 17, 64)
     with torch.no_grad():
-        found, expected = (one.match(*words(3), states, which) for one in (backbone, reference))
+        found, expected = (one.match(Texts(*words(3)), states, which) for one in (backbone, reference))
     assert torch.allclose(found, expected, atol=1e-5)
     checkpoint_layers(backbone.model.train())
     backbone.model.enable_input_require_grads()
-    backbone.match(*words(3), states, which).sum().backward()
+    backbone.match(Texts(*words(3)), states, which).sum().backward()
     monkeypatch.undo()
     with pytest.warns(UserWarning, match="BlipAttention"):
         assert not use_sdpa(torch.nn.Linear(1, 1))
@@ -316,7 +316,7 @@ def test_shared_pictures_equal_repeated_ones(adapter, which):
     ids, mask = words(6)
     which, states = torch.tensor(which), torch.randn(3, 17, 64)
     expected, their_gradients = step(theirs, lambda states: repeated(theirs, ids, mask, states, which), states)
-    found, our_gradients = step(backbone.model, lambda states: backbone.match(ids, mask, states, which), states)
+    found, our_gradients = step(backbone.model, lambda states: backbone.match(Texts(ids, mask), states, which), states)
     assert_same(found, expected)
     assert_same(our_gradients, their_gradients)
 
@@ -326,11 +326,11 @@ def test_the_only_picture_and_a_picture_each_need_no_which():
     ids, mask = words(6)
     for states, which in ((torch.randn(1, 17, 64), [0] * 6), (torch.randn(6, 17, 64), list(range(6)))):
         expected, their_gradients = step(theirs, lambda s, w=which: repeated(theirs, ids, mask, s, w), states)
-        found, our_gradients = step(backbone.model, lambda s: backbone.match(ids, mask, s), states)
+        found, our_gradients = step(backbone.model, lambda s: backbone.match(Texts(ids, mask), s), states)
         assert_same(found, expected)
         assert_same(our_gradients, their_gradients)
     with pytest.raises(ValueError, match="6 texts cannot meet 3 pictures"):
-        backbone.match(ids, mask, torch.randn(3, 17, 64))
+        backbone.match(Texts(ids, mask), torch.randn(3, 17, 64))
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
@@ -338,14 +338,14 @@ def test_the_only_picture_and_a_picture_each_need_no_which():
 def test_gradient_checkpointing_changes_nothing(adapter, reentrant):
     _, backbone = adapted(adapter)
     model = backbone.model.train()
-    ids, mask = words(6)
+    texts = Texts(*words(6))
     which = torch.tensor(WHICH["two rows"])
 
     def run():
         model.zero_grad()
-        states = backbone.encode_image(pictures(3))
-        logits = backbone.match(ids, mask, states, which)
-        text = backbone.project_text(backbone.encode_text(ids, mask)) @ backbone.project_image(states).T
+        image = backbone.encode_image(pictures(3))
+        logits = backbone.match(texts, image.states, which)
+        text = backbone.encode_text(texts).feature @ image.feature.T
         (F.cross_entropy(logits, torch.tensor([1, 0] * 3)) + F.cross_entropy(text, which)).backward()
         return {"logits": logits.detach()}, {name: value.clone() for name, value in gradients(model).items()}
 
@@ -401,8 +401,10 @@ def test_autocast(adapter):
     which, states = torch.tensor(WHICH["unequal"]), torch.randn(3, 17, 64)
     exact, exact_gradients = step(theirs, lambda states: repeated(theirs, ids, mask, states, which), states)
     with torch.autocast("cpu", torch.bfloat16):
-        found, found_gradients = step(backbone.model, lambda states: backbone.match(ids, mask, states, which), states)
-        assert backbone.match(ids, mask, states, which).dtype == torch.float32
+        found, found_gradients = step(
+            backbone.model, lambda states: backbone.match(Texts(ids, mask), states, which), states
+        )
+        assert backbone.match(Texts(ids, mask), states, which).dtype == torch.float32
     assert_same(found, exact, 0.03)
     assert_same(found_gradients, exact_gradients, 0.06)
 
@@ -413,10 +415,10 @@ def test_company_changes_no_score():
     ids, mask = words(6)
     states = torch.randn(3, 17, 64)
     for which in WHICH.values():
-        together = backbone.match(ids, mask, states, torch.tensor(which))
+        together = backbone.match(Texts(ids, mask), states, torch.tensor(which))
         alone = [
-            backbone.match(ids[i : i + 1, : mask[i].sum()], mask[i : i + 1, : mask[i].sum()], states[p : p + 1])
-            for i, p in enumerate(which)
+            backbone.match(Texts(ids[i : i + 1, :n], mask[i : i + 1, :n]), states[p : p + 1])
+            for i, (p, n) in enumerate(zip(which, mask.sum(1).tolist(), strict=True))
         ]
         assert torch.allclose(together, torch.cat(alone), atol=1e-5)
 
@@ -453,7 +455,7 @@ def test_the_loss_of_a_batch_is_that_of_repeated_pictures(monkeypatch):
     ids, mask = words(6)
     batch = dict(pixel_values=pictures(6), input_ids=ids, attention_mask=mask, ids=torch.tensor([0, 1, 2, 3, 0, 4]))
     match, found = backbone.match, []
-    for each in (match, lambda ids, mask, states, which, **_: match(ids, mask, states[which])):
+    for each in (match, lambda texts, states, which, **_: match(texts, states[which])):
         monkeypatch.setattr(backbone, "match", each)
         torch.manual_seed(4)
         loss = task(**batch)["loss"]

@@ -26,7 +26,6 @@ from aurora_petl.backbones.blip.convert import convert, read_momentum, rename
 from aurora_petl.baselines import apply_method
 from aurora_petl.cli import main
 from aurora_petl.errors import AuroraError
-from aurora_petl.evaluation.features import tokenize
 from aurora_petl.recipe import load_recipe
 from aurora_petl.tasks.retrieval import Retrieval
 from aurora_petl.tasks.settings import RetrievalSettings
@@ -67,19 +66,19 @@ def states(files):
 def test_the_converted_model_computes_what_the_original_does(kind, done, states):
     backbone, original = load_backbone(done[kind].folder), checkpoints.Original(states[kind])
     backbone.model.eval()
-    tokens = tokenize(backbone, TEXTS, 35)
-    ids, mask = tokens["input_ids"], tokens["attention_mask"]
+    texts = backbone.texts(TEXTS, 35)
+    ids, mask = texts.ids, texts.mask
     assert (mask == 0).any()
     torch.manual_seed(1)
     pixels = torch.randn(3, 3, 64, 64)
-    image_states = backbone.encode_image(pixels)
-    assert torch.allclose(image_states, original.image(pixels), atol=1e-5)
-    itc = backbone.project_image(image_states) @ backbone.project_text(backbone.encode_text(ids, mask)).T
+    image = backbone.encode_image(pixels)
+    assert torch.allclose(image.states, original.image(pixels), atol=1e-5)
+    itc = image.feature @ backbone.encode_text(texts).feature.T
     assert torch.allclose(itc, original.itc(pixels, ids, mask), atol=1e-5)
-    itm = backbone.match(ids, mask, image_states)
+    itm = backbone.match(texts, image.states)
     assert itm.std() > 0.1
     assert torch.allclose(itm, original.itm(pixels, ids, mask), atol=1e-5)
-    assert backbone.temperature().item() == pytest.approx(0.043)
+    assert backbone.model.temperature().item() == pytest.approx(0.043)
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -150,7 +149,7 @@ def test_a_checkpoint_of_vqa_says_what_retrieval_lacks(done):
 def test_old_torch_files_are_read_too(states, tmp_path):
     torch.save({"model": states["retrieval"]}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     convert(tmp_path / "old.pth", tmp_path / "model")
-    assert load_backbone(tmp_path / "model").temperature().item() == pytest.approx(0.043)
+    assert load_backbone(tmp_path / "model").model.temperature().item() == pytest.approx(0.043)
 
 
 # Picture sizes
@@ -163,7 +162,7 @@ def test_positions_for_another_size_equal_transformers_own_at_every_call():
     resized, plain = load_backbone("blip-mini", image_size=144), load_backbone("blip-mini")
     wanted = plain.model.vision_model(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state
     assert resized.image_size == resized.model.config.vision_config.image_size == 144
-    assert torch.allclose(resized.encode_image(pixels), wanted, atol=1e-6)
+    assert torch.allclose(resized.image_states(pixels), wanted, atol=1e-6)
     first = "vision_model.embeddings.position_embedding"
     before, after = plain.model.state_dict()[first], resized.model.state_dict()[first]
     assert after.shape == (1, 82, 192) and torch.equal(before[:, 0], after[:, 0])
@@ -189,8 +188,7 @@ def test_sizes_that_patches_do_not_fill_are_refused(size, fit):
 
 def test_a_recipe_sets_the_size(folder):
     recipe = load_recipe(None, [f"data={folder}", "image_size=64", "train.batch_size=4"])
-    _, backbone, _ = prepare(recipe, check=False)
-    assert backbone.image_size == 64
+    assert prepare(recipe, check=False).backbone.image_size == 64
     assert load_recipe(None, []).image_size == 0
 
 
@@ -198,7 +196,7 @@ def test_a_recipe_sets_the_size(folder):
 
 
 def averages(task):
-    with task.momentum_weights():
+    with task._averages.swapped_in(dict(task.trained())):
         return {name: weight.detach().clone() for name, weight in task.trained()}
 
 
@@ -223,24 +221,24 @@ def test_the_queue_starts_from_the_checkpoint_as_negatives(done, states):
     backbone, state = load_backbone(done["pretraining"].folder), states["pretraining"]
     apply_method(backbone, "heads")
     task = Retrieval(backbone, RetrievalSettings(queue_size=30, momentum_init="checkpoint"))
-    assert torch.equal(task.queue_image[:24], state["image_queue"].T)
-    assert torch.equal(task.queue_text[:24], state["text_queue"].T)
-    assert task.queue_ids.tolist() == [-100] * 24 + [-1] * 6 and (task.next_row, task.filled) == (24, 24)
-    batch = {"pixel_values": torch.randn(3, 3, 64, 64), "ids": torch.tensor([0, 1, 2]), **tokenize(backbone, TEXTS, 35)}
+    assert torch.equal(task._contrast.image[:24], state["image_queue"].T)
+    assert torch.equal(task._contrast.text[:24], state["text_queue"].T)
+    contrast = task._contrast
+    assert contrast.ids.tolist() == [-100] * 24 + [-1] * 6 and (contrast.next_row, contrast.filled) == (24, 24)
+    pixels, texts = torch.randn(3, 3, 64, 64), backbone.texts(TEXTS, 35)
+    batch = pixels, texts.ids, texts.mask, torch.tensor([0, 1, 2])
     with torch.no_grad():
-        image = backbone.project_image(backbone.encode_image(batch["pixel_values"]))
-        text = backbone.project_text(backbone.encode_text(batch["input_ids"], batch["attention_mask"]))
-        with task.momentum_weights():
-            teacher_image = backbone.project_image(backbone.encode_image(batch["pixel_values"]))
-            teacher_text = backbone.project_text(backbone.encode_text(batch["input_ids"], batch["attention_mask"]))
+        image, text = backbone.encode_image(pixels).feature, backbone.encode_text(texts).feature
+        with task._averages.swapped_in(dict(task.trained())):
+            teacher_image, teacher_text = backbone.encode_image(pixels).feature, backbone.encode_text(texts).feature
         to_text = image @ torch.cat([teacher_text, state["text_queue"].T]).T / 0.043
         to_image = text @ torch.cat([teacher_image, state["image_queue"].T]).T / 0.043
         right = torch.arange(3)
         expected = (F.cross_entropy(to_text, right) + F.cross_entropy(to_image, right)) / 2
         task.eval()  # leaves averages and queue as they are
-        assert task(**batch)["itc"].item() == pytest.approx(expected.item(), rel=1e-4)
-    task.train()(**batch)
-    assert task.queue_ids.tolist() == [-100] * 24 + [0, 1, 2] + [-1] * 3
+        assert task(*batch)["itc"].item() == pytest.approx(expected.item(), rel=1e-4)
+    task.train()(*batch)
+    assert contrast.ids.tolist() == [-100] * 24 + [0, 1, 2] + [-1] * 3
 
 
 def test_a_smaller_queue_takes_what_fits(done):
@@ -248,7 +246,8 @@ def test_a_smaller_queue_takes_what_fits(done):
     apply_method(backbone, "heads")
     for size, used in ((10, (0, 10)), (0, (0, 0))):
         task = Retrieval(backbone, RetrievalSettings(queue_size=size, momentum_init="checkpoint"))
-        assert (task.next_row, task.filled) == used and task.queue_ids.tolist() == [-100] * size
+        contrast = task._contrast
+        assert (contrast.next_row, contrast.filled) == used and contrast.ids.tolist() == [-100] * size
 
 
 def test_a_model_without_momentum_cannot_start_from_it(backbone):
@@ -270,10 +269,9 @@ def test_hub_configurations_are_put_right(done, states):
     config.text_config.num_attention_heads, config.vision_config.layer_norm_eps = 8, 1e-5
     backbone = blip.load(path, config, "Salesforce/blip-itm-base-coco")
     backbone.model.eval()
-    pixels, tokens = torch.randn(3, 3, 64, 64), tokenize(backbone, TEXTS, 35)
-    ids, mask = tokens["input_ids"], tokens["attention_mask"]
-    wanted = checkpoints.Original(states["retrieval"]).itm(pixels, ids, mask)
-    assert torch.allclose(backbone.match(ids, mask, backbone.encode_image(pixels)), wanted, atol=1e-5)
+    pixels, texts = torch.randn(3, 3, 64, 64), backbone.texts(TEXTS, 35)
+    wanted = checkpoints.Original(states["retrieval"]).itm(pixels, texts.ids, texts.mask)
+    assert torch.allclose(backbone.match(texts, backbone.image_states(pixels)), wanted, atol=1e-5)
 
 
 # The command

@@ -5,6 +5,7 @@ import torch
 from peft import get_peft_model
 from transformers import BlipForImageTextRetrieval
 
+from aurora_petl.backbones import Texts
 from aurora_petl.backbones.blip import attention, crossing
 from aurora_petl.backbones.blip.attention import Meeting, share
 from aurora_petl.backbones.blip.model import BlipBackbone
@@ -108,5 +109,5 @@ def test_what_does_not_fit_goes_the_usual_way(crossings):
     gradients(hooked, usual)
     with torch.no_grad():
         ids, mask = words(6, TOKENS, padded=False)
-        adapted().match(ids, mask, torch.randn(3, 17, 64), torch.tensor(usual))
+        adapted().match(Texts(ids, mask), torch.randn(3, 17, 64), torch.tensor(usual))
     assert crossings == []

@@ -8,48 +8,45 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from aurora_petl.backbones import embedded_models, load_backbone
-from aurora_petl.backbones.base import resolve
+from aurora_petl.backbones.load import resolve
 from aurora_petl.errors import AuroraError
-from aurora_petl.evaluation.features import tokenize
 
 
 @pytest.fixture
 def batch(backbone):
     torch.manual_seed(0)
-    tokens = tokenize(backbone, ["a red apple", "a dog"], 35)
-    return torch.randn(2, 3, backbone.image_size, backbone.image_size), tokens["input_ids"], tokens["attention_mask"]
+    pixels = torch.randn(2, 3, backbone.image_size, backbone.image_size)
+    return pixels, backbone.texts(["a red apple", "a dog"], 35)
 
 
 @torch.no_grad()
 def test_itc_equals_transformers(backbone, batch):
     backbone.model.eval()
-    pixels, ids, mask = batch
-    ours = (
-        backbone.project_image(backbone.encode_image(pixels)) @ backbone.project_text(backbone.encode_text(ids, mask)).T
-    )
-    theirs = backbone.model(input_ids=ids, pixel_values=pixels, attention_mask=mask, use_itm_head=False).itm_score
+    pixels, texts = batch
+    ours = backbone.encode_image(pixels).feature @ backbone.encode_text(texts).feature.T
+    theirs = backbone.model(
+        input_ids=texts.ids, pixel_values=pixels, attention_mask=texts.mask, use_itm_head=False
+    ).itm_score
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 @torch.no_grad()
 def test_itm_equals_transformers_given_the_enc_token(backbone, batch):
     backbone.model.eval()
-    pixels, ids, mask = batch
-    ours = backbone.match(ids, mask, backbone.encode_image(pixels))
-    enc = ids.clone()
+    pixels, texts = batch
+    ours = backbone.match(texts, backbone.encode_image(pixels).states)
+    enc = texts.ids.clone()
     enc[:, 0] = 30523
-    theirs = backbone.model(input_ids=enc, pixel_values=pixels, attention_mask=mask).itm_score
+    theirs = backbone.model(input_ids=enc, pixel_values=pixels, attention_mask=texts.mask).itm_score
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 @torch.no_grad()
 def test_one_picture_serves_many_texts(backbone, batch):
     backbone.model.eval()
-    pixels, ids, mask = batch
-    states = backbone.encode_image(pixels[:1])
-    assert torch.allclose(
-        backbone.match(ids, mask, states), backbone.match(ids, mask, states.expand(2, -1, -1)), atol=1e-5
-    )
+    pixels, texts = batch
+    states = backbone.encode_image(pixels[:1]).states
+    assert torch.allclose(backbone.match(texts, states), backbone.match(texts, states.expand(2, -1, -1)), atol=1e-5)
 
 
 def test_words_are_bert_pieces_with_dec_and_enc(backbone):
@@ -63,7 +60,7 @@ def test_embedded_weights_are_float16_and_small():
     assert {str(value.dtype) for name, value in state.items() if name != "temperature"} == {"torch.float16"}
     assert any(name.startswith("text_decoder.bert.encoder.layer.0.attention") for name in state)
     assert sum(value.nbytes for value in state.values()) < 30e6
-    assert load_backbone("blip-mini").temperature().item() == pytest.approx(state["temperature"].item())
+    assert load_backbone("blip-mini").model.temperature().item() == pytest.approx(state["temperature"].item())
 
 
 def test_unknown_models_are_named(tmp_path):

@@ -319,7 +319,7 @@ def load(folder: Path, config: Any, name: str, task: str = "retrieval", image_si
     tokenizer = read_tokenizer(folder, config, name)
     check_tokenizer(tokenizer, config, name)
     put = _share_embeddings if task == "vqa" else None
-    model, stored = read_model(kind, config, folder, name, FITTING[task], put)
+    model, stored = read_model(kind, config, folder, name, task, FITTING[task], put)
     if image_size is not None:
         set_image_size(model, image_size)
     backbone = made(model, tokenizer, name)

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from aurora_petl.backbones.blip.attention import attend, share
+from aurora_petl.backbones.frames import encode_media, frame_weights, media_states, pool
 from aurora_petl.data.rows import ImageTextDataset, Item
 from aurora_petl.evaluation import rerank as engine
-from aurora_petl.evaluation.features import extract, tokenize
+from aurora_petl.evaluation.features import extract
 from aurora_petl.evaluation.rerank import rerank
-from aurora_petl.tasks.clips import encode_media, frame_weights, pool, project_frames
 from aurora_petl.tasks.retrieval import Retrieval, RetrievalSettings
 from tests.helpers.pictures import draw
 
@@ -35,8 +35,24 @@ def test_a_still_clip_is_its_picture(backbone):
     picture = torch.randn(2, 3, 96, 96)
     still = picture[:, None].expand(-1, FRAMES, -1, -1, -1)
     with torch.no_grad():
-        one, other = (pool(project_frames(backbone, encode_media(backbone, pixels))) for pixels in (picture, still))
-    assert torch.allclose(one, other, atol=1e-5)
+        one, other = (encode_media(backbone, pixels) for pixels in (picture, still))
+    assert torch.allclose(one.feature, other.feature, atol=1e-5)
+    assert torch.allclose(other.frames, one.feature[:, None].expand(-1, FRAMES, -1), atol=1e-5)
+
+
+@torch.no_grad()
+def test_states_of_a_clip_are_those_of_its_frames_one_after_the_other(backbone):
+    backbone.model.eval()
+    clips = torch.randn(2, FRAMES, 3, 96, 96)
+    media = encode_media(backbone, clips)
+    for clip, states, features in zip(clips, media.states, media.frames, strict=True):
+        alone = [backbone.encode_image(frame[None]) for frame in clip]
+        assert torch.allclose(states, torch.cat([frame.states[0] for frame in alone]), atol=1e-5)
+        assert torch.allclose(features, torch.cat([frame.feature for frame in alone]), atol=1e-5)
+    assert torch.equal(media_states(backbone, clips), media.states)
+    picture = encode_media(backbone, clips[:, 0])
+    assert torch.equal(picture.frames[:, 0], picture.feature)
+    assert torch.equal(media_states(backbone, clips[:, 0]), picture.states)
 
 
 def test_a_clip_is_the_mean_of_its_frames():
@@ -74,25 +90,25 @@ def test_reranked_clips_equal_pairs_alone(backbone, clips, aware, monkeypatch):
     monkeypatch.setattr(engine, "CALL_TOKENS", 8)
     backbone.model.eval()
     features = extract(backbone, clips, frames=FRAMES)
-    assert features.frames.shape == (3, FRAMES, backbone.joint_width)
+    assert features.frames.shape == (3, FRAMES, *backbone.feature_shape)
     scores = rerank(backbone, features, k_test=3, frame_attention=aware).image_to_text
     for image in range(3):
         for text in range(3):
-            tokens = tokenize(backbone, [features.texts[text]], 35)
+            words = backbone.texts([features.texts[text]], 35)
             weights = frame_weights(features.text[text, None], features.frames[image, None]) if aware else None
-            states = features.encode(image, image + 1)
-            alone = backbone.match(tokens["input_ids"], tokens["attention_mask"], states, frames=weights)
+            states = features.states.anew(image, image + 1)
+            alone = backbone.match(words, states, frames=weights)
             assert scores[image, text] == pytest.approx(alone[0, 1].item(), abs=1e-4)
 
 
 def test_loss_of_clips_reaches_the_frames(backbone):
     task = Retrieval(backbone, RetrievalSettings(queue_size=0)).train()
     pixels = torch.randn(3, FRAMES, 3, 96, 96, requires_grad=True)
-    words = tokenize(backbone, ["a circle", "a square", "a star"], 35)
+    words = backbone.texts(["a circle", "a square", "a star"], 35)
     torch.manual_seed(0)
-    loss = task(pixels, words["input_ids"], words["attention_mask"], torch.arange(3))["loss"]
+    loss = task(pixels, words.ids, words.mask, torch.arange(3))["loss"]
     loss.backward()
     assert (pixels.grad.flatten(2).abs().sum(2) > 0).all()
     torch.manual_seed(0)
-    task.settings.frame_attention = False
-    assert task(pixels, words["input_ids"], words["attention_mask"], torch.arange(3))["loss"].item() != loss.item()
+    plain = Retrieval(backbone, RetrievalSettings(queue_size=0, frame_attention=False)).train()
+    assert plain(pixels, words.ids, words.mask, torch.arange(3))["loss"].item() != loss.item()
