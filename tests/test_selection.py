@@ -78,7 +78,7 @@ def test_the_strength_is_a_point_between_the_weights_at_both_ends(folder, tmp_pa
         start, end = ends["start"][name], ends["end"][name]
         assert torch.allclose(weight, start + strength * (end - start), atol=1e-6), name
     _, backbone = load_run(tmp_path / "run")
-    saved = {name: weight for name, weight in backbone.module.named_parameters()}
+    saved = dict(backbone.module.named_parameters())
     assert all(torch.equal(saved[name], weight) for name, weight in run.task.trained())
     assert f"strength {strength:g} kept" in run_summary(run.metrics)
 

@@ -25,7 +25,7 @@ def check(recipe: Recipe) -> None:
     backbone = load_backbone(recipe.model, weights=False, task=recipe.task.name, image_size=recipe.image_size or None)
     places = backbone.longest
     for field in fields(recipe.task):
-        if field.name.endswith("_tokens") and (length := getattr(recipe.task, field.name)) > places:
+        if field.name.endswith("_tokens") and (length := getattr(recipe.task, field.name) or 0) > places:
             raise AuroraError(f"task.{field.name} is {length}; {recipe.model} has places for {places} tokens")
     task_class(recipe.task.name).fitted(recipe.task, backbone)
     with warnings.catch_warnings(), suppress(RuntimeError):  # some methods of peft begin from the weights
