@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,13 @@ from .data.rows import Dataset as Rows
 from .devices import choose
 from .distributed import rank, ranks
 from .errors import AuroraError
-from .files import lock, write_json
-from .gallery import GALLERIES
+from .files import write_json
 from .methods import find_method
 from .plan import count_steps, fit_batch
 from .recipe import Recipe, load_recipe, located
 from .report import kept_weights, plot_curve
+from .report.gallery import GALLERIES
+from .run_folder import ours
 from .stopping import Signals
 from .tasks import task_class
 from .tasks.base import Task
@@ -118,24 +118,6 @@ def _prepared(recipe: Recipe, dataset: Rows) -> Prepared:
     return Prepared(recipe, dataset, backbone, kind(backbone, recipe.task))
 
 
-def claim(folder: Path, resume: bool) -> None:
-    """Make sure that ``folder`` may take a run.
-
-    Raises:
-        AuroraError: if it holds one and ``resume`` is not asked for, or the other way round, or is a file.
-    """
-    if folder.is_file():
-        raise AuroraError(f"{folder} is a file; name a folder with --out")
-    begun = (folder / "recipe.yaml").is_file()
-    if resume and not begun:
-        raise AuroraError(f"{folder} holds no run to resume; leave out --resume to start one")
-    if not resume and folder.exists() and (begun or any(path.name != ".lock" for path in folder.iterdir())):
-        what = "a run" if begun else "files"
-        raise AuroraError(f"{folder} already holds {what}; name another --out, or continue it with --resume")
-    if resume and (folder / "metrics.json").is_file():
-        raise AuroraError(f"{folder} holds a finished run; name another --out to train anew")
-
-
 def train(
     recipe: Recipe,
     folder: Path,
@@ -164,7 +146,7 @@ def train(
     distributed.start()
     first = rank() == 0  # of several processes it alone writes
     progress = progress and first
-    with _ours(folder, resume), Signals() as signals:
+    with ours(folder, resume), Signals() as signals:
         prepared = prepare(recipe, check=check, progress=progress)
         recipe = prepared.recipe
         if first:
@@ -198,32 +180,6 @@ def _unchanged(folder: Path, prepared: Prepared, progress: bool) -> Run:
     metrics |= {"chosen": dict.fromkeys((selection.TUNED, selection.UNTUNED), choice)}
     metrics |= {"weights": weight_counts(backbone)}
     return Run(folder, recipe, backbone, task, metrics, [])
-
-
-@contextmanager
-def _ours(folder: Path, resume: bool) -> Iterator[None]:
-    """Claim and lock a run's folder for all ranks, by the first one's hand.
-
-    Raises:
-        AuroraError: see `claim`, or if another process trains into it.
-    """
-    with ExitStack() as stack:
-        with distributed.together():
-            if rank() == 0:
-                claim(folder, resume)
-                stack.callback(_remove_empty, [place for place in (folder, *folder.parents) if not place.exists()])
-                folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(lock(folder, "being trained"))
-        yield
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    """Remove folders, innermost first, if nothing but a lock is in them: of a run that was refused."""
-    with suppress(OSError):
-        for folder in folders:
-            if [path.name for path in folder.iterdir()] == [".lock"]:
-                (folder / ".lock").unlink()
-            folder.rmdir()
 
 
 def _write(run: Run, test: Rows, before: tuple[Any, ...], metrics: dict[str, float], found: list[Any]) -> None:
