@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,17 @@ SETTLED = ("ranking", "beta")  # settings that an evaluation settles, see `Task.
 
 STRENGTHS = (0.0, 0.3, 0.5, 0.7, 1.0)  # tried shares of the change from the untuned weights to the last ones
 LIKELY = 0.3  # the strength that is taken where the validation split cannot tell
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The weights that a run keeps: those of a ``step``, of whose change ``strength`` is kept."""
+
+    step: int  # 0: the untuned ones
+    metric: float | None  # on the validation split
+    choice: dict[str, Any]  # settings of the task that the validation split settled
+    strength: float | None = None
+    strengths: dict[float, float] | None = None  # the metric at every strength that was tried
 
 
 def choose_strength(errors: Mapping[float, np.ndarray]) -> float:

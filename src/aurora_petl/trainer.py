@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,22 +29,12 @@ from .errors import SharedError
 from .examples import Order, TrainingExamples
 from .files import write_text
 from .recipe import Recipe, TrainSettings
+from .selection import Kept
 from .stopping import Signals, Stopped
 from .tasks.base import Task
 from .train_arguments import training_arguments
 
 LOG = "losses.jsonl"
-
-
-@dataclass(frozen=True)
-class Kept:
-    """The weights that a run keeps: those of a ``step``, of whose change ``strength`` is kept."""
-
-    step: int  # 0: the untuned ones
-    metric: float | None  # on the validation split
-    choice: dict[str, Any]  # settings of the task that the validation split settled
-    strength: float | None = None
-    strengths: dict[float, float] | None = None  # the metric at every strength that was tried
 
 
 class TaskTrainer(Trainer):
