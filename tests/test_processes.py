@@ -21,7 +21,7 @@ from tests.test_training import free_port
 COUNT = """
 import sys
 from aurora_petl.cli import main
-from aurora_petl.backbones import blip
+from aurora_petl.backbones.blip import model as blip
 match = blip.BlipBackbone.match
 def counted(self, texts, *args, **rest):
     with open(sys.argv[1], "a") as file:

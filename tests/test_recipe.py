@@ -50,7 +50,7 @@ def test_recipe_by_name():
         "gate": "scale_shift",
     }
     assert (recipe.task.beta, recipe.train.head_learning_rate, recipe.train.augment) == (20.0, 3e-3, False)
-    assert recipe.task.alpha == 0.4  # what the file leaves out keeps its default
+    assert recipe.task.itm_weight == 1.0  # what the file leaves out keeps its default
 
 
 def test_nothing_is_the_defaults():
@@ -217,8 +217,9 @@ TASK = {name: [f"task.name={kind.name}"] if name.startswith("task.") else [] for
 
 
 def test_every_number_has_a_range():
-    numbers = {name for name, (_, field) in FIELDS.items() if field.type in ("int", "float")}
+    numbers = {name for name, (_, field) in FIELDS.items() if field.type.removesuffix(" | None") in ("int", "float")}
     assert numbers == set(RANGES)
+    assert all(bounds(field) for field in fields_of(AuroraOptions).values() if field.annotation in (int, float))
 
 
 @pytest.mark.parametrize("name", RANGES)

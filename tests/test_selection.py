@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from transformers import TrainerCallback
@@ -56,6 +57,46 @@ def test_a_rate_that_ruins_the_model_leaves_it_untuned(folder, tmp_path, capsys)
     assert torch.allclose(tuned.texts(["a red circle"]), untuned.texts(["a red circle"]), atol=1e-5)
 
 
+def test_the_strength_is_a_point_between_the_weights_at_both_ends(folder, tmp_path, monkeypatch):
+    ends = {}
+
+    class Ends(TrainerCallback):
+        """Notes the weights after the first and the last step."""
+
+        def on_train_begin(self, args, state, control, model=None, **rest):
+            ends["start"] = {name: weight.detach().clone() for name, weight in model.trained()}
+
+        def on_train_end(self, args, state, control, model=None, **rest):
+            ends["end"] = {name: weight.detach().clone() for name, weight in model.trained()}
+
+    monkeypatch.setattr(selection, "choose_strength", lambda errors: sorted(errors)[2])
+    run = train(own(folder), tmp_path / "run", progress=False, callbacks=[Ends()])
+    strength = run.metrics["strength"]
+    assert strength == selection.STRENGTHS[2] and run.metrics["best_step"] == 4
+    assert run.metrics["strengths"][f"{strength:g}"] == run.metrics["validation_best"]
+    for name, weight in run.task.trained():
+        start, end = ends["start"][name], ends["end"][name]
+        assert torch.allclose(weight, start + strength * (end - start), atol=1e-6), name
+    _, backbone = load_run(tmp_path / "run")
+    saved = dict(backbone.module.named_parameters())
+    assert all(torch.equal(saved[name], weight) for name, weight in run.task.trained())
+    assert f"strength {strength:g} kept" in run_summary(run.metrics)
+
+
+def test_a_clear_best_strength_is_chosen_and_of_level_ones_the_likely():
+    generator = np.random.default_rng(0)
+    noise = {strength: generator.normal(0, 0.1, 100) for strength in selection.STRENGTHS}
+    clear = {strength: errors - strength for strength, errors in noise.items()}
+    assert selection.choose_strength(clear) == 1.0
+    worse = {strength: errors + strength for strength, errors in noise.items()}
+    assert selection.choose_strength(worse) == 0.0
+    level = {strength: generator.permutation([0.0, 1.0] * 50) for strength in selection.STRENGTHS}
+    assert selection.choose_strength(level) == selection.LIKELY
+    one = {strength: np.array([0.0] * 9 + [float(strength == 0.0)]) for strength in selection.STRENGTHS}
+    assert selection.choose_strength(one) == selection.LIKELY
+    assert selection.choose_strength({0.0: np.array([1.0]), 0.3: np.array([2.0])}) == 0.0
+
+
 class Break(TrainerCallback):
     """Ends a run at its second evaluation."""
 
@@ -75,7 +116,7 @@ def test_a_resumed_run_settles_the_same(folder, tmp_path):
 
 
 def test_search_ranks_as_the_run_was_scored(folder, tmp_path, itm_wins):
-    run = train(own(folder, "train.untuned_may_win=false"), tmp_path / "run", progress=False)
+    run = train(own(folder, "train.keep=best"), tmp_path / "run", progress=False)
     step = run.metrics["best_step"]
     beta = {2: 8.0, 4: 9.0}[step]
     assert run.metrics["chosen"] == {

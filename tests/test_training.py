@@ -25,7 +25,7 @@ from aurora_petl.errors import AuroraError
 from aurora_petl.methods import METHODS
 from aurora_petl.recipe import load_recipe
 from aurora_petl.tasks.retrieval import Retrieval
-from aurora_petl.trainer import one_gpu
+from aurora_petl.train_arguments import one_gpu
 from aurora_petl.training import fit, load_run, prepare, train
 
 SMALL = ["train.batch_size=6", "train.max_steps=6", "train.evaluations=3", "task.queue_size=6", "method_options.r=4"]

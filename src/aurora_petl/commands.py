@@ -18,6 +18,7 @@ from .errors import AuroraError, install, one_line
 from .files import check_output, write_json
 from .methods import find_method
 from .recipe import Recipe
+from .run_folder import claim
 from .search import index as indexing
 from .search import lines
 from .search.library import Library
@@ -33,7 +34,7 @@ def demo(out: Path, *, seed: int, progress: bool) -> None:
 
 def dry_run(recipe: Recipe, folder: Path, name: str, *, resume: bool, progress: bool) -> None:
     """Print what a run of the recipe called ``name`` into ``folder`` would do."""
-    training.claim(folder, resume)
+    claim(folder, resume)
     prepared = training.prepare(recipe, progress=progress)
     recipe, dataset = prepared.recipe, prepared.dataset
     planned = plan.make_plan(recipe, dataset, prepared.task) if find_method(recipe.method).learns else None

@@ -16,7 +16,8 @@ from .errors import AuroraError
 from .recipe import Recipe, TrainSettings
 from .report import parameter_summary, table
 from .tasks.base import Task
-from .trainer import TrainingExamples, precision_of
+from .train_arguments import precision_of
+from .trainer import TrainingExamples
 
 MOST_SECONDS = 8.0  # that the measurement may take
 

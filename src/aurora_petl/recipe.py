@@ -41,8 +41,10 @@ class TrainSettings(Settings):
     max_grad_norm: float = number(1.0, 0, 10**6)  # 0: gradients are not clipped
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto is bf16 where the hardware computes in it
     seed: int = number(0, 0, 2**32 - 1)
-    evaluations: int = number(4, 1, 10_000)  # on the validation split, evenly spread; the best one is kept
-    untuned_may_win: bool = False  # whether the weights of step 0 are a candidate for the best ones
+    evaluations: int = number(4, 1, 10_000)  # on the validation split, evenly spread
+    # best: the weights of the best evaluation | strength: the last weights, drawn back towards the untuned ones as far
+    # as the validation split likes, all the way if it likes these best
+    keep: Literal["best", "strength"] = "best"
     save_minutes: float = number(10.0, 0, 10**6)  # between two checkpoints at most; one is also written at evaluations
     workers: int = number(0, 0, 256)
     augment: bool = True

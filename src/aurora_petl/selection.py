@@ -1,11 +1,13 @@
-"""What the validation split settles in a run: the step whose weights are kept, and settings of the task."""
+"""What the validation split settles in a run: the weights that are kept, and settings of the task."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .errors import AuroraError
 from .files import read_json
@@ -14,6 +16,39 @@ from .tasks.settings import RetrievalSettings, TaskSettings
 
 TUNED, UNTUNED = "tuned", "zero_shot"  # keys of ``metrics.json``'s ``chosen``
 SETTLED = ("ranking", "beta")  # settings that an evaluation settles, see `Task.choice`
+
+STRENGTHS = (0.0, 0.3, 0.5, 0.7, 1.0)  # tried shares of the change from the untuned weights to the last ones
+LIKELY = 0.3  # the strength that is taken where the validation split cannot tell
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The weights that a run keeps: those of a ``step``, of whose change ``strength`` is kept."""
+
+    step: int  # 0: the untuned ones
+    metric: float | None  # on the validation split
+    choice: dict[str, Any]  # settings of the task that the validation split settled
+    strength: float | None = None
+    strengths: dict[float, float] | None = None  # the metric at every strength that was tried
+
+
+def choose_strength(errors: Mapping[float, np.ndarray]) -> float:
+    """The strength, of those that are within a standard error of the best, that is nearest to `LIKELY`.
+
+    A model part of the way from untuned to tuned is seldom worse than either (Wortsman et al., 2022, arXiv
+    2109.01903), and the smallest mean of a few examples is often so by luck.
+
+    Args:
+        errors: by strength, how wrong the model is at every example; the examples are the same for all.
+    """
+    best = min(errors, key=lambda strength: float(errors[strength].mean()))
+    near = []
+    for strength, own in errors.items():
+        more = own - errors[best]
+        error = more.std(ddof=1) / len(more) ** 0.5 if len(more) > 1 else 0.0
+        if more.mean() <= error + 1e-9:  # where a single example differs, the two are equal but for rounding
+            near.append(strength)
+    return min(near, key=lambda strength: (abs(strength - LIKELY), strength))
 
 
 def settles(task: TaskSettings) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,20 +18,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from . import checkpoints, distributed
+from . import checkpoints, distributed, selection
 from .baselines import is_head
 from .checkpoints import Checkpoint
 from .data.rows import Dataset as Rows
-from .devices import bfloat16_is_fast, choose
 from .errors import SharedError
 from .examples import Order, TrainingExamples
 from .files import write_text
 from .recipe import Recipe, TrainSettings
+from .selection import Kept
 from .stopping import Signals, Stopped
 from .tasks.base import Task
+from .train_arguments import training_arguments
 
 LOG = "losses.jsonl"
 
@@ -56,7 +56,7 @@ class TaskTrainer(Trainer):
         self.task, self.validation, self.folder, self.settings = task, validation, folder, settings
         self.signals = signals
         self.start_metrics: dict[str, float] | None = None  # of the untuned model, if known already
-        self.best: dict[str, float] | None = None  # step and metric of the best weights by validation
+        self.best: dict[str, float] | None = None  # step and metric of the weights that are kept beside the newest
         self.seconds_before = 0.0  # of training, before this process
         self._parts: list[dict[str, Tensor]] = []  # of every micro-batch since the last written step
         self._window: list[dict[str, float]] = []  # written steps since the last row of the history
@@ -168,8 +168,11 @@ class TaskTrainer(Trainer):
         self.log(dict(named))
         metric = named[f"eval_{self.task.main_metric}"]
         step = self.state.global_step
-        if (step or self.settings.untuned_may_win) and (self.best is None or metric > self.best["metric"]):
-            self.best = {"step": step, "metric": metric}
+        if self.settings.keep == "best":
+            if step and (self.best is None or metric > self.best["metric"]):
+                self.best = {"step": step, "metric": metric}
+        elif step == 0:  # the weights that the last ones will be drawn back to
+            self.best = {"step": 0, "metric": metric}
         self._prune()
 
     @contextmanager
@@ -267,7 +270,40 @@ class TaskTrainer(Trainer):
             generator = self._checkpoint.tensors(f"random-{distributed.rank()}.safetensors")
             checkpoints.set_random_state(generator, self.args.device)
 
-    def load_best(self) -> None:
+    def settle(self) -> Kept:
+        """Put the weights that the validation split likes best into the task, as ``train.keep`` has it."""
+        if self.settings.keep == "strength":
+            return self._settle_strength()
+        best: dict[str, Any] = self.best or {"step": self.state.global_step, "metric": None}
+        self._load_best()
+        choice = selection.choice_at(self.task.settings, self.state.log_history, int(best["step"]))
+        return Kept(int(best["step"]), best["metric"], choice)
+
+    def _settle_strength(self) -> Kept:
+        assert self.best is not None  # every run of this kind evaluates step 0
+        start = checkpoints.read(checkpoints.path_of(self.folder / "checkpoints", 0)).tensors(checkpoints.STATE)
+        ends = {name: weight.detach().clone() for name, weight in self.task.trained()}
+        starts = {name: start[f"model.{name}"].to(weight) for name, weight in ends.items()}
+        evaluations: dict[float, tuple[Any, ...]] = {}
+        for strength in selection.STRENGTHS:
+            self._blend(starts, ends, strength)
+            with self.compute_loss_context_manager():
+                evaluations[strength] = self.task.evaluate(self.validation)
+        errors = {strength: self.task.errors(*details) for strength, (_, *details) in evaluations.items()}
+        strength = selection.choose_strength(errors)
+        self._blend(starts, ends, strength)
+        metrics, *details = evaluations[strength]
+        every = {value: found[0][self.task.main_metric] for value, found in evaluations.items()}
+        step = self.state.global_step if strength else 0
+        return Kept(step, metrics[self.task.main_metric], self.task.choice(*details), strength, every)
+
+    def _blend(self, starts: dict[str, Tensor], ends: dict[str, Tensor], strength: float) -> None:
+        """Weights on the straight line from where training started to where it ended."""
+        with torch.no_grad():
+            for name, weight in self.task.trained():
+                weight.copy_(starts[name] if strength == 0 else starts[name].lerp(ends[name], strength))
+
+    def _load_best(self) -> None:
         """Put the best weights by validation into the task."""
         if self.best is not None and self.best["step"] != self.state.global_step:
             self._load_from_checkpoint(str(checkpoints.path_of(self.folder / "checkpoints", int(self.best["step"]))))
@@ -342,7 +378,7 @@ def make_trainer(
         folder,
         recipe.train,
         signals,
-        args=_arguments(recipe.train, folder / "checkpoints", steps, progress),
+        args=training_arguments(recipe.train, folder / "checkpoints", steps, progress),
         train_dataset=training,
         callbacks=callbacks,
     )
@@ -356,60 +392,3 @@ def make_trainer(
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(_Bar(task.main_metric))
     return trainer
-
-
-def precision_of(settings: TrainSettings, device: torch.device) -> str:
-    """``fp32``, ``bf16`` or ``fp16``; ``auto`` is bf16 where the hardware computes in it."""
-    if settings.precision != "auto":
-        return settings.precision
-    return "bf16" if bfloat16_is_fast(device) else "fp32"
-
-
-def _arguments(settings: TrainSettings, folder: Path, steps: int, progress: bool) -> TrainingArguments:
-    device = choose()
-    precision = precision_of(settings, device)
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        max_steps=steps,
-        warmup_steps=round(settings.warmup * steps),
-        lr_scheduler_type="cosine",
-        seed=settings.seed,
-        data_seed=settings.seed,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        use_cpu=device.type == "cpu",
-        eval_strategy="steps",
-        eval_steps=max(1, steps // settings.evaluations),
-        save_strategy="no",  # `TaskTrainer` writes checkpoints itself
-        logging_steps=max(1, steps // 40),
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        dataloader_num_workers=settings.workers,
-        dataloader_pin_memory=device.type == "cuda",
-        remove_unused_columns=False,
-        ddp_find_unused_parameters=False,
-        report_to=[],
-        disable_tqdm=not progress,
-    )
-    one_gpu(arguments)
-    if device.type == "cuda" and device.index and arguments.world_size == 1:
-        arguments.__dict__["_setup_devices"] = device  # a cached property, which takes the first GPU
-        torch.cuda.set_device(device)
-    return arguments
-
-
-def one_gpu(arguments: TrainingArguments) -> None:
-    """Let a process that sees several GPUs train on one of them, and say how all are used. The Trainer would wrap the
-    task in DataParallel, which copies the model at every step and knows no adapters."""
-    if arguments.n_gpu > 1:
-        print(
-            f"aurora: this machine has {arguments.n_gpu} GPUs and one of them trains; for all of them start "
-            f"torchrun --nproc_per_node {arguments.n_gpu} -m aurora_petl.cli train ...",
-            file=sys.stderr,
-        )
-        arguments._n_gpu = 1

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,13 @@ from .data.rows import Dataset as Rows
 from .devices import choose
 from .distributed import rank, ranks
 from .errors import AuroraError
-from .files import lock, write_json
-from .gallery import GALLERIES
+from .files import write_json
 from .methods import find_method
 from .plan import count_steps, fit_batch
 from .recipe import Recipe, load_recipe, located
-from .report import plot_curve
+from .report import kept_weights, plot_curve
+from .report.gallery import GALLERIES
+from .run_folder import ours
 from .stopping import Signals
 from .tasks import task_class
 from .tasks.base import Task
@@ -118,24 +118,6 @@ def _prepared(recipe: Recipe, dataset: Rows) -> Prepared:
     return Prepared(recipe, dataset, backbone, kind(backbone, recipe.task))
 
 
-def claim(folder: Path, resume: bool) -> None:
-    """Make sure that ``folder`` may take a run.
-
-    Raises:
-        AuroraError: if it holds one and ``resume`` is not asked for, or the other way round, or is a file.
-    """
-    if folder.is_file():
-        raise AuroraError(f"{folder} is a file; name a folder with --out")
-    begun = (folder / "recipe.yaml").is_file()
-    if resume and not begun:
-        raise AuroraError(f"{folder} holds no run to resume; leave out --resume to start one")
-    if not resume and folder.exists() and (begun or any(path.name != ".lock" for path in folder.iterdir())):
-        what = "a run" if begun else "files"
-        raise AuroraError(f"{folder} already holds {what}; name another --out, or continue it with --resume")
-    if resume and (folder / "metrics.json").is_file():
-        raise AuroraError(f"{folder} holds a finished run; name another --out to train anew")
-
-
 def train(
     recipe: Recipe,
     folder: Path,
@@ -164,7 +146,7 @@ def train(
     distributed.start()
     first = rank() == 0  # of several processes it alone writes
     progress = progress and first
-    with _ours(folder, resume), Signals() as signals:
+    with ours(folder, resume), Signals() as signals:
         prepared = prepare(recipe, check=check, progress=progress)
         recipe = prepared.recipe
         if first:
@@ -200,32 +182,6 @@ def _unchanged(folder: Path, prepared: Prepared, progress: bool) -> Run:
     return Run(folder, recipe, backbone, task, metrics, [])
 
 
-@contextmanager
-def _ours(folder: Path, resume: bool) -> Iterator[None]:
-    """Claim and lock a run's folder for all ranks, by the first one's hand.
-
-    Raises:
-        AuroraError: see `claim`, or if another process trains into it.
-    """
-    with ExitStack() as stack:
-        with distributed.together():
-            if rank() == 0:
-                claim(folder, resume)
-                stack.callback(_remove_empty, [place for place in (folder, *folder.parents) if not place.exists()])
-                folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(lock(folder, "being trained"))
-        yield
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    """Remove folders, innermost first, if nothing but a lock is in them: of a run that was refused."""
-    with suppress(OSError):
-        for folder in folders:
-            if [path.name for path in folder.iterdir()] == [".lock"]:
-                (folder / ".lock").unlink()
-            folder.rmdir()
-
-
 def _write(run: Run, test: Rows, before: tuple[Any, ...], metrics: dict[str, float], found: list[Any]) -> None:
     """All that a finished run leaves in its folder."""
     folder, recipe = run.folder, run.recipe
@@ -241,7 +197,7 @@ def _write(run: Run, test: Rows, before: tuple[Any, ...], metrics: dict[str, flo
             run.metrics[f"{split}_{name.lower().replace(' ', '_')}"] = others
     write_json(folder / "history.json", run.history)
     if run.history:
-        note = f"weights of step {run.metrics['best_step']} kept, scores by {run.task.protocol}"
+        note = f"{kept_weights(run.metrics)}, scores by {run.task.protocol}"
         plot_curve(run.history, folder / "curve.png", run.task.main_metric, run.task.objective, note)
     if draw := GALLERIES.get(recipe.task.name):
         draw(folder / "gallery.png", test, before[1:], tuple(found))
@@ -289,19 +245,22 @@ def _fit(
     trainer.start_metrics = start
     trainer.resume(checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
-    trainer.load_best()
+    kept = trainer.settle()
     history = list(trainer.state.log_history)
-    best: dict[str, Any] = trainer.best or {"step": trainer.state.global_step, "metric": None}
-    choice = selection.choice_at(recipe.task, history, int(best["step"]))
-    task.settings = replace(task.settings, **choice)
-    metrics = {
-        "validation_best": best["metric"],
-        "best_step": int(best["step"]),
-        "chosen": {selection.TUNED: choice, selection.UNTUNED: selection.choice_at(recipe.task, history, 0)},
+    task.settings = replace(task.settings, **kept.choice)
+    metrics: dict[str, Any] = {
+        "validation_best": kept.metric,
+        "best_step": kept.step,
+        "chosen": {selection.TUNED: kept.choice, selection.UNTUNED: selection.choice_at(recipe.task, history, 0)},
         "weights": weight_counts(backbone),
         "train_seconds": trainer.seconds,
         "steps": trainer.state.global_step,
     }
+    if kept.strengths is not None:
+        metrics |= {
+            "strength": kept.strength,
+            "strengths": {f"{key:g}": value for key, value in kept.strengths.items()},
+        }
     return Run(folder, recipe, backbone, task, metrics, history)
 
 

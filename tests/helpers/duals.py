@@ -19,7 +19,7 @@ def tiny_dual(kind: str) -> dual.DualBackbone:
     torch.manual_seed(0)
     backbone = dual.empty(config, f"tiny {kind}")
     with torch.no_grad():
-        for name, weight in backbone.model.named_parameters():
+        for weight in backbone.model.parameters():
             if weight.dim() > 1:
                 weight.normal_(0, 0.2)  # else features would all but agree
         if kind == "siglip":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,7 +123,11 @@ def _siglip(folder: Path, tokenizer) -> None:
     text = {"vocab_size": len(tokenizer), "max_position_embeddings": LONGEST, "projection_size": WIDTH}
     config = SiglipConfig(text_config=_TOWER | text, vision_config=_VISION)
     size = {"height": SIZE, "width": SIZE}
-    _save(folder, SiglipModel(config), tokenizer, SiglipImageProcessorPil(size=size, do_convert_rgb=True))
+    model = SiglipModel(config)
+    with torch.no_grad():  # where SigLIP's training starts, section 3.2; transformers leaves both at 0
+        model.logit_scale.fill_(math.log(10))
+        model.logit_bias.fill_(-10)
+    _save(folder, model, tokenizer, SiglipImageProcessorPil(size=size, do_convert_rgb=True))
 
 
 def _save(folder: Path, model, tokenizer, processor) -> None:

@@ -63,6 +63,8 @@ def test_context_is_the_batchs_texts_for_every_pair(batch):
 def test_settings_say_what_is_wrong():
     with pytest.raises(AuroraError, match=r"task\.momentum is 2"):
         RetrievalSettings(momentum=2)
+    with pytest.raises(AuroraError, match=r"task\.max_tokens is 1; it must lie between 2 and 512"):
+        RetrievalSettings(max_tokens=1)
 
 
 def test_settings_that_are_left_out_are_the_models_own(backbone):

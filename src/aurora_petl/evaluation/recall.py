@@ -9,23 +9,15 @@ import numpy as np
 KS = (1, 5, 10)
 
 
-def recall_at_k(
-    scores: np.ndarray, queries: Sequence[str], items: Sequence[str], ks: Sequence[int] = KS
-) -> dict[int, float]:
-    """Share of queries, in percent, with a right item among the K best.
+def ranks_of(scores: np.ndarray, queries: Sequence[str], items: Sequence[str]) -> np.ndarray:
+    """The rank of every query's best right item, (queries,), 1 for the first place.
 
     Args:
         scores: (queries, items), higher is better.
         queries: id of each row. An item is right for a query of the same id.
         items: id of each column.
-        ks: values of K.
 
     An item that ties with the best right one counts as better, so that equal scores earn nothing.
-
-    Two pictures (rows) and four texts, two of each picture, a wrong text second for the first picture:
-
-        >>> recall_at_k(np.array([[.9, .2, .5, .1], [.1, .2, .4, .3]]), ["a", "b"], ["b", "a", "a", "b"], [1, 2])
-        {1: 0.0, 2: 100.0}
 
     Raises:
         ValueError: if the shape does not fit the ids, a score is not a number, or a query has no right item.
@@ -43,8 +35,28 @@ def recall_at_k(
         right = column_ids == own
         if not right.any():
             raise ValueError(f"query {queries[row]!r} has no right item")
-        ranks[row] = (scores[row, ~right] >= scores[row, right].max()).sum()
-    return {k: 100.0 * float((ranks < k).mean()) for k in ks}
+        ranks[row] = 1 + (scores[row, ~right] >= scores[row, right].max()).sum()
+    return ranks
+
+
+def recall_at_k(
+    scores: np.ndarray, queries: Sequence[str], items: Sequence[str], ks: Sequence[int] = KS
+) -> dict[int, float]:
+    """Share of queries, in percent, with a right item among the K best.
+
+    Args:
+        ks: values of K; the others as in `ranks_of`.
+
+    Two pictures (rows) and four texts, two of each picture, a wrong text second for the first picture:
+
+        >>> recall_at_k(np.array([[.9, .2, .5, .1], [.1, .2, .4, .3]]), ["a", "b"], ["b", "a", "a", "b"], [1, 2])
+        {1: 0.0, 2: 100.0}
+
+    Raises:
+        ValueError: see `ranks_of`.
+    """
+    ranks = ranks_of(scores, queries, items)
+    return {k: 100.0 * float((ranks <= k).mean()) for k in ks}
 
 
 def retrieval_metrics(

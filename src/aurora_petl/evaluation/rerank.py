@@ -31,7 +31,7 @@ from ..backbones.frames import frame_weights
 from ..distributed import SharedError, total
 from ..kept import keep, recall
 from .features import Features
-from .recall import retrieval_metrics
+from .recall import ranks_of, retrieval_metrics
 
 BELOW = 1e4  # puts what was not rescored under all that was, in ITC order
 BLOCK_BUDGET = 256 * 1024**2  # bytes of a block's picture states; its keys and values take twice that a fusion layer
@@ -52,6 +52,11 @@ class Scores:
     def metrics(self, features: Features) -> dict[str, float]:
         """R@K both ways of the reranked scores, see `recall.retrieval_metrics`."""
         return retrieval_metrics(self.image_to_text, self.text_to_image, features.image_ids, features.text_ids)
+
+    def ranks(self, features: Features) -> np.ndarray:
+        """The rank of the best right item of every query: pictures first, then texts, (images + texts,)."""
+        pictures = ranks_of(self.image_to_text, features.image_ids, features.text_ids)
+        return np.concatenate([pictures, ranks_of(self.text_to_image, features.text_ids, features.image_ids)])
 
     def itc_metrics(self, features: Features) -> dict[str, float]:
         """The same by ITC similarity alone."""

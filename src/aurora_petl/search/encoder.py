@@ -111,4 +111,4 @@ def load_encoder(model: str, view: str) -> Encoder:
         backbone = load_backbone(recipe.model, image_size=recipe.image_size or None)
     task = recipe.task
     assert isinstance(task, RetrievalSettings)
-    return Encoder(backbone, task.max_tokens, task.beta)
+    return Encoder(backbone, task.longest_text, task.beta)

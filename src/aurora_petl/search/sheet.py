@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageOps
 
 from ..files import whole
-from ..report import _font, _wrap
+from ..report import load_font, wrap_text
 
 MOST = 1000  # pictures or captions of a sheet
 SIDE = 160  # pixels
@@ -25,7 +25,7 @@ def contact_sheet(
         about: a line on what the scores are.
         found: picture, score and name; without a picture (a caption) a name has a line to itself.
     """
-    small, bold = _font(12), _font(15, bold=True)
+    small, bold = load_font(12), load_font(15, bold=True)
     pictures = bool(found) and found[0][0] is not None
     columns = max(3, min(_COLUMNS, len(found))) if pictures else _COLUMNS
     width = _GAP + columns * (SIDE + _GAP)
@@ -37,17 +37,17 @@ def contact_sheet(
     if isinstance(query, Image.Image):
         _paste(sheet, draw, query, _GAP, _GAP)
     else:
-        draw.text((_GAP, _GAP), _wrap(query, width - 2 * _GAP, bold, 1)[0], _INK, bold)
-    draw.text((_GAP, head - _GAP - _LINE), _wrap(about, width - 2 * _GAP, small, 1)[0], _PALE, small)
+        draw.text((_GAP, _GAP), wrap_text(query, width - 2 * _GAP, bold, 1)[0], _INK, bold)
+    draw.text((_GAP, head - _GAP - _LINE), wrap_text(about, width - 2 * _GAP, small, 1)[0], _PALE, small)
     for n, (image, score, name) in enumerate(found):
         if image is None:
             line = f"{n + 1}.  {score:.3f}  {name}"
-            draw.text((_GAP, head + n * cell), _wrap(line, width - 2 * _GAP, small, 1)[0], _INK, small)
+            draw.text((_GAP, head + n * cell), wrap_text(line, width - 2 * _GAP, small, 1)[0], _INK, small)
             continue
         left, top = _GAP + n % columns * (SIDE + _GAP), head + n // columns * cell
         _paste(sheet, draw, image, left, top)
-        draw.text((left, top + SIDE + 4), f"{n + 1}.  {score:.3f}", _INK, _font(12, bold=True))
-        draw.text((left, top + SIDE + 4 + _LINE), _wrap(name, SIDE, small, 1)[0], _PALE, small)
+        draw.text((left, top + SIDE + 4), f"{n + 1}.  {score:.3f}", _INK, load_font(12, bold=True))
+        draw.text((left, top + SIDE + 4 + _LINE), wrap_text(name, SIDE, small, 1)[0], _PALE, small)
     with whole(path) as partial:
         sheet.save(partial, format="PNG", optimize=True)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor, nn
 
 from ..backbones import Tunable
@@ -100,6 +101,11 @@ class Task(nn.Module):
     def choice(self, *found: Any) -> dict[str, Any]:
         """Settings of the task that the evaluated split settled, from what `evaluate` gave beside the metrics."""
         return {}
+
+    @abstractmethod
+    def errors(self, *found: Any) -> np.ndarray:
+        """How wrong the model is at every example of a split, less being better, from what `evaluate` gave beside the
+        metrics: finer than these, so that two models are told apart by few examples."""
 
     def check_upload(self, dataset: Any) -> None:
         """Make sure that `upload` can be made of a split.

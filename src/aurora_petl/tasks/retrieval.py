@@ -58,7 +58,7 @@ class Retrieval(Task):
         device = next(self.model.parameters()).device
         shape = backbone.feature_shape
         self._contrast = Contrast(settings.queue_size or 0, shape, shape[-1:], settings.alpha or 0.0, device)
-        self._matching = Matching(settings.max_tokens, settings.negative_all_rank, settings.frame_attention)
+        self._matching = Matching(settings.longest_text, settings.negative_all_rank, settings.frame_attention)
         self.steps = 0
         if settings.momentum_init == "checkpoint" and len(self._averages):  # else nothing will be trained
             self._start_from_checkpoint()
@@ -83,9 +83,7 @@ class Retrieval(Task):
     def fitted(
         cls, settings: RetrievalSettings, backbone: Any, batch_size: int = 0, examples: int = 0
     ) -> RetrievalSettings:
-        own = {name: value for name, value in backbone.defaults.items() if getattr(settings, name) in (None, "")}
-        if not settings.max_tokens:
-            own["max_tokens"] = backbone.defaults["max_tokens"]
+        own = {name: value for name, value in backbone.defaults.items() if getattr(settings, name) is None}
         fitted = replace(settings, **own)
         if not is_matcher(backbone):
             if settings.ranking == "itm":
@@ -117,7 +115,7 @@ class Retrieval(Task):
         ]
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        texts = self.backbone.texts([row["caption"] for row in rows], self.settings.max_tokens)
+        texts = self.backbone.texts([row["caption"] for row in rows], self.settings.longest_text)
         return {
             "pixel_values": torch.stack([row["pixels"] for row in rows]),
             "ids": torch.tensor([row["id"] for row in rows]),
@@ -203,7 +201,7 @@ class Retrieval(Task):
             features = extract(
                 self.backbone,
                 dataset,
-                max_tokens=settings.max_tokens,
+                max_tokens=settings.longest_text,
                 frames=settings.evaluation_frames,
                 cache=cache,
                 progress=progress,
@@ -235,6 +233,10 @@ class Retrieval(Task):
 
     def choice(self, scores: Scores, features: Features) -> dict[str, Any]:  # type: ignore[override]
         return scores.choice
+
+    def errors(self, scores: Scores, features: Features) -> np.ndarray:  # type: ignore[override]
+        """Logarithms of the ranks of right items."""
+        return np.log(scores.ranks(features))
 
     def other_metrics(self, scores: Scores, features: Features) -> dict[str, dict[str, float]]:  # type: ignore[override]
         return {"ITC only": scores.itc_metrics(features)} if scores.reranked else {}

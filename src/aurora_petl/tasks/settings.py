@@ -43,7 +43,7 @@ class RetrievalSettings(TaskSettings):
     alpha: float | None = number(None, 0, 1)
     itm_weight: float = number(1.0, 0, 1000)  # of ITM beside ITC, where the model has a second stage
     negative_all_rank: bool = False  # whether ITM's hard negatives come from the batches of all ranks
-    max_tokens: int = number(0, 0, 512)  # where texts are cut; 0: the model's own length
+    max_tokens: int | None = number(None, 2, 512)  # where texts are cut
     # of the candidates. itm: the k_test best by ITC, by match logit + beta * similarity | itc: by similarity alone |
     # choose: of these, with several betas, what the validation split likes best
     ranking: Literal["itm", "itc", "choose"] | None = None
@@ -53,7 +53,7 @@ class RetrievalSettings(TaskSettings):
 
     @property
     def longest_text(self) -> int:
-        return self.max_tokens
+        return self.max_tokens or 0
 
 
 @dataclass(config=CONFIG)

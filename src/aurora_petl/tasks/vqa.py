@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -142,6 +143,10 @@ class VQA(Task):
         answers = [every[row] for row in range(len(dataset))]
         scores = [question_score(answer, question) for answer, question in zip(answers, dataset, strict=True)]
         return vqa_metrics(scores, list(dataset)), Answers(answers, scores)
+
+    def errors(self, found: Answers) -> np.ndarray:  # type: ignore[override]
+        """1 less how right each answer is."""
+        return 1 - np.array([score for score in found.scores if score is not None])
 
     def check_upload(self, dataset: QuestionDataset) -> None:
         upload_rows([""] * len(dataset), list(dataset))

@@ -401,7 +401,9 @@ def test_autocast(adapter):
     which, states = torch.tensor(WHICH["unequal"]), torch.randn(3, 17, 64)
     exact, exact_gradients = step(theirs, lambda states: repeated(theirs, ids, mask, states, which), states)
     with torch.autocast("cpu", torch.bfloat16):
-        found, found_gradients = step(backbone.model, lambda states: backbone.match(Texts(ids, mask), states, which), states)
+        found, found_gradients = step(
+            backbone.model, lambda states: backbone.match(Texts(ids, mask), states, which), states
+        )
         assert backbone.match(Texts(ids, mask), states, which).dtype == torch.float32
     assert_same(found, exact, 0.03)
     assert_same(found_gradients, exact_gradients, 0.06)

@@ -23,7 +23,7 @@ from tests.helpers.pictures import draw, make_folder
 
 QUICK = (
     "train.learning_rate=1e-2",
-    "train.untuned_may_win=false",
+    "train.keep=best",
     "train.max_steps=4",
     "train.evaluations=2",
     "train.batch_size=4",

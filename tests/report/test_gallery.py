@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from aurora_petl import gallery
 from aurora_petl.backbones import Texts
 from aurora_petl.evaluation.features import Features
 from aurora_petl.evaluation.rerank import Scores
+from aurora_petl.report import gallery
 
 IDS = ["a", "b", "b", "c"]
 
@@ -59,8 +59,8 @@ def shown(split, features, tmp_path, monkeypatch):
     #       spread: 0 and 11; 0 gains most, but is shown already; 3 gains 5/6, 8 gains 2/3, 5 gains 1/2
     before = scores(features, [5, 1, 0, 5, 1, 1, 2, 0, 2, 0, 5, 3], [0, 9, 3, 1, 4, 0])
     after = scores(features, [0, 1, 0, 0, 2, 0, 1, 5, 0, 0, 4, 4], [0, 8, 2, 1, 0, 7])
-    drawn, draw = [], gallery.gallery
-    monkeypatch.setattr(gallery, "gallery", lambda path, queries: drawn.extend(queries) or draw(path, queries))
+    drawn, draw = [], gallery.query_gallery
+    monkeypatch.setattr(gallery, "query_gallery", lambda path, queries: drawn.extend(queries) or draw(path, queries))
     path = tmp_path / "gallery.png"
     gallery.before_and_after(path, split, (before, features), (after, features), texts=4, images=2)
     return drawn, path

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from aurora_petl import report
-from aurora_petl.report import GalleryQuery, Hit
+from aurora_petl.report import GalleryQuery, Hit, curves, sheets
 
 RECALLS = {key: float(n) for n, key in enumerate(report.RECALLS)}
 
@@ -35,8 +35,8 @@ def test_comparison_counts_share_of_the_model():
 @given(st.text(max_size=300), st.integers(40, 400), st.integers(1, 5))
 @example("a\u2029b", 100, 1)  # Pillow cannot lay out a paragraph separator
 def test_wrapped_lines_fit_and_lose_nothing_but_the_end(text, width, most):
-    font = report._font(13)
-    lines = report._wrap(text, width, font, most)
+    font = report.load_font(13)
+    lines = report.wrap_text(text, width, font, most)
     assert 1 <= len(lines) <= most
     assert all(font.getlength(line) <= width for line in lines)
     whole = "".join(text.split())
@@ -45,8 +45,8 @@ def test_wrapped_lines_fit_and_lose_nothing_but_the_end(text, width, most):
 
 
 def test_wrap_breaks_between_words():
-    font = report._font(13)
-    assert report._wrap("one two three", int(font.getlength("one two")) + 1, font, 5) == ["one two", "three"]
+    font = report.load_font(13)
+    assert report.wrap_text("one two three", int(font.getlength("one two")) + 1, font, 5) == ["one two", "three"]
 
 
 @pytest.mark.parametrize("history", [[], [{"step": 0, "eval_mean_recall": 20.0}, {"step": 2, "loss": math.nan}]])
@@ -57,7 +57,7 @@ def test_curve_of_a_short_history(tmp_path, history):
 
 def test_methods_mark_the_untuned_model(tmp_path, monkeypatch):
     kept = []
-    monkeypatch.setattr(report, "_save", lambda figure, path: kept.append(figure))
+    monkeypatch.setattr(curves, "_save", lambda figure, path: kept.append(figure))
     report.plot_methods({"Aurora": [(0, 20.0), (10, 30.0)], "full": [(0, 20.0), (10, 25.0)]}, tmp_path, strong="Aurora")
     lines = {line.get_label(): line for line in kept[0].axes[0].get_lines()}
     assert list(lines) == ["Aurora", "full", "zero-shot"]
@@ -71,13 +71,13 @@ def _picture(colour):
 
 def _green(path):
     """Pixels of the colour of right answers."""
-    return int((np.asarray(Image.open(path)) == report._GREEN).all(-1).sum())
+    return int((np.asarray(Image.open(path)) == sheets._GREEN).all(-1).sum())
 
 
 def test_gallery_frames_right_pictures_only(tmp_path):
     wrong, right = (Hit(_picture("red"), None, correct, 0.5) for correct in (False, True))
     for name, after in (("wrong", [wrong, wrong]), ("one", [right, wrong]), ("two", [right, right])):
-        report.gallery(tmp_path / name, [GalleryQuery("a cat", None, [wrong, wrong], after)])
+        report.query_gallery(tmp_path / name, [GalleryQuery("a cat", None, [wrong, wrong], after)])
     assert _green(tmp_path / "wrong") == 0
     assert 4 * 80 * 4 < _green(tmp_path / "one") < _green(tmp_path / "two") == 2 * _green(tmp_path / "one")
 
@@ -87,11 +87,11 @@ def test_gallery_takes_any_text_and_uneven_blocks(tmp_path):
     hits = [Hit(None, text, n == 1, 0.1) for n, text in enumerate(texts[:5])]
     queries = [GalleryQuery(text, None, [Hit(_picture("blue"), None, False, 0.1)] * 5, []) for text in texts]
     queries.append(GalleryQuery(None, _picture("blue"), hits, hits[:2]))
-    report.gallery(tmp_path / "gallery.png", queries)
+    report.query_gallery(tmp_path / "gallery.png", queries)
     narrow = tmp_path / "narrow.png"
-    report.gallery(narrow, [GalleryQuery("a", None, [], queries[0].before)])
+    report.query_gallery(narrow, [GalleryQuery("a", None, [], queries[0].before)])
     assert Image.open(tmp_path / "gallery.png").width == Image.open(narrow).width
-    report.gallery(tmp_path / "empty.png", [])
+    report.query_gallery(tmp_path / "empty.png", [])
 
 
 def test_answers_tick_right_ones_only(tmp_path):

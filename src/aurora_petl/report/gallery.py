@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from .data.rows import ImageTextDataset, QuestionDataset
-from .evaluation.features import Features
-from .evaluation.rerank import Scores
-from .report import AnsweredQuestion, GalleryQuery, Hit, answer_gallery, gallery
-from .tasks.vqa import Answers
+from ..data.rows import ImageTextDataset, QuestionDataset
+from ..evaluation.features import Features
+from ..evaluation.rerank import Scores
+from ..tasks.vqa import Answers
+from .sheets import AnsweredQuestion, GalleryQuery, Hit, answer_gallery, query_gallery
 
 TOP = 5
 RIGHT = 0.5  # an answer with this accuracy counts as right: at least two annotators of VQAv2's ten gave it
@@ -53,7 +53,7 @@ def before_and_after(
             for scores in (before[0], after[0])
         ]
         queries.append(GalleryQuery(None, dataset.image(row), hits[0], hits[1]))
-    gallery(path, queries)
+    query_gallery(path, queries)
 
 
 def _top(scores: np.ndarray) -> list[int]:
