@@ -39,7 +39,8 @@ from .stopping import Signals
 from .tasks import task_class
 from .tasks.base import Task
 from .tasks.settings import TaskSettings
-from .trainer import TrainingExamples, make_trainer, precision_of
+from .train_arguments import precision_of
+from .trainer import TrainingExamples, make_trainer
 
 ADAPTER = "adapter"
 UPLOAD = "upload.json"

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoTokenizer
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from ..errors import AuroraError, first_line, short
 from ..files import open_tensors, read_json
@@ -170,6 +168,9 @@ def read_model(
 
 def _renamed(stored: dict[str, Stored], skeleton: Any) -> dict[str, Stored]:
     """What is stored under the names that transformers loads it to."""
+    from transformers.conversion_mapping import get_model_conversion_mapping  # not in every release that reads BLIP
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
     own, prefix = skeleton.state_dict(), skeleton.base_model_prefix
     renamings = [part for part in get_model_conversion_mapping(skeleton) if isinstance(part, WeightRenaming)]
     return {rename_source_key(key, renamings, [], prefix, own)[0]: value for key, value in stored.items()}

@@ -10,6 +10,7 @@ reads a question, the picture's features among it, anew for each of its answers 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from transformers import (
     AutoImageProcessor,
     GenerationConfig,
 )
+from transformers import __version__ as transformers_version
 
 from ...data.media import PictureFormat, TrainTransform
 from ...errors import AuroraError, first_line, short
@@ -276,8 +278,18 @@ def empty(config: Any, name: str, task: str = "vqa", image_size: int | None = No
 
 
 def _class_of(config: Any) -> Any:
-    """The class that ``AutoModelForImageTextToText`` makes of a configuration."""
-    return MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    """The class that ``AutoModelForImageTextToText`` makes of a configuration.
+
+    Raises:
+        AuroraError: if the installed transformers cannot hand it pictures that went through the vision tower before.
+    """
+    kind = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    if "mm_encoder_outputs" not in inspect.signature(kind.forward).parameters:
+        raise AuroraError(
+            f"models of type {config.model_type} need a newer transformers than {transformers_version}; install it "
+            "with python -m pip install --upgrade transformers"
+        )
+    return kind
 
 
 def check(folder: Path, config: Any, name: str, image_size: int | None = None) -> None:
