@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from aurora_petl.adapter import adapter_size
@@ -15,6 +16,7 @@ from aurora_petl.data.rows import Question, QuestionDataset
 from aurora_petl.recipe import load_recipe
 from aurora_petl.tasks.settings import VQASettings
 from aurora_petl.tasks.vqa import VQA
+from aurora_petl.training import prepare, train
 from tests.helpers import benchmarks
 from tests.helpers.pictures import COLOURS, SHAPES, draw
 
@@ -182,3 +184,20 @@ def test_a_frozen_base_in_bfloat16_has_an_adapter_in_float32(folders):
     whole = load_backbone(folders("qwen2_5_vl"), task="vqa")
     assert torch.allclose(backbone.losses(both(backbone)), whole.losses(both(whole)), rtol=0.05)
     assert len(backbone.write(collate(backbone, which=WHICH), beams=1, longest=3)) == 3
+
+
+def test_a_run_in_bfloat16_keeps_the_frozen_model_in_it(folders, tmp_path, monkeypatch, capsys):
+    """Where everything trains, all is in float32; what is saved is in float32 in any case."""
+    monkeypatch.chdir(tmp_path)
+    root = benchmarks.vqav2(tmp_path / "data")
+    fields = [f"model={folders('smolvlm')}", "train.precision=bf16", "train.max_steps=2", "train.batch_size=4"]
+    fields += ["train.evaluations=1", "train.workers=0", "image_size=28", "task.max_answer_tokens=2", f"root={root}"]
+    full = load_recipe("vqav2-writer", [*fields, "method=full", "method_options={}"])
+    assert prepare(full, check=False).backbone.model.dtype == torch.float32
+    run = train(load_recipe("vqav2-writer", [*fields, "method_options.r=4"]), tmp_path / "run", progress=False)
+    frozen = {weight.dtype for weight in run.backbone.module.parameters() if not weight.requires_grad}
+    assert frozen == {torch.bfloat16} and {weight.dtype for _, weight in run.task.trained()} == {torch.float32}
+    saved = load_file(tmp_path / "run/adapter/adapter_model.safetensors")
+    assert {weight.dtype for weight in saved.values()} == {torch.float32}
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run/losses.jsonl").read_text().splitlines()]
+    assert len(losses) == 2 and all(0 < loss < 100 for loss in losses)

@@ -112,6 +112,8 @@ def test_a_size_of_pictures_makes_fewer_marks(kind, folders, loaded):
         for each in (loaded(kind), small)
     ]
     assert 0 < counts[1] < counts[0] and small.image_size == 28
+    same = load_backbone(folders(kind), task="vqa", image_size=loaded(kind).image_size)
+    assert torch.equal(*(collate(each, [large], QUESTIONS[:1])["input_ids"] for each in (loaded(kind), same)))
 
 
 def test_the_mark_of_a_picture_in_a_question_or_an_answer_is_no_picture(loaded):

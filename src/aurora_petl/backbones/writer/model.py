@@ -283,7 +283,7 @@ def _class_of(config: Any) -> Any:
     Raises:
         AuroraError: if the installed transformers cannot hand it pictures that went through the vision tower before.
     """
-    kind = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    kind: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     if "mm_encoder_outputs" not in inspect.signature(kind.forward).parameters:
         raise AuroraError(
             f"models of type {config.model_type} need a newer transformers than {transformers_version}; install it "
@@ -330,7 +330,7 @@ def _company(folder: Path, config: Any, name: str, image_size: int | None) -> tu
             f"model {name}: its tokenizer has no {what}; take the tokenizer that the model was trained with"
         )
     pictures = kind.pictures(_processor(folder, name, kind.pictures.names), config, mark)
-    if image_size is not None:
+    if image_size is not None and image_size != pictures.size:
         pictures.resize(image_size)
     template = read_template(folder, tokenizer, name) if kind.chats else ""
     chat = Chat(tokenizer, template, mark, name)

@@ -49,15 +49,14 @@ class Pictures:
         raise NotImplementedError
 
     def resize(self, size: int) -> None:
-        """Shrink pictures that are larger than ``size`` pixels a side.
+        """Shrink pictures that are larger than ``size`` pixels a side, which is another than `size`.
 
         Raises:
-            AuroraError: if the model reads pictures of one size only, and this is another.
+            AuroraError: if the model reads pictures of one size only.
         """
-        if size != self.size:
-            raise AuroraError(
-                f"image_size is {size}, but this model reads pictures of {self.size} pixels a side; leave it out"
-            )
+        raise AuroraError(
+            f"image_size is {size}, but this model reads pictures of {self.size} pixels a side; leave it out"
+        )
 
     def read(self, media: Sequence[Sequence[Image.Image]]) -> Read:
         """Pictures, each a list of its frames.
@@ -157,7 +156,7 @@ class Patches(Pictures):
         return int(self.processor.size["height"] * self.processor.max_patches**0.5)
 
     def resize(self, size: int) -> None:
-        self.processor.max_patches = max(1, (size // self.processor.size["height"]) ** 2)
+        self.processor.max_patches = max(1, round((size / self.processor.size["height"]) ** 2))
         self.processor.min_patches = min(self.processor.min_patches, self.processor.max_patches)
 
     def _read(self, media: Sequence[Sequence[Image.Image]]) -> Read:
