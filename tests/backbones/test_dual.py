@@ -93,7 +93,7 @@ def test_the_start_is_the_pretrained_model_and_the_weights_are_as_many_as_they_s
 
 
 def _is_head(name):
-    return name.startswith(("visual_projection", "text_projection", "vision_model.head", "text_model.head", "logit_"))
+    return name.startswith(("visual_projection", "text_projection", "text_model.head", "logit_"))
 
 
 def trained(path, steps, pairs=40, rate=1e-2):

@@ -44,7 +44,7 @@ KINDS: dict[str, Kind] = {
     "metaclip_2": Kind(MetaClip2Model, _CLIP_HEADS, "softmax", False, ("CLIPImageProcessor",)),
     "siglip": Kind(
         SiglipModel,
-        ("vision_model.head", "text_model.head", "logit_scale", "logit_bias"),
+        ("text_model.head", "logit_scale", "logit_bias"),  # that of pictures is a transformer layer, 7 million weights
         "sigmoid",
         True,
         ("SiglipImageProcessor",),
