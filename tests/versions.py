@@ -25,7 +25,14 @@ def requirements(end: str) -> list[str]:
     """What pip shall install: every package at its lower bound, or as new as its range allows."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    tested = [*project["dependencies"], *extras["search"], *extras["serve"], *extras["video"], *extras["dev"]]
+    tested = [
+        *project["dependencies"],
+        *extras["search"],
+        *extras["serve"],
+        *extras["siglip"],
+        *extras["video"],
+        *extras["dev"],
+    ]
     wanted = []
     for line in tested:
         found = LOWER.match(line)
