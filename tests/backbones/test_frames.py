@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from aurora_petl.backbones.blip.attention import attend, share
 from aurora_petl.backbones.frames import encode_media, frame_weights, media_states, pool
+from aurora_petl.backbones.sharing import attend, share
 from aurora_petl.data.rows import ImageTextDataset, Item
 from aurora_petl.evaluation import rerank as engine
 from aurora_petl.evaluation.features import extract
