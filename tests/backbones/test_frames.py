@@ -66,6 +66,9 @@ def test_frame_weights():
     likelier = np.exp(1 / 4) / (np.exp(1 / 4) + 1)
     assert torch.allclose(frame_weights(text, frames), torch.tensor([[2 * likelier, 2 - 2 * likelier]]).float())
     assert frame_weights(text, frames[:, :1]) is None
+    several = torch.stack([frames, torch.tensor([[[0.5, 0.0], [0.6, 0.8]]])], 2)  # two vectors a frame: the nearest
+    likelier = np.exp(1 / 4) / (np.exp(1 / 4) + np.exp(0.6 / 4))
+    assert torch.allclose(frame_weights(text, several), torch.tensor([[2 * likelier, 2 - 2 * likelier]]).float())
 
 
 @pytest.mark.parametrize("which", [[0, 1, 0, 1], [1, 1, 0, 1]])

@@ -143,16 +143,19 @@ def blip2(folder: Path) -> None:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
     pieces.train_from_iterator(CORPUS, trainer)
-    tokenizer = BertTokenizer(pieces.get_vocab(), model_max_length=LONGEST, bos_token="[DEC]")
-    words = len(tokenizer)
-    qformer = {**_TOWER, "vocab_size": words, "max_position_embeddings": LONGEST, "use_qformer_text_input": True}
+    words = [*special, *sorted(pieces.get_vocab().keys() - set(special))]
+    tokenizer = BertTokenizer(
+        {word: number for number, word in enumerate(words)}, model_max_length=LONGEST, bos_token="[DEC]"
+    )
+    size = len(tokenizer)
+    qformer = {**_TOWER, "vocab_size": size, "max_position_embeddings": LONGEST, "use_qformer_text_input": True}
     qformer |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     config = Blip2Config(
         vision_config=_VISION | {"hidden_size": VISION_WIDTH, "initializer_range": 0.02},
         qformer_config=qformer,
         num_query_tokens=QUERIES,
         image_text_hidden_size=16,
-        image_token_index=words,
+        image_token_index=size,
     )
     model = Blip2ForImageTextRetrieval(config)
     with torch.no_grad():

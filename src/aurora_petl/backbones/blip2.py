@@ -20,7 +20,11 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Blip2ForImageTextRetrieval
-from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerMultiHeadAttention, Blip2TextEmbeddings
+from transformers.models.blip_2.modeling_blip_2 import (
+    Blip2QFormerLayer,
+    Blip2QFormerMultiHeadAttention,
+    Blip2TextEmbeddings,
+)
 
 from ..adapter.layer import project_once
 from ..data.media import EvalTransform, PictureFormat, TrainTransform
@@ -83,18 +87,30 @@ class CrossAttention(Blip2QFormerMultiHeadAttention):
             if meeting.kept is not None:
                 meeting.kept[self.layer_idx] = key, value
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-        query, heads = self.query(hidden_states), self.num_attention_heads
+        query, heads = self.query(hidden_states.contiguous()), self.num_attention_heads  # see `QFormerLayer`
         context = attend(query, key, value, heads, None, dropout, meeting.sharing, meeting.frames)
         return context, None
+
+
+class QFormerLayer(Blip2QFormerLayer):
+    """transformers' layer, which gives its MLPs parts of a tensor: the states of query tokens, and those of texts. How
+    PyTorch rounds products of a part depends on whether the weights want gradients, so that a frozen model would differ
+    from the pretrained one. Copies are rounded alike."""
+
+    def feed_forward_chunk(self, attention_output: Tensor) -> Tensor:
+        output: Tensor = super().feed_forward_chunk(attention_output.contiguous())
+        return output
+
+    def feed_forward_chunk_query(self, attention_output: Tensor) -> Tensor:
+        output: Tensor = super().feed_forward_chunk_query(attention_output.contiguous())
+        return output
 
 
 class TextEmbeddings(Blip2TextEmbeddings):
     """transformers' embeddings add positions in place, which PyTorch refuses where gradient checkpointing has made the
     words a leaf that requires gradients. Here they are added to a new tensor."""
 
-    def forward(
-        self, input_ids: Any = None, position_ids: Any = None, query_embeds: Tensor | None = None
-    ) -> Tensor | None:
+    def forward(self, input_ids: Any = None, position_ids: Any = None, query_embeds: Any = None) -> Tensor:
         if input_ids is None:
             return query_embeds
         places = self.position_ids[:, : input_ids.shape[1]] if position_ids is None else position_ids
@@ -130,7 +146,7 @@ class Blip2Backbone:
         self.vectors: int = model.config.num_query_tokens
         self.feature_shape: tuple[int, ...] = (self.vectors, model.config.image_text_hidden_size)
         self.adapter: PeftModel | None = None
-        self.shares = _share_pictures(model)  # whether attention can read one picture for many texts
+        self.shares = _adjust(model)  # whether attention can read one picture for many texts
         if not hasattr(model, "temperature"):
             model.temperature = Temperature()
 
@@ -203,7 +219,8 @@ class Blip2Backbone:
         if self.shares:
             sharing = None
             if which is not None:
-                sharing = share(which, *image_states.shape[:2], self.vectors, image_states.device)
+                pictures, tokens, _ = image_states.shape
+                sharing = share(which, pictures, tokens, self.vectors, image_states.device)
             more["meeting"] = Meeting(sharing, kept, frames)
         elif frames is not None:
             raise AuroraError(
@@ -224,9 +241,15 @@ class Blip2Backbone:
         return model.itm_head(output[:, : self.vectors]).mean(1).float()
 
 
-def _share_pictures(model: Any) -> bool:
-    """Give the Q-Former `CrossAttention`, in place, if transformers' attention is called as it is known here."""
+def _adjust(model: Any) -> bool:
+    """Turn modules into the subclasses above, in place, `CrossAttention` where transformers' is called as known here.
+
+    Returns:
+        whether it is.
+    """
     model.embeddings.__class__ = TextEmbeddings
+    for layer in model.qformer.encoder.layer:
+        layer.__class__ = QFormerLayer
     theirs = signature(Blip2QFormerMultiHeadAttention.forward).parameters
     if [name for name in theirs if name not in ("self", "kwargs")] != KNOWN or "kwargs" not in theirs:
         return False
