@@ -10,17 +10,23 @@ from PIL import Image
 from transformers import Blip2ForImageTextRetrieval, Blip2Processor
 
 from aurora_petl.backbones import Texts, blip2, checkpoint_layers, load_backbone, similarity
+from aurora_petl.backbones.frames import frame_weights
 from aurora_petl.baselines import apply_method, load_adapter, save_adapter, weight_counts
 from aurora_petl.cli import main
+from aurora_petl.data.rows import Item
 from aurora_petl.errors import AuroraError
 from aurora_petl.evaluation import rerank as engine
 from aurora_petl.evaluation.features import extract
 from aurora_petl.search.library import Library
 from aurora_petl.search.query import Searcher
 from aurora_petl.search.serve import make_app
+from aurora_petl.tasks.retrieval import Retrieval
+from aurora_petl.tasks.settings import RetrievalSettings
 from tests.helpers.by_heart import recall, trained
 from tests.helpers.families import LONGEST, QUERIES, VISION_WIDTH, WIDTH, make
 from tests.helpers.pictures import draw
+
+from .test_frames import Clips
 
 WORDS = ["a red circle", "a photo of some blue square on the ground", "two cats, a dog and " + "a house " * 20, "a dog"]
 SIZES = ((40, 60), (60, 40), (33, 71), (20, 20))  # of pictures, height and width
@@ -153,6 +159,27 @@ def test_texts_weigh_the_frames_of_clips(backbone, theirs):
         backbone.match(texts, states, frames=weights)
 
 
+def test_clips_are_reranked_and_trained_on(backbone, path):
+    """A clip's vectors are means of its frames' vectors of the same query token; a pair scores what it does alone."""
+    rows = [Item(shape, (f"a {shape}",), shape, "test", n) for n, shape in enumerate(("circle", "square", "triangle"))]
+    clips = Clips("clips", rows, None, clips=True)
+    with torch.no_grad():
+        features = extract(backbone, clips, frames=2, max_tokens=LONGEST)
+        assert features.frames.shape == (3, 2, QUERIES, 16)
+        mean = features.frames.sum(1)
+        assert torch.allclose(features.image, mean / mean.norm(dim=-1, keepdim=True), atol=1e-6)
+        scores = engine.rerank(backbone, features, k_test=3).image_to_text
+        for image, text in ((0, 2), (1, 1), (2, 0)):
+            weights = frame_weights(features.text[text, None], features.frames[image, None])
+            states = features.states.anew(image, image + 1)
+            alone = backbone.match(backbone.texts([features.texts[text]]), states, frames=weights)
+            assert scores[image, text] == pytest.approx(alone[0, 1].item(), abs=1e-5)
+    pixels, texts = torch.randn(3, 2, 3, 32, 32, requires_grad=True), backbone.texts(features.texts)
+    loss = Retrieval(load_backbone(path), RetrievalSettings())(pixels, texts.ids, texts.mask, torch.arange(3))["loss"]
+    loss.backward()
+    assert (pixels.grad.flatten(2).abs().sum(2) > 0).all()
+
+
 @torch.no_grad()
 def test_the_start_is_the_pretrained_model_and_the_weights_are_as_many_as_they_should_be(path, backbone, pixels):
     tuned = load_backbone(path)
@@ -168,7 +195,7 @@ def test_the_start_is_the_pretrained_model_and_the_weights_are_as_many_as_they_s
     joint = backbone.feature_shape[-1]
     assert counts["heads"] == 2 * (WIDTH * joint + joint) + (2 * WIDTH + 2) + 1
     # factors of 24 and 32 wide; slices: query, key, value of 2 layers of pictures, 2 of texts and one that meets both
-    assert counts["adapter"] == 8 * (VISION_WIDTH + WIDTH) + 8 * 3 * (2 + 2 + 1) + 8
+    assert counts["adapter"] == 2 * 8 * (VISION_WIDTH + WIDTH) + 8 * 3 * (2 + 2 + 1) + 8
 
 
 @pytest.mark.slow
