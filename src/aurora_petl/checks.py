@@ -12,10 +12,12 @@ from .data import READERS
 from .errors import AuroraError, did_you_mean, short
 from .recipe import Recipe
 from .tasks import task_class
+from .tasks.settings import TaskSettings
 
 
-def check(recipe: Recipe) -> None:
-    """Check files and lengths of texts, and that the modules that the options name are in the model.
+def check(recipe: Recipe) -> TaskSettings:
+    """Check files and lengths of texts, and that the modules that the options name are in the model. Returns the
+    settings of the task with what they leave to the model.
 
     Raises:
         AuroraError: at the first thing that would stop a run.
@@ -27,7 +29,7 @@ def check(recipe: Recipe) -> None:
     for field in fields(recipe.task):
         if field.name.endswith("_tokens") and (length := getattr(recipe.task, field.name) or 0) > places:
             raise AuroraError(f"task.{field.name} is {length}; {recipe.model} has places for {places} tokens")
-    task_class(recipe.task.name).fitted(recipe.task, backbone)
+    settings: TaskSettings = task_class(recipe.task.name).fitted(recipe.task, backbone)
     with warnings.catch_warnings(), suppress(RuntimeError):  # some methods of peft begin from the weights
         warnings.simplefilter("ignore")
         apply_method(backbone, recipe.method, recipe.method_options, recipe.train_heads)
@@ -38,3 +40,4 @@ def check(recipe: Recipe) -> None:
             raise AuroraError(
                 f"method_options.modules_to_save: {recipe.model} has no {short(name)}; {did_you_mean(name, children)}"
             )
+    return settings

@@ -19,7 +19,7 @@ import torch
 from transformers import TrainerCallback
 
 from . import checkpoints, distributed, selection
-from .backbones import Tunable, checkpoint_layers, load_backbone
+from .backbones import Tunable, checkpoint_layers, find_family, load_backbone
 from .baselines import apply_method, load_adapter, save_adapter, weight_counts
 from .checks import check as check_recipe
 from .data import load_dataset
@@ -38,6 +38,8 @@ from .run_folder import ours
 from .stopping import Signals
 from .tasks import task_class
 from .tasks.base import Task
+from .tasks.settings import TaskSettings
+from .train_arguments import precision_of
 from .trainer import TrainingExamples, make_trainer
 
 ADAPTER = "adapter"
@@ -77,23 +79,22 @@ def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False) -> Pr
     """
     distributed.start()
     with distributed.together():
-        check_recipe(recipe)
-        dataset = _dataset(recipe)
+        dataset = _dataset(recipe, check_recipe(recipe))
     if check:
         dataset.check(progress=progress)
     with distributed.together():
         return _prepared(recipe, dataset)
 
 
-def _dataset(recipe: Recipe) -> Rows:
-    method, kind, settings = find_method(recipe.method), task_class(recipe.task.name), recipe.task
+def _dataset(recipe: Recipe, settings: TaskSettings) -> Rows:
+    method, kind = find_method(recipe.method), task_class(recipe.task.name)
     dataset: Rows = load_dataset(recipe.data, recipe.root, recipe.files, recipe.broken)
     if method.learns:
         for needed in SPLITS:
             dataset.split(needed)
     else:
         items = dataset.split("test").items
-        if selection.settles(settings):
+        if selection.settles(recipe.task):
             items = [*items, *(item for item in dataset.items if item.split == "validation")]
         dataset = replace(dataset, items=items)
     kind.check(settings, dataset)
@@ -285,7 +286,19 @@ def _checkpoint(folder: Path) -> checkpoints.Checkpoint | None:
 
 
 def _backbone(recipe: Recipe) -> Any:
-    return load_backbone(recipe.model, task=recipe.task.name, image_size=recipe.image_size or None)
+    return load_backbone(
+        recipe.model,
+        dtype=_stored_as(recipe),
+        task=recipe.task.name,
+        image_size=recipe.image_size or None,
+    )
+
+
+def _stored_as(recipe: Recipe) -> torch.dtype:
+    """The type of the model's weights. A frozen one of a large family is kept in bfloat16 where a training computes in
+    it; weights that train need more digits."""
+    small = find_method(recipe.method).trains == "everything" or not find_family(recipe.model).large
+    return torch.float32 if small or precision_of(recipe.train, choose()) != "bf16" else torch.bfloat16
 
 
 def untuned(recipe: Recipe, split: Rows, *, cache: Path | None = None, progress: bool = False) -> tuple[Any, ...]:

@@ -231,9 +231,9 @@ def scored(task, theirs, k):
 
 @pytest.mark.parametrize("k", [1, 2, 3, len(CANDIDATES), 100])
 def test_rank_picks_what_brute_force_picks(task, theirs, questions, k, monkeypatch):
-    monkeypatch.setattr("aurora_petl.tasks.vqa.PAIRS", 5)
-    task.settings.k_test = k
-    found = task.rank(*questions, task.backbone.texts(CANDIDATES, 64))
+    monkeypatch.setattr("aurora_petl.backbones.blip.answering.PAIRS", 5)
+    candidates = task.backbone.texts(CANDIDATES, 64)
+    found = task.backbone.rank_candidates(*questions, candidates, k_test=k, label_smoothing=0.1)
     assert found.tolist() == scored(task, theirs, k)
 
 
@@ -305,7 +305,7 @@ def test_what_would_stop_a_run_is_found_before(colours, pictures):
     with pytest.raises(AuroraError, match=r"q\.json, row 4: images/0\.png: no answer to 'why\?'; questions of"):
         VQA.check(settings, QuestionDataset("x", [bare], colours.files, "q.json", candidates=("yes",)))
     with pytest.raises(AuroraError, match="no list of answers to rank"):
-        VQA.check(settings, QuestionDataset("x", colours.items, colours.files))
+        VQA.check(VQASettings(inference="rank"), QuestionDataset("x", colours.items, colours.files))
 
 
 @pytest.mark.parametrize(

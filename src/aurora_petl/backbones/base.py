@@ -209,70 +209,74 @@ def is_matcher(backbone: Any) -> TypeGuard[Matcher]:
     return hasattr(backbone, "match")
 
 
-class AnsweringBackbone(Tunable, Protocol):
-    """A `Tunable` that answers questions about pictures: Q questions of S tokens, A answers of T tokens.
+class Writer(Tunable, Protocol):
+    """A `Tunable` that writes answers to questions about M pictures or clips: Q questions, A answers."""
 
-    The first token of a question or an answer, [CLS] as it comes from the tokenizer, is replaced by the one that the
-    model wants there. Without ``which`` answer i is of question i, or all are of the only one, and likewise for the
-    pictures of questions.
-    """
+    # settings of question answering that are left to the model: inference, prompt, label_smoothing, max_question_tokens
+    defaults: Mapping[str, Any]
 
-    def image_states(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, image_size, image_size) -> picture states (B, N, D)"""
-        ...
-
-    def question_context(self, questions: Texts) -> Tensor:
-        """What adapters enhance fused states by: one text-only state of each question, (Q, D)."""
-        ...
-
-    def encode_question(
+    def collate(
         self,
-        questions: Texts,
-        image_states: Tensor,
-        which: Tensor | Sequence[int] | None = None,
+        pixels: Sequence[Tensor],
+        questions: Sequence[str],
+        answers: Sequence[str] = (),
+        of: Sequence[int] = (),
+        which: Sequence[int] | None = None,
         *,
-        context: Tensor | None = None,
-    ) -> Tensor:
-        """Fused states (Q, S, D) of questions.
+        prompt: str,
+        longest: int,
+    ) -> dict[str, Any]:
+        """What the model reads, on the CPU: tensors, and lists of what decides on shapes.
 
         Args:
-            image_states: (M, N, D), a picture's keys and values being computed once for all its questions.
-            which: (Q,), the picture of each question.
-            context: (C, D), `question_context` of a training batch, for adapters that enhance fused states by it.
+            pixels: M, as `view` gives them, (..., H, W), of clips (frames, ..., H, W).
+            answers: what `losses` is about; without them the batch is one for `write`.
+            of: (A,), the question of each answer.
+            which: (Q,), the picture of each question. None: question i is about picture i.
+            prompt: what is asked, with ``{question}`` for the question.
+            longest: tokens that a question may have; it is cut there.
         """
         ...
 
-    def answer_logits(
-        self,
-        answers: Texts,
-        question_states: Tensor,
-        question_mask: Tensor,
-        which: Tensor | Sequence[int] | None = None,
-    ) -> Tensor:
-        """A answers, (Q, S, D), (Q, S) -> logits (A, T, words), at each place of the token that follows."""
-        ...
-
-    def answer_loss(
-        self,
-        answers: Texts,
-        question_states: Tensor,
-        question_mask: Tensor,
-        which: Tensor | Sequence[int] | None = None,
-        *,
-        lengths: Sequence[int] | None = None,
-        label_smoothing: float = 0.0,
-    ) -> Tensor:
-        """Cross-entropy of each answer, summed over its tokens and its end, (A,); arguments as `answer_logits`.
+    def losses(self, batch: Mapping[str, Any], label_smoothing: float = 0.0) -> Tensor:
+        """Cross-entropy of each answer of a `collate`d batch, summed over its tokens and its end, (A,).
 
         Args:
-            which: (A,), the question of each answer, whose keys and values are computed once for all its answers.
-            lengths: tokens of each answer, if they are known; else the mask is asked, which waits for the device.
             label_smoothing: share of the target that is spread over all words.
         """
         ...
 
-    def generate_answers(
-        self, question_states: Tensor, question_mask: Tensor, *, num_beams: int, max_tokens: int
-    ) -> list[str]:
-        """The likeliest answers, greedily or by beams, of at most ``max_tokens`` tokens with the first."""
+    def write(self, batch: Mapping[str, Any], *, beams: int, longest: int) -> list[str]:
+        """The likeliest answers to a batch's Q questions, greedily or by beams, of at most ``longest`` tokens."""
         ...
+
+
+class Ranker(Writer, Protocol):
+    """A `Writer` that also scores given answers at a price that allows for many."""
+
+    def rank(
+        self, batch: Mapping[str, Any], candidates: Texts, *, k_test: int, label_smoothing: float = 0.0
+    ) -> list[int]:
+        """(Q,), the likeliest of C candidates for each question of a batch without answers.
+
+        Args:
+            candidates: as `texts` gives them, on the CPU.
+            k_test: of the candidates that the model likes best by their first token, how many are scored in full, by
+                the loss of training.
+        """
+        ...
+
+
+def is_ranker(backbone: Any) -> TypeGuard[Ranker]:
+    """Whether a backbone ranks candidates."""
+    return hasattr(backbone, "rank")
+
+
+def asked(questions: Iterable[str], prompt: str) -> list[str]:
+    """Questions as they are put to a model.
+
+    Example:
+        >>> asked(["how many?"], "{question} Answer briefly.")
+        ['how many? Answer briefly.']
+    """
+    return [prompt.replace("{question}", question) for question in questions]

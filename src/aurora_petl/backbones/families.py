@@ -2,7 +2,8 @@
 
 A family is one module beside this file and a row here. The module has ``configure(content, path)``, which makes a
 transformers configuration of a ``config.json``; ``load(folder, config, name, task, image_size)``; and ``empty(config,
-name, task, image_size)``, the model without weights or tokenizer.
+name, task, image_size)``, the model without weights or tokenizer. If it has ``check(folder, config, name,
+image_size)``, that looks for what would stop ``load`` beside the weights.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ class Family:
     tasks: tuple[str, ...]  # that it offers
     matches: bool = False  # whether it has a second stage, ITM, behind retrieval
     recipe: str = "photos"  # for one's own pictures
+    large: bool = False  # whether a frozen model is kept in bfloat16 where the hardware computes in it
 
 
 FAMILIES: dict[str, Family] = {
@@ -27,6 +29,14 @@ FAMILIES: dict[str, Family] = {
     "clip": Family("CLIP", "dual", ("retrieval",), recipe="photos-dual"),
     "metaclip_2": Family("MetaCLIP 2", "dual", ("retrieval",), recipe="photos-dual"),
     "siglip": Family("SigLIP, and SigLIP 2 of fixed size", "dual", ("retrieval",), recipe="photos-dual"),
+    "idefics3": Family("Idefics3, and SmolVLM", "writer", ("vqa",), large=True),
+    "internvl": Family("InternVL", "writer", ("vqa",), large=True),
+    "llava": Family("LLaVA", "writer", ("vqa",), large=True),
+    "paligemma": Family("PaliGemma", "writer", ("vqa",), large=True),
+    "qwen2_5_vl": Family("Qwen2.5-VL", "writer", ("vqa",), large=True),
+    "qwen2_vl": Family("Qwen2-VL", "writer", ("vqa",), large=True),
+    "qwen3_vl": Family("Qwen3-VL", "writer", ("vqa",), large=True),
+    "smolvlm": Family("SmolVLM2", "writer", ("vqa",), large=True),
 }
 
 

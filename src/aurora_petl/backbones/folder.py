@@ -146,14 +146,18 @@ def read_model(
     task: str,
     fitting: str,
     put: Callable[[Any, set[str]], set[str]] | None = None,
+    *,
+    widen: bool = True,
 ) -> tuple[Any, dict[str, Stored]]:
-    """A transformers model in float32 and what its files hold; its shapes are compared before memory is taken.
+    """A transformers model and what its files hold; its shapes are compared before memory is taken.
 
     Args:
         kind: the model's class.
         task: what the model is for, for messages.
         fitting: what to take where parts are missing, for messages.
         put: gives some of the missing weights a value, and returns which.
+        widen: to float32; else weights are as they are stored, and may be called as other releases of transformers
+            called them.
 
     Raises:
         AuroraError: if the files hold another model, weights are missing, or a weight is not finite.
@@ -161,6 +165,8 @@ def read_model(
     stored = read_index(folder)
     with torch.device("meta"):
         skeleton = kind(config)
+    if not widen:
+        stored = _renamed(stored, skeleton)
     check_shapes(skeleton, stored, name)
     _check_parts(skeleton, set(stored), name, task, fitting)
     with quiet():
@@ -175,7 +181,7 @@ def read_model(
         missing -= put(loaded, missing)
     if missing:
         raise AuroraError(f"model {name}: {len(missing)} weights are missing, {min(missing)} among them; {fitting}")
-    model = loaded.float()
+    model = loaded.float() if widen else loaded
     for key, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
             raise AuroraError(
@@ -183,6 +189,16 @@ def read_model(
             )
     model.name_or_path = model.config._name_or_path = name  # what peft writes into an adapter's configuration
     return model, stored
+
+
+def _renamed(stored: dict[str, Stored], skeleton: Any) -> dict[str, Stored]:
+    """What is stored under the names that transformers loads it to."""
+    from transformers.conversion_mapping import get_model_conversion_mapping  # not in every release that reads BLIP
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    own, prefix = skeleton.state_dict(), skeleton.base_model_prefix
+    renamings = [part for part in get_model_conversion_mapping(skeleton) if isinstance(part, WeightRenaming)]
+    return {rename_source_key(key, renamings, [], prefix, own)[0]: value for key, value in stored.items()}
 
 
 def _check_parts(skeleton: nn.Module, stored: set[str], name: str, task: str, fitting: str) -> None:

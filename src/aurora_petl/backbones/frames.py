@@ -3,14 +3,14 @@ contrast, their tokens read together by the fusion layers."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..adapter.factors import no_autocast
-from .base import AnsweringBackbone, DualEncoder
+from .base import DualEncoder
 
 FRAME_TEMPERATURE = 4.0  # of frame-aware attention, as released
 
@@ -33,8 +33,8 @@ def encode_media(backbone: DualEncoder, pixel_values: Tensor) -> Media:
     return Media(pool(frames), frames, states)
 
 
-def media_states(backbone: AnsweringBackbone, pixel_values: Tensor) -> Tensor:
-    """(B, 3, H, W), or clips (B, F, 3, H, W) -> states (B, F * N, D)"""
+def media_states(backbone: Any, pixel_values: Tensor) -> Tensor:
+    """(B, 3, H, W), or clips (B, F, 3, H, W) -> states (B, F * N, D), of a backbone that has ``image_states``."""
     if pixel_values.dim() == 4:
         return backbone.image_states(pixel_values)
     return backbone.image_states(pixel_values.flatten(0, 1)).unflatten(0, pixel_values.shape[:2]).flatten(1, 2)

@@ -27,11 +27,20 @@ FILES = (  # what a model is read from; fnmatch patterns
     "model.safetensors",
     "model.safetensors.index.json",
     "model-*.safetensors",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
 )
 REACH_SECONDS = 10.0  # the hub's client alone would try for half a minute where the network is down
 
@@ -47,16 +56,19 @@ def is_hub_id(name: str) -> bool:
     return True
 
 
-def fetch(name: str, weights: bool = True) -> Path:
+def fetch(name: str, weights: bool = True, company: bool = True) -> Path:
     """The folder in the hub's cache that holds a model, downloaded as far as it is not there.
 
     Args:
-        weights: False fetches the configuration alone.
+        weights: False fetches no weights.
+        company: False fetches no tokenizer and the like.
 
     Raises:
         AuroraError: if the model is neither there nor to be had.
     """
-    wanted = list(FILES if weights else FILES[:1])
+    heavy = [file for file in FILES if file.startswith("model")]
+    light = [file for file in FILES if file not in (CONFIG, *heavy)]
+    wanted = [CONFIG, *(heavy if weights else ()), *(light if company else ())]
     reachable = _is_reachable()
     why = "the hub cannot be reached; check the name and the network"
     with quiet():

@@ -43,14 +43,15 @@ def load_backbone(
         image_size: pixels a side of the pictures that it will see; its position embeddings are interpolated to that.
             None: the model's own.
         weights: False reads the configuration alone and puts the model on the meta device, to count weights with.
-        task: retrieval gives a `DualEncoder`, which of some families is a `Matcher`; vqa an `AnsweringBackbone`.
+        task: retrieval gives a `DualEncoder`, which of some families is a `Matcher`; vqa a `Writer`, which of BLIP is a
+            `Ranker`.
 
     Raises:
         AuroraError: if there is no such model, it is of no known family, it lacks weights that the task needs, its
             files cannot be read, or its patches do not fill ``image_size``.
     """
     path, name = resolve(name_or_path), str(name_or_path)
-    folder = Path(path) if Path(path).is_dir() else fetch(path, weights)
+    folder = Path(path) if Path(path).is_dir() else fetch(path, weights, weights)
     content = read_config(folder)
     family = _family(content["model_type"], name)
     if task not in family.tasks:
@@ -61,6 +62,8 @@ def load_backbone(
     module = import_module(f".{family.module}", __package__)
     config = module.configure(content, folder / CONFIG)
     if not weights:
+        if hasattr(module, "check"):
+            module.check(folder if Path(path).is_dir() else fetch(path, False), config, name, image_size)
         with torch.device("meta"):
             return module.empty(config, name, task, image_size)
     backbone: Tunable = module.load(folder, config, name, task, image_size)
@@ -75,7 +78,7 @@ def find_family(name_or_path: str | Path) -> Family:
         AuroraError: if there is no such model, or it is of no known family.
     """
     path = resolve(name_or_path)
-    folder = Path(path) if Path(path).is_dir() else fetch(path, False)
+    folder = Path(path) if Path(path).is_dir() else fetch(path, False, False)
     return _family(read_config(folder)["model_type"], str(name_or_path))
 
 

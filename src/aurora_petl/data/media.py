@@ -249,14 +249,21 @@ class TrainTransform:
 
     def __call__(self, image: Image.Image, rng: random.Random | None = None) -> Tensor:
         """RGB picture -> (3, size, size); all chance is drawn from ``rng``."""
+        return self.picture.tensor(self.varied(image, rng, (self.picture.size, self.picture.size)))
+
+    def varied(
+        self, image: Image.Image, rng: random.Random | None = None, size: tuple[int, int] | None = None
+    ) -> Image.Image:
+        """The picture that the model is shown, of ``size``, by default that of the crop."""
         rng = rng or random.Random()
-        size = (self.picture.size, self.picture.size)
-        image = image.resize(size, self.picture.filter, box=_crop(image.width, image.height, self.scale, rng))
+        box = _crop(image.width, image.height, self.scale, rng)
+        own = (max(1, round(box[2] - box[0])), max(1, round(box[3] - box[1])))
+        image = image.resize(size or own, self.picture.filter, box=box)
         if self.flip and rng.random() < 0.5:
             image = ImageOps.mirror(image)
         for _ in range(self.operations):
             image = rng.choice(_OPERATIONS)(image, self.strength, rng.choice((-1, 1)), self.fill)
-        return self.picture.tensor(image)
+        return image
 
 
 def _crop(width: int, height: int, scale: float, rng: random.Random) -> tuple[float, float, float, float]:

@@ -58,20 +58,22 @@ class RetrievalSettings(TaskSettings):
 
 @dataclass(config=CONFIG)
 class VQASettings(TaskSettings):
-    """Numbers of the objective and of inference; defaults are those of BLIP's VQA fine-tuning, whose inference by
-    ``generate`` has 3 beams where Aurora's released code has 1."""
+    """Numbers of the objective and of inference. Those that are null are the model's own: BLIP's are those of its VQA
+    fine-tuning, whose inference by ``generate`` has 3 beams where Aurora's released code has 1."""
 
     name: str = "vqa"
-    inference: Literal["rank", "generate"] = "rank"  # out of the data's candidates, or written word by word
+    # rank: out of the data's candidates | generate: written word by word
+    inference: Literal["rank", "generate"] | None = None
+    prompt: str = ""  # what is asked, with {question} for the question; empty: the model's own
     k_test: int = number(128, 1, 10**6)  # candidates that rank rescores
     num_beams: int = number(1, 1, 100)  # of generate
-    label_smoothing: float = number(0.1, 0, 1)  # in the loss, and in the scores of rank
-    max_question_tokens: int = number(35, 2, 512)
-    max_answer_tokens: int = number(10, 2, 512)  # that generate writes, [DEC] included
+    label_smoothing: float | None = number(None, 0, 1)  # in the loss, and in the scores of rank
+    max_question_tokens: int | None = number(None, 2, 512)
+    max_answer_tokens: int = number(10, 2, 512)  # that generate writes, BLIP's [DEC] included
 
     @property
     def longest_text(self) -> int:
-        return max(self.max_question_tokens, self.max_answer_tokens)
+        return max(self.max_question_tokens or 0, self.max_answer_tokens)
 
 
 # name, which is also that of the task's file -> its settings, and its class there

@@ -1,20 +1,14 @@
-"""Answering questions about pictures and clips with BLIP's objective (arXiv 2201.12086, section 4.3).
+"""Answering questions about pictures and clips: the loss of right answers, and answers to a split.
 
-    picture or frames --> vision tower --.
-                                         v
-    [ENC] question ---------> fused text encoder --.
-                                                   v
-    [DEC] answer ----------------------------> decoder --> the answer's tokens, one place on, and its end
-
-Training writes every distinct answer of a question, weighted by its share of the annotators. A question's keys and
-values are projected once for all its answers, in training and in inference by rank, and a picture's once for all its
+Training writes every distinct answer of a question, weighted by its share of the annotators. How a model reads pictures
+and questions, and how it writes, is the backbone's own (`backbones.base.Writer`). A picture is encoded once for all its
 questions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +17,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..adapter.additions import additions
-from ..backbones.base import AnsweringBackbone, Texts
-from ..backbones.frames import media_states
+from ..backbones.base import Writer, is_ranker
 from ..data.rows import Dataset, QuestionDataset, load_media
-from ..distributed import gather, objects, own_share
-from ..errors import AuroraError
+from ..distributed import objects, own_share
+from ..errors import AuroraError, short
 from ..evaluation.vqa_accuracy import question_score, upload_rows, vqa_metrics
 from .base import Task
 from .settings import TaskSettings, VQASettings
 
 QUESTIONS = 32  # a batch of inference
-DROPPED = str.maketrans("", "", '.!"()*#:;~')  # out of questions: BLIP never saw these marks in them
-PAIRS = 512  # of question and candidate that rank scores at a time; at 4 tokens and 30,524 words 250 MB of logits
 
 
 @dataclass
@@ -49,25 +39,42 @@ class Answers:
 class VQA(Task):
     """The loss of a batch and the answers to a split.
 
-    A batch is a dict of ``pixel_values`` (B, 3, H, W), of clips (B, frames, 3, H, W); ``question_ids`` and
-    ``question_mask`` (B, S); ``answer_ids`` and ``answer_mask`` (A, T) of all questions' answers, with the question of
-    each in ``which`` (A,) and its weight in ``weights`` (A,). ``which`` and ``answer_lengths``, the tokens of each
-    answer, decide on shapes, so they are lists, which stay on the CPU.
+    A batch is what the backbone's `collate` gives, with ``weights`` (A,), that of each answer, and ``rows``, the number
+    of questions.
 
     Args:
         backbone: with its adapter injected and its trainable weights marked.
-        settings: numbers of the objective and of inference.
+        settings: numbers of the objective and of inference; what is null in them is the backbone's own.
     """
 
     data = QuestionDataset
     example = "question"
     main_metric = "accuracy"
 
-    backbone: AnsweringBackbone
+    backbone: Writer
     settings: VQASettings
 
-    def __init__(self, backbone: AnsweringBackbone, settings: VQASettings | None = None) -> None:
+    def __init__(self, backbone: Writer, settings: VQASettings | None = None) -> None:
         super().__init__(backbone, settings or VQASettings())
+
+    @classmethod
+    def fitted(cls, settings: VQASettings, backbone: Any, batch_size: int = 0, examples: int = 0) -> VQASettings:
+        own = {name: value for name, value in backbone.defaults.items() if getattr(settings, name) in (None, "")}
+        full = replace(settings, **own)
+        if full.inference == "rank" and not is_ranker(backbone):
+            raise AuroraError(
+                f"task.inference is rank, but {backbone.name} writes its answers; set task.inference=generate"
+            )
+        if "{question}" not in full.prompt:
+            raise AuroraError(
+                f"task.prompt is {short(full.prompt)}; it must have {{question}} where the question belongs"
+            )
+        return full
+
+    @property
+    def numbers(self) -> VQASettings:
+        """The settings, with the backbone's own where they are null."""
+        return self.fitted(self.settings, self.backbone)
 
     @property
     def objective(self) -> str:
@@ -75,7 +82,7 @@ class VQA(Task):
 
     @property
     def protocol(self) -> str:
-        return f"answers by {self.settings.inference}"
+        return f"answers by {self.numbers.inference}"
 
     @classmethod
     def check(cls, settings: TaskSettings, dataset: Dataset) -> None:
@@ -98,46 +105,19 @@ class VQA(Task):
         ]
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        questions = self._questions([row["question"] for row in rows])
-        answers = self._answers([answer for row in rows for answer in row["answers"]])
-        return {
-            "pixel_values": torch.stack([row["pixels"] for row in rows]),
-            "question_ids": questions.ids,
-            "question_mask": questions.mask,
-            "answer_ids": answers.ids,
-            "answer_mask": answers.mask,
-            "answer_lengths": answers.lengths().tolist(),
-            "which": [place for place, row in enumerate(rows) for _ in row["answers"]],
-            "weights": torch.tensor([weight for row in rows for weight in row["weights"]], dtype=torch.float32),
-        }
-
-    def forward(
-        self,
-        pixel_values: Tensor,
-        question_ids: Tensor,
-        question_mask: Tensor,
-        answer_ids: Tensor,
-        answer_mask: Tensor,
-        which: Sequence[int] | Tensor,
-        weights: Tensor,
-        answer_lengths: Sequence[int] | None = None,
-    ) -> dict[str, Tensor]:
-        """``loss`` of a batch: the sum over answers of weight * cross-entropy, divided by the number of pictures."""
-        backbone, asked = self.backbone, Texts(question_ids, question_mask)
-        media = media_states(backbone, pixel_values)
-        context = None
-        if self.training and any(part.field == "context" for _, _, part in additions(self.model)):
-            context = gather(backbone.question_context(asked))
-        questions = backbone.encode_question(asked, media, context=context)
-        losses = backbone.answer_loss(
-            Texts(answer_ids, answer_mask),
-            questions,
-            question_mask,
-            which,
-            lengths=answer_lengths,
-            label_smoothing=self.settings.label_smoothing,
+        batch = self._read(
+            [row["pixels"] for row in rows],
+            [row["question"] for row in rows],
+            answers=[answer for row in rows for answer in row["answers"]],
+            of=[place for place, row in enumerate(rows) for _ in row["answers"]],
         )
-        return {"loss": (weights * losses).sum() / len(pixel_values)}
+        weights = torch.tensor([weight for row in rows for weight in row["weights"]], dtype=torch.float32)
+        return batch | {"weights": weights, "rows": len(rows)}
+
+    def forward(self, weights: Tensor, rows: int, **batch: Any) -> dict[str, Tensor]:
+        """``loss`` of a batch: the sum over answers of weight * cross-entropy, divided by the number of questions."""
+        losses = self.backbone.losses(batch, self.numbers.label_smoothing or 0.0)
+        return {"loss": (weights * losses).sum() / rows}
 
     @torch.no_grad()
     def evaluate(
@@ -150,61 +130,19 @@ class VQA(Task):
         """
         if rescore:
             raise AuroraError("task vqa ranks no lists to score again; leave out --rescore")
-        _need_candidates(self.settings, dataset)
+        _need_candidates(self.numbers, dataset)
         was_training = self.training
         self.eval()
         try:
             own: dict[int, str] = {}  # row -> answer, of this rank's share
-            candidates = list(dataset.candidates)
-            tokens = self._answers(candidates) if self.settings.inference == "rank" else None
-            for rows, states, mask in self._encoded(dataset, progress):
-                if tokens is None:
-                    found = self.backbone.generate_answers(
-                        states, mask, num_beams=self.settings.num_beams, max_tokens=self.settings.max_answer_tokens
-                    )
-                else:
-                    best = self.rank(states, mask, tokens)
-                    found = [candidates[place] for place in best.tolist()]
-                own |= dict(zip(rows, found, strict=True))
+            for rows, answers in self._answered(dataset, progress):
+                own |= dict(zip(rows, answers, strict=True))
         finally:
             self.train(was_training)
         every = {row: answer for share in objects(own) for row, answer in share.items()}
         answers = [every[row] for row in range(len(dataset))]
         scores = [question_score(answer, question) for answer, question in zip(answers, dataset, strict=True)]
         return vqa_metrics(scores, list(dataset)), Answers(answers, scores)
-
-    @torch.no_grad()
-    def rank(self, question_states: Tensor, question_mask: Tensor, candidates: Texts) -> Tensor:
-        """The likeliest of C candidates for each of Q questions, (Q,) on the CPU.
-
-        The ``k_test`` candidates whose first token is likeliest are scored in full, by the loss of training. Among
-        candidates of one first token those that come first are taken.
-
-        Args:
-            question_states: (Q, S, D), as `AnsweringBackbone.encode_question` gives them, with their mask (Q, S).
-            candidates: C of them on the CPU: which are scored, and how, is known there.
-        """
-        backbone, k, device = self.backbone, min(self.settings.k_test, len(candidates)), question_states.device
-        start = candidates.ids[:1, :1].expand(len(question_states), 1).to(device)
-        words = backbone.answer_logits(Texts(start, torch.ones_like(start)), question_states, question_mask)[:, 0]
-        first, of = candidates.ids[:, 1].unique(return_inverse=True)
-        likely = words[:, first.to(device)][:, of.to(device)]
-        chosen = likely.argsort(dim=1, descending=True, stable=True)[:, :k].cpu()  # (Q, k)
-        which = torch.arange(len(chosen)).repeat_interleave(k)
-        flat = chosen.flatten()
-        lengths = candidates.lengths()[flat]
-        losses = torch.empty(len(flat), device=device)
-        for part in lengths.argsort(stable=True).split(PAIRS):  # alike lengths: little padding
-            losses[part.to(device)] = backbone.answer_loss(
-                candidates.rows(flat[part]).trimmed().to(device),
-                question_states,
-                question_mask,
-                which[part],
-                lengths=lengths[part].tolist(),
-                label_smoothing=self.settings.label_smoothing,
-            )
-        best = losses.view(-1, k).argmin(1).cpu()
-        return chosen.gather(1, best[:, None])[:, 0]
 
     def errors(self, found: Answers) -> np.ndarray:  # type: ignore[override]
         """1 less how right each answer is."""
@@ -217,9 +155,19 @@ class VQA(Task):
         """See `evaluation.vqa_accuracy.upload_rows`."""
         return upload_rows(found.answers, list(dataset))
 
-    def _encoded(self, dataset: QuestionDataset, progress: bool) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Rows, states (Q, S, D) and mask (Q, S) of this rank's questions, a batch at a time; those of one picture
-        follow each other and share it."""
+    def _answered(self, dataset: QuestionDataset, progress: bool) -> Iterator[tuple[list[int], list[str]]]:
+        """Rows and answers of this rank's questions, a batch at a time."""
+        backbone, numbers, candidates = self.backbone, self.numbers, list(dataset.candidates)
+        texts = backbone.texts(candidates, backbone.longest) if numbers.inference == "rank" else None
+        for rows, batch in self._batches(dataset, progress):
+            if texts is None or not is_ranker(backbone):
+                yield rows, backbone.write(batch, beams=numbers.num_beams, longest=numbers.max_answer_tokens)
+                continue
+            best = backbone.rank(batch, texts, k_test=numbers.k_test, label_smoothing=numbers.label_smoothing or 0.0)
+            yield rows, [candidates[place] for place in best]
+
+    def _batches(self, dataset: QuestionDataset, progress: bool) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        """Rows and batches of this rank's questions; those of one picture follow each other and share it."""
         device = next(iter(self.backbone.parameters())).device
         view = self.backbone.view()
         places: dict[str, list[int]] = {}
@@ -230,19 +178,16 @@ class VQA(Task):
         for first in tqdm(range(0, len(order), QUESTIONS), "questions", leave=False, disable=not progress):
             rows = order[first : first + QUESTIONS]
             shown = {dataset[row].image: row for row in rows}
-            numbers = {image: number for number, image in enumerate(shown)}
+            places_of = {image: number for number, image in enumerate(shown)}
             pixels = [load_media(dataset, row, view, self.settings.evaluation_frames) for row in shown.values()]
-            media = media_states(self.backbone, torch.stack(pixels).to(device))
-            questions = self._questions([dataset[row].question for row in rows]).to(device)
-            which = [numbers[dataset[row].image] for row in rows]
-            yield rows, self.backbone.encode_question(questions, media, which), questions.mask
+            which = [places_of[dataset[row].image] for row in rows]
+            batch = self._read(pixels, [dataset[row].question for row in rows], which=which)
+            yield rows, {key: part.to(device) if isinstance(part, Tensor) else part for key, part in batch.items()}
 
-    def _questions(self, texts: list[str]) -> Texts:
-        plain = [text.translate(DROPPED) for text in texts]
-        return self.backbone.texts(plain, self.settings.max_question_tokens)
-
-    def _answers(self, texts: list[str]) -> Texts:
-        return self.backbone.texts(texts, self.backbone.longest)
+    def _read(self, pixels: list[Tensor], questions: list[str], **more: Any) -> dict[str, Any]:
+        numbers = self.numbers
+        longest = numbers.max_question_tokens or self.backbone.longest
+        return self.backbone.collate(pixels, questions, prompt=numbers.prompt, longest=longest, **more)
 
 
 def _need_candidates(settings: VQASettings, dataset: QuestionDataset) -> None:

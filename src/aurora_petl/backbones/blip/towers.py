@@ -1,0 +1,98 @@
+"""What all of BLIP's tasks share: the vision tower, the text encoder, and texts that meet pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from ...data.media import EvalTransform, PictureFormat, TrainTransform
+from ..base import Texts, View
+from ..sharing import share
+from .attention import Meeting, use_sdpa
+from .config import ENC
+
+LONGEST = 35  # tokens of a text, as BLIP was fine-tuned
+
+
+class Blip:
+    """Vision tower and text encoder, which all of BLIP's tasks have."""
+
+    heads: tuple[str, ...] = ()
+
+    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+        self.name, self.model, self.tokenizer = name, model, tokenizer
+        self.longest: int = model.config.text_config.max_position_embeddings
+        self.shares = use_sdpa(model)  # whether attention can read one picture for many texts
+        self.adapter: PeftModel | None = None
+
+    @property
+    def module(self) -> nn.Module:
+        return self.adapter if self.adapter is not None else self.model
+
+    @property
+    def image_size(self) -> int:
+        return self.model.config.vision_config.image_size
+
+    def parameters(self):
+        return self.module.parameters()
+
+    def view(self, training: bool = False, *, flip: bool = True) -> View:
+        picture = PictureFormat(self.image_size)
+        return TrainTransform(picture, flip=flip) if training else EvalTransform(picture)
+
+    def view_key(self) -> str:
+        return str(self.image_size)
+
+    def texts(self, words: Sequence[str], longest: int = 0) -> Texts:
+        length = longest or LONGEST
+        tokens = self.tokenizer(list(words), padding=True, truncation=True, max_length=length, return_tensors="pt")
+        return Texts(tokens["input_ids"], tokens["attention_mask"])
+
+    def image_states(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, image_size, image_size) -> picture states (B, N, D)"""
+        return self.model.vision_model(pixel_values=pixel_values).last_hidden_state
+
+    def text_states(self, texts: Texts) -> Tensor:
+        """B texts -> text-only states (B, T, D)"""
+        return self.model.text_encoder(input_ids=texts.ids, attention_mask=texts.mask).last_hidden_state
+
+    def _fuse(
+        self,
+        texts: Texts,
+        image_states: Tensor,
+        which: Tensor | Sequence[int] | None,
+        meeting: Meeting | None = None,
+        encoder_embeds: Tensor | None = None,
+        **more: Any,
+    ) -> Tensor:
+        """Text states (B, T, D) that have met the picture states."""
+        return self.model.text_encoder(
+            input_ids=begin(texts.ids, ENC) if encoder_embeds is None else None,
+            encoder_embeds=encoder_embeds,
+            attention_mask=texts.mask,
+            **self._shared(which, texts.ids.shape[1], meeting, encoder_hidden_states=image_states),
+            **more,
+        ).last_hidden_state
+
+    def _shared(
+        self, which: Tensor | Sequence[int] | None, tokens: int, meeting: Meeting | None = None, **read: Tensor
+    ) -> dict[str, Any]:
+        """What cross-attention reads, (M, N, ...) each, for texts of so many tokens: once with the seats of the texts,
+        or, where attention has not been replaced, with a copy for each text."""
+        states = read["encoder_hidden_states"]
+        if not self.shares:
+            places = None if which is None else torch.as_tensor(which, device=states.device)
+            return read if places is None else {name: rows[places] for name, rows in read.items()}
+        meeting = meeting or Meeting()
+        if which is not None:
+            meeting.sharing = share(which, len(states), states.shape[1], tokens, states.device)
+        return {**read, "meeting": meeting}
+
+
+def begin(input_ids: Tensor, token: int) -> Tensor:
+    """(B, T) with ``token`` in the first place."""
+    return torch.cat([torch.full_like(input_ids[:, :1], token), input_ids[:, 1:]], 1)

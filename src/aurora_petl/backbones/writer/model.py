@@ -1,0 +1,368 @@
+"""Decoder models as a `base.Writer`.
+
+    pictures --> vision tower --> features, one set a picture --.
+                                                                v
+    chat template: question with the pictures' marks ----> language model --> the answer's tokens and the turn's end
+
+A picture goes through the vision tower once for all its questions, in training and in inference. The language model
+reads a question, the picture's features among it, anew for each of its answers and each beam.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from PIL import Image
+from torch import Tensor, nn
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    GenerationConfig,
+)
+from transformers import __version__ as transformers_version
+
+from ...data.media import PictureFormat, TrainTransform
+from ...errors import AuroraError, first_line, short
+from ...files import read_json
+from ..base import Texts, View, asked
+from ..folder import read_model, read_tokenizer
+from ..hub import quiet
+from .chat import Chat, read_template
+from .pictures import Grids, Patches, Pictures, Squares, Tiles, places, spread
+
+BRIEF = "{question} Answer the question with a word or a short phrase."
+LONGEST = 512  # tokens of a text of ours; a prompt with its pictures may be longer
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What differs between the types of models."""
+
+    pictures: type[Pictures]
+    prompt: str = BRIEF
+    chats: bool = True  # whether it has a chat template
+    # the argument that tells tokens apart: of pictures from those of texts, or of answers from those of prompts
+    types: str = ""
+
+
+KINDS: dict[str, Kind] = {
+    "idefics3": Kind(Tiles),
+    "internvl": Kind(Patches),
+    "llava": Kind(Squares),
+    "paligemma": Kind(Squares, "answer en {question}", chats=False, types="token_type_ids"),
+    "qwen2_5_vl": Kind(Grids, types="mm_token_type_ids"),
+    "qwen2_vl": Kind(Grids, types="mm_token_type_ids"),
+    "qwen3_vl": Kind(Grids, types="mm_token_type_ids"),
+    "smolvlm": Kind(Tiles),
+}
+
+
+class Plain:
+    """A picture as it is, or changed at random: its size is the image processor's affair."""
+
+    def __init__(self, varied: TrainTransform | None) -> None:
+        self.varied = varied
+
+    def __call__(self, image: Image.Image, rng: Any = None) -> Tensor:
+        """RGB picture -> (3, H, W) of bytes"""
+        shown = image if self.varied is None else self.varied.varied(image, rng)
+        return torch.from_numpy(np.array(shown)).permute(2, 0, 1).contiguous()
+
+
+class WriterBackbone:
+    """A decoder model; see `base.Writer`.
+
+    Args:
+        model: of one of `KINDS`.
+        tokenizer: the model's own; None for a model without weights.
+        pictures: how it reads pictures.
+        chat: how it is talked to; None for a model without weights.
+        name: what messages call it.
+    """
+
+    heads: tuple[str, ...] = ()
+    longest = LONGEST
+
+    def __init__(self, model: Any, tokenizer: Any, pictures: Pictures | None, chat: Chat | None, name: str) -> None:
+        self.name, self.model, self.tokenizer = name, model, tokenizer
+        self.pictures, self.chat = pictures, chat
+        self.kind = KINDS[model.config.model_type]
+        self.adapter: PeftModel | None = None
+        self.defaults: Mapping[str, Any] = {
+            "inference": "generate",
+            "prompt": self.kind.prompt,
+            "label_smoothing": 0.0,
+            "max_question_tokens": LONGEST,
+        }
+
+    @property
+    def module(self) -> nn.Module:
+        return self.adapter if self.adapter is not None else self.model
+
+    @property
+    def image_size(self) -> int:
+        return 0 if self.pictures is None else self.pictures.size
+
+    def parameters(self):
+        return self.module.parameters()
+
+    def view(self, training: bool = False, *, flip: bool = True) -> View:
+        """What gives the bytes of a picture, (3, H, W): the image processor works on whole batches, in `collate`."""
+        return Plain(TrainTransform(PictureFormat(self.image_size), flip=flip) if training else None)
+
+    def view_key(self) -> str:
+        return f"{self.model.config.model_type} {self.image_size}"
+
+    def texts(self, words: Sequence[str], longest: int = 0) -> Texts:
+        tokens = self.tokenizer(
+            list(words),
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            max_length=min(longest or LONGEST, LONGEST),
+            add_special_tokens=False,
+            return_tensors="pt",
+        )
+        return Texts(tokens["input_ids"], tokens["attention_mask"])
+
+    def collate(
+        self,
+        pixels: Sequence[Tensor],
+        questions: Sequence[str],
+        answers: Sequence[str] = (),
+        of: Sequence[int] = (),
+        which: Sequence[int] | None = None,
+        *,
+        prompt: str,
+        longest: int,
+    ) -> dict[str, Any]:
+        """See `base.Writer`: ``input_ids`` and ``attention_mask`` (A, T) of prompts with their answers behind them, the
+        padding last; without answers (Q, T) of prompts, the padding first. ``shown`` has the picture of each, ``parts``
+        how many of the vision tower's features belong to each picture, ``answer_lengths`` and ``prompt_lengths`` the
+        tokens of each. What the vision tower reads are the image processor's tensors, under its own names."""
+        assert self.pictures is not None and self.chat is not None
+        read = self.pictures.read([_frames(picture) for picture in pixels])
+        which = list(range(len(questions))) if which is None else list(which)
+        texts = asked([self._cut(question, longest) for question in questions], prompt)
+        prompts = [self.chat.prompt(text, read.marks[place]) for text, place in zip(texts, which, strict=True)]
+        batch: dict[str, Any] = {**read.tensors, "parts": read.parts}
+        if not answers:
+            return batch | {"shown": which} | self._padded(prompts, [[]] * len(prompts))
+        written = [self.chat.answer(answer) for answer in answers]
+        batch |= {"shown": [which[question] for question in of]}
+        batch |= {"prompt_lengths": [len(prompts[question]) for question in of]}
+        batch |= {"answer_lengths": [len(tokens) for tokens in written]}
+        return batch | self._padded([prompts[question] for question in of], written)
+
+    def losses(self, batch: Mapping[str, Any], label_smoothing: float = 0.0) -> Tensor:
+        """See `base.Writer`; logits are computed at the answers' tokens alone."""
+        lengths, width = batch["answer_lengths"], batch["input_ids"].shape[1]
+        states = self.model.base_model(**self._arguments(batch), use_cache=False)[0]  # (A, T, D)
+        device, longest = states.device, max(lengths)
+        tokens = [
+            (row, start + place, place)
+            for row, (start, length) in enumerate(zip(batch["prompt_lengths"], lengths, strict=True))
+            for place in range(length)
+        ]
+        at = torch.tensor([row * width + place for row, place, _ in tokens], device=device)
+        logits = self.model.get_output_embeddings()(states.flatten(0, 1).index_select(0, at - 1)).float()
+        labels = batch["input_ids"].flatten().index_select(0, at)
+        each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+        seats = torch.tensor([row * longest + place for row, _, place in tokens], device=device)
+        return each.new_zeros(len(lengths) * longest).index_copy(0, seats, each).view(-1, longest).sum(1)
+
+    def write(self, batch: Mapping[str, Any], *, beams: int, longest: int) -> list[str]:
+        """See `base.Writer`. Nothing that the model's own configuration says about sampling or repeated words is used:
+        such rules are made for long texts."""
+        assert self.chat is not None
+        ends = self.model.generation_config.eos_token_id
+        ends = {self.chat.around.end, *(ends if isinstance(ends, list) else [ends])} - {None}
+        config = GenerationConfig(
+            max_new_tokens=longest,
+            max_length=None,
+            do_sample=False,
+            num_beams=beams,
+            eos_token_id=sorted(ends),
+            pad_token_id=_padding(self.tokenizer),
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            length_penalty=1.0,
+            suppress_tokens=[self.model.config.image_token_id],  # the mark of a picture is no word
+        )
+        with quiet():
+            found = self.model.generate(**self._arguments(batch), generation_config=config)
+        written = found[:, batch["input_ids"].shape[1] :]
+        return [text.strip() for text in self.tokenizer.batch_decode(written, skip_special_tokens=True)]
+
+    def _arguments(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the model: tokens, and the features of the pictures that they are about."""
+        assert self.pictures is not None
+        parts, shown, repeated = batch["parts"], batch["shown"], self.pictures.repeated
+        names = ["pixel_values", *(name for name in ("pixel_attention_mask", *repeated) if name in batch)]
+        features = self.model.get_image_features(**{name: batch[name] for name in names}, return_dict=True)
+        arguments = {name: batch[name] for name in ("input_ids", "attention_mask", self.kind.types) if name}
+        arguments["mm_encoder_outputs"] = {"image": spread(features, parts, shown)}
+        order = torch.tensor(places(parts, shown), device=batch["input_ids"].device)
+        return arguments | {name: batch[name][order] for name in repeated}
+
+    def _cut(self, question: str, longest: int) -> str:
+        tokens = self.tokenizer(question, add_special_tokens=False).input_ids
+        if len(tokens) <= longest:
+            return question
+        shorter: str = self.tokenizer.decode(tokens[:longest])
+        return shorter
+
+    def _padded(self, prompts: list[list[int]], answers: list[list[int]]) -> dict[str, Tensor]:
+        """Tokens, mask and, where the model tells them apart, types of tokens. Prompts alone end together, since
+        what is written comes behind them."""
+        rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+        width, alone = max(map(len, rows)), not any(answers)
+        ids = torch.full((len(rows), width), _padding(self.tokenizer))
+        mask, types = torch.zeros_like(ids), torch.zeros_like(ids)
+        for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+            start = width - len(row) if alone else 0
+            ids[number, start : start + len(row)] = torch.tensor(row)
+            mask[number, start : start + len(row)] = 1
+            if self.kind.types == "token_type_ids":
+                types[number, start + len(prompt) :] = 1
+        if self.kind.types == "mm_token_type_ids":
+            types = (ids == self.model.config.image_token_id).long()
+        named = {self.kind.types: types} if self.kind.types else {}
+        return {"input_ids": ids, "attention_mask": mask, **named}
+
+
+def _frames(pixels: Tensor) -> list[Image.Image]:
+    """(3, H, W), or (frames, 3, H, W), of bytes -> pictures"""
+    frames = pixels[None] if pixels.dim() == 3 else pixels
+    return [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames]
+
+
+def _padding(tokenizer: Any) -> int:
+    number: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return number
+
+
+def configure(content: dict[str, Any], path: Path) -> Any:
+    """A decoder model's configuration from that of a model folder.
+
+    Raises:
+        AuroraError: if transformers cannot make one of it.
+    """
+    try:
+        config = AutoConfig.for_model(content["model_type"], **{k: v for k, v in content.items() if k != "model_type"})
+        for part in (config.vision_config, config.get_text_config()):
+            heads = getattr(part, "num_attention_heads", None) or getattr(part, "num_heads", 1)
+            width = getattr(part, "embed_dim", None) or part.hidden_size
+            if not getattr(part, "head_dim", None) and width % heads:
+                raise ValueError(f"{heads} heads do not divide {width}")
+    except Exception as error:  # odd values can raise anything in the library
+        raise AuroraError(
+            f"{path} is no configuration of its type: {first_line(error)}; copy the model again"
+        ) from error
+    return config
+
+
+def empty(config: Any, name: str, task: str = "vqa", image_size: int | None = None) -> WriterBackbone:
+    """The model without weights, tokenizer or image processor, on the current default device."""
+    return WriterBackbone(_class_of(config)(config), None, None, None, name)
+
+
+def _class_of(config: Any) -> Any:
+    """The class that ``AutoModelForImageTextToText`` makes of a configuration.
+
+    Raises:
+        AuroraError: if the installed transformers cannot hand it pictures that went through the vision tower before.
+    """
+    kind: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    if "mm_encoder_outputs" not in inspect.signature(kind.forward).parameters:
+        raise AuroraError(
+            f"models of type {config.model_type} need a newer transformers than {transformers_version}; install it "
+            "with python -m pip install --upgrade transformers"
+        )
+    return kind
+
+
+def check(folder: Path, config: Any, name: str, image_size: int | None = None) -> None:
+    """Look for what would stop `load` beside the weights.
+
+    Raises:
+        AuroraError: if the folder lacks a tokenizer, chat template or image processor, or they are another model's.
+    """
+    _company(folder, config, name, image_size)
+
+
+def load(folder: Path, config: Any, name: str, task: str = "vqa", image_size: int | None = None) -> WriterBackbone:
+    """Read a decoder model from a folder, its weights as they are stored.
+
+    Raises:
+        AuroraError: if its files do not hold one with its tokenizer, chat template and image processor, or it cannot
+            read pictures of ``image_size``.
+    """
+    tokenizer, pictures, chat = _company(folder, config, name, image_size)
+    model, _ = read_model(_class_of(config), config, folder, name, task, "copy the model again", widen=False)
+    return WriterBackbone(model.eval(), tokenizer, pictures, chat, name)
+
+
+def _company(folder: Path, config: Any, name: str, image_size: int | None) -> tuple[Any, Pictures, Chat]:
+    """What a model has beside its weights."""
+    kind = KINDS[config.model_type]
+    tokenizer = read_tokenizer(folder, config, name)
+    words = config.get_text_config().vocab_size
+    if (largest := max(tokenizer.get_vocab().values(), default=-1)) >= words and kind.chats:
+        raise AuroraError(
+            f"model {name}: its tokenizer has numbers up to {largest}, its language model {words} words; take the "
+            "tokenizer that the model was trained with"
+        )
+    mark = tokenizer.convert_ids_to_tokens(config.image_token_id)
+    if mark is None or tokenizer.eos_token_id is None:
+        what = "token for the end of a text" if mark else f"token {config.image_token_id}, which stands for a picture"
+        raise AuroraError(
+            f"model {name}: its tokenizer has no {what}; take the tokenizer that the model was trained with"
+        )
+    pictures = kind.pictures(_processor(folder, name, kind.pictures.names), config, mark)
+    if image_size is not None and image_size != pictures.size:
+        pictures.resize(image_size)
+    template = read_template(folder, tokenizer, name) if kind.chats else ""
+    chat = Chat(tokenizer, template, mark, name)
+    chat.prompt("what?", [mark])
+    return tokenizer, pictures, chat
+
+
+def _processor(folder: Path, name: str, names: Sequence[str]) -> Any:
+    """A folder's image processor, by Pillow and NumPy.
+
+    Raises:
+        AuroraError: if there is none, it is of another model, or it cannot be read.
+    """
+    contents = ((folder / file, read_json(folder / file)) for file in PROCESSOR_FILES if (folder / file).is_file())
+    settings = ((path, _settings(content)) for path, content in contents)
+    path, kind = next(((path, kind) for path, kind in settings if kind), (None, ""))
+    if path is None:
+        raise AuroraError(
+            f"model {name} has no {PROCESSOR_FILES[0]}, which says how it reads pictures; put it into {folder}, as the "
+            "image processor's save_pretrained writes it"
+        )
+    if kind.removesuffix("Pil").removesuffix("Fast") not in names:
+        raise AuroraError(f"{path} is of a {short(kind)}, the model wants {' or '.join(names)}; copy it again")
+    try:
+        with quiet():
+            return AutoImageProcessor.from_pretrained(str(folder), backend="pil", local_files_only=True)
+    except Exception as error:  # odd values can raise anything in the library
+        raise AuroraError(f"{path} cannot be read: {first_line(error)}; copy it again") from error
+
+
+def _settings(content: Any) -> str:
+    """The kind of image processor that a file is about; empty if it is about none."""
+    part = content.get("image_processor", content) if isinstance(content, dict) else {}
+    kind = part.get("image_processor_type") if isinstance(part, dict) else None
+    return kind if isinstance(kind, str) else ""
