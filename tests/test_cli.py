@@ -183,7 +183,7 @@ def test_a_shell_sees_one_line_and_the_status(tmp_path):
         ("evaluate gone", "gone holds no run: it has no recipe.yaml"),
         ("params gone", "no model 'gone': it is neither embedded (blip-mini), nor a folder on this machine"),
         ("params blip-mini --core full-ish", "method_options.core is 'full-ish'; choose diagonal or full"),
-        ("params blip-mini --gate open", "method_options.gate is 'open'; it must be one of scale_shift, released or"),
+        ("params blip-mini --gate open", "method_options.gate is 'open'; choose scale_shift or released"),
         ("params blip-mini --r 0", "method_options.r is 0; it must lie between 1 and 8192"),
     ],
 )

@@ -386,7 +386,7 @@ def test_a_path_that_is_not_utf8_is_saved(tmp_path):
             "is 'x'; it must be a list of whole numbers or a whole number or null",
         ),
         ("method_options.dropout=1", "method_options.dropout is 1; it must lie between 0 and 0.999"),
-        ("method_options.context=bach", "method_options.context is 'bach'; it must be one of batch, released or null"),
+        ("method_options.context=bach", "method_options.context is 'bach'; choose batch or released"),
         ("method_options.core=[x]", "method_options.core is a list of 1; choose diagonal or full"),
         ("method_options.task_type=x", "method aurora has no field method_options.task_type"),
         (

@@ -25,7 +25,7 @@ from aurora_petl.errors import AuroraError
 from aurora_petl.methods import METHODS
 from aurora_petl.recipe import load_recipe
 from aurora_petl.tasks.retrieval import Retrieval
-from aurora_petl.train_arguments import one_gpu
+from aurora_petl.train_arguments import one_gpu, training_arguments
 from aurora_petl.training import fit, load_run, prepare, train
 
 SMALL = ["train.batch_size=6", "train.max_steps=6", "train.evaluations=3", "task.queue_size=6", "method_options.r=4"]
@@ -226,12 +226,16 @@ def test_an_interrupted_evaluation_is_repeated(folder, finished, tmp_path, monke
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("fields", [["train.learning_rate=1e30"], ["train.learning_rate=1e30", "train.evaluations=6"]])
-def test_a_training_that_diverges_says_so(fields, folder, tmp_path):
-    recipe = load_recipe(None, settings(folder, "train.max_grad_norm=0", "train.precision=fp32"))
-    for field in fields:
-        name, _, value = field.removeprefix("train.").partition("=")
-        setattr(recipe.train, name, type(getattr(recipe.train, name))(value))
+@pytest.mark.parametrize("evaluations", [1, 6])
+def test_a_training_that_diverges_says_so(evaluations, folder, tmp_path, monkeypatch):
+    def far_too_fast(*given):
+        arguments = training_arguments(*given)
+        arguments.learning_rate = 1e30  # more than a recipe may say
+        return arguments
+
+    monkeypatch.setattr("aurora_petl.trainer.training_arguments", far_too_fast)
+    fields = ["train.max_grad_norm=0", "train.precision=fp32", f"train.evaluations={evaluations}"]
+    recipe = load_recipe(None, settings(folder, *fields))
     with pytest.raises(AuroraError, match=r"training diverged.*; lower train.learning_rate"):
         train(recipe, tmp_path / "run", progress=False)
     assert not (tmp_path / "run/metrics.json").exists()

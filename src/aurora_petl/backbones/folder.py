@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
-from ..errors import AuroraError, first_line, short
+from ..errors import AuroraError, first_line, install, short
 from ..files import open_tensors, read_json
 from .hub import CONFIG, quiet
 
@@ -229,6 +229,8 @@ def read_tokenizer(folder: Path, config: Any, name: str) -> Any:
             return AutoTokenizer.from_pretrained(
                 str(folder), config=config, local_files_only=True, trust_remote_code=False
             )
+    except ImportError as error:
+        raise AuroraError(f"model {name}: its tokenizer needs sentencepiece: {install('siglip')}") from error
     except Exception as error:  # odd files can raise anything in the library and in its Rust core
         raise AuroraError(
             f"model {name}: its tokenizer cannot be read ({type(error).__name__}: {first_line(error)}); copy "

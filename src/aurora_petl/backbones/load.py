@@ -56,8 +56,8 @@ def load_backbone(
     family = _family(content["model_type"], name)
     if task not in family.tasks:
         raise AuroraError(
-            f"model {name} is of family {family.title}, which does not do {short(task)}; choose one of type "
-            f"{', '.join(offering(task)) or 'none, there is no such task'}, or another task.name"
+            f"model {name} is of family {family.title}, which does {', '.join(family.tasks)}, not {short(task)}"
+            + (f"; choose a model of type {', '.join(others)}" if (others := offering(task)) else "")
         )
     module = import_module(f".{family.module}", __package__)
     config = module.configure(content, folder / CONFIG)
