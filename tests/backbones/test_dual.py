@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,8 +20,9 @@ from aurora_petl.search.query import Searcher
 from aurora_petl.search.serve import make_app
 from aurora_petl.tasks.retrieval import Retrieval
 from aurora_petl.tasks.settings import RetrievalSettings
+from tests.helpers.by_heart import recall, trained
 from tests.helpers.families import DUAL, LONGEST, WIDTH, make
-from tests.helpers.pictures import COLOURS, SHAPES, draw
+from tests.helpers.pictures import draw
 
 WORDS = ["a red circle", "a photo of some blue square on the ground", "two cats, a dog and " + "a house " * 20]
 SIZES = ((40, 60), (60, 40), (33, 71), (20, 20))  # of pictures, height and width
@@ -96,41 +96,6 @@ def _is_head(name):
     return name.startswith(("visual_projection", "text_projection", "text_model.head", "logit_"))
 
 
-def trained(path, steps, pairs=40, rate=1e-2):
-    """A task with a backbone tuned on pairs of pictures of two colours with their captions, until it knows them or for
-    so many steps, and the pairs."""
-    names = [(first, second, shape) for first in COLOURS for second in COLOURS for shape in SHAPES if first != second]
-    backbone = load_backbone(path)
-    torch.manual_seed(0)
-    apply_method(backbone, "aurora", {"r": 32, "target_modules": "all-linear"})
-    task = Retrieval(backbone, RetrievalSettings()).train()
-    rows = []
-    for number, (first, second, shape) in enumerate(names[:pairs]):
-        picture = Image.new("RGB", (64, 32), "white")
-        picture.paste(draw(shape, first, 32), (0, 0))
-        picture.paste(draw(shape, second, 32), (32, 0))
-        pixels = backbone.view()(picture.resize((32, 32)))
-        rows.append({"pixels": pixels, "caption": f"{first} {shape} {second}", "id": number})
-    batch = task.collate(rows)
-    optimizer = torch.optim.AdamW([weight for _, weight in task.trained()], lr=rate)
-    for step in range(steps):
-        optimizer.zero_grad()
-        task(**batch)["loss"].backward()
-        optimizer.step()
-        if step % 20 == 19 and _recall(task, batch) == 1:
-            break
-    return task.eval(), batch
-
-
-@torch.no_grad()
-def _recall(task, batch):
-    texts = task.backbone.texts([""])
-    texts = replace(texts, ids=batch["input_ids"], mask=batch["attention_mask"])
-    image = task.backbone.encode_image(batch["pixel_values"]).feature
-    scores = similarity(image, task.backbone.encode_text(texts).feature)
-    return float((scores.argmax(1) == torch.arange(len(scores))).float().mean())
-
-
 @pytest.mark.parametrize(
     ("kind", "rate"),
     [
@@ -142,7 +107,7 @@ def _recall(task, batch):
 )
 def test_forty_pairs_are_learned_by_heart(folders, kind, rate):
     task, batch = trained(folders[kind], 300, rate=rate)
-    assert _recall(task, batch) >= 0.975
+    assert recall(task, batch) >= 0.975
 
 
 def test_merged_equals_unmerged_and_saved_equals_loaded(path, tmp_path):

@@ -9,13 +9,13 @@ from aurora_petl.backbones import is_matcher, load_backbone
 from aurora_petl.backbones.families import FAMILIES, Family, offering
 from aurora_petl.cli import main
 from tests.helpers import toy_family
-from tests.helpers.families import DUAL, make
+from tests.helpers.families import DUAL, MATCHERS, make
 
 CAPABILITIES = {"retrieval": ("encode_image", "encode_text", "logits", "defaults"), "vqa": ("generate_answers",)}
 
 
 def test_the_table_says_what_is_built(tmp_path):
-    folders = {kind: make(kind, tmp_path / kind) for kind in DUAL} | {"blip": "blip-mini"}
+    folders = {kind: make(kind, tmp_path / kind) for kind in (*DUAL, *MATCHERS)} | {"blip": "blip-mini"}
     for folder in folders.values():
         for task in ("retrieval", "vqa"):
             family = FAMILIES[load_backbone(folder, weights=False).model.config.model_type]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from aurora_petl.backbones.blip.attention import attend, share
 from aurora_petl.backbones.frames import encode_media, frame_weights, media_states, pool
+from aurora_petl.backbones.sharing import attend, share
 from aurora_petl.data.rows import ImageTextDataset, Item
 from aurora_petl.evaluation import rerank as engine
 from aurora_petl.evaluation.features import extract
@@ -66,6 +66,9 @@ def test_frame_weights():
     likelier = np.exp(1 / 4) / (np.exp(1 / 4) + 1)
     assert torch.allclose(frame_weights(text, frames), torch.tensor([[2 * likelier, 2 - 2 * likelier]]).float())
     assert frame_weights(text, frames[:, :1]) is None
+    several = torch.stack([frames, torch.tensor([[[0.5, 0.0], [0.6, 0.8]]])], 2)  # two vectors a frame: the nearest
+    likelier = np.exp(1 / 4) / (np.exp(1 / 4) + np.exp(0.6 / 4))
+    assert torch.allclose(frame_weights(text, several), torch.tensor([[2 * likelier, 2 - 2 * likelier]]).float())
 
 
 @pytest.mark.parametrize("which", [[0, 1, 0, 1], [1, 1, 0, 1]])

@@ -12,6 +12,10 @@ import sentencepiece
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import (
+    BertTokenizer,
+    Blip2Config,
+    Blip2ForImageTextRetrieval,
+    Blip2Processor,
     CLIPConfig,
     CLIPModel,
     CLIPTokenizer,
@@ -23,10 +27,12 @@ from transformers import (
     SiglipTokenizer,
     XLMRobertaTokenizer,
 )
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 SIZE, WIDTH, LONGEST = 32, 32, 16
+VISION_WIDTH, QUERIES = 24, 3  # of BLIP-2
 CORPUS = [
     f"a {kind} of {what} {colour} {shape} on the ground, two cats, a dog, water, a house, a man and a woman by a car"
     for kind in ("photo", "picture", "drawing")
@@ -130,6 +136,38 @@ def _siglip(folder: Path, tokenizer) -> None:
     _save(folder, model, tokenizer, SiglipImageProcessorPil(size=size, do_convert_rgb=True))
 
 
+def blip2(folder: Path) -> None:
+    """BLIP-2 for retrieval with the files of its processor, which adds <image> beyond the Q-Former's words."""
+    pieces = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    pieces.normalizer, pieces.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
+    pieces.train_from_iterator(CORPUS, trainer)
+    words = [*special, *sorted(pieces.get_vocab().keys() - set(special))]
+    tokenizer = BertTokenizer(
+        {word: number for number, word in enumerate(words)}, model_max_length=LONGEST, bos_token="[DEC]"
+    )
+    size = len(tokenizer)
+    qformer = {**_TOWER, "vocab_size": size, "max_position_embeddings": LONGEST, "use_qformer_text_input": True}
+    qformer |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = Blip2Config(
+        vision_config=_VISION | {"hidden_size": VISION_WIDTH, "initializer_range": 0.02},
+        qformer_config=qformer,
+        num_query_tokens=QUERIES,
+        image_text_hidden_size=16,
+        image_token_index=size,
+    )
+    model = Blip2ForImageTextRetrieval(config)
+    with torch.no_grad():
+        model.query_tokens.normal_()  # transformers leaves them at 0, where all vectors of a picture are the same
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                weight.normal_(0, 0.2)
+    model.save_pretrained(folder)
+    processor = Blip2Processor(BlipImageProcessorPil(size={"height": SIZE, "width": SIZE}), tokenizer, QUERIES)
+    processor.save_pretrained(folder)
+
+
 def _save(folder: Path, model, tokenizer, processor) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -144,8 +182,11 @@ DUAL: dict[str, Callable[[Path], None]] = {
 }
 
 
+MATCHERS: dict[str, Callable[[Path], None]] = {"blip-2": blip2}
+
+
 def make(kind: str, folder: Path) -> Path:
     """A model folder of a family, the same at every call."""
     torch.manual_seed(0)
-    DUAL[kind](folder)
+    (DUAL | MATCHERS)[kind](folder)
     return folder

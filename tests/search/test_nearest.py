@@ -52,6 +52,34 @@ def test_exact_is_exact(library):
     assert torch.equal(rows, right) and torch.allclose(scores, expected, atol=1e-6)
 
 
+def scores_of_several(queries, items):
+    """The largest product of a query's and an item's vectors, one pair after the other."""
+    return np.array([[(np.atleast_2d(q) @ np.atleast_2d(i).T).max() for i in items.numpy()] for q in queries.numpy()])
+
+
+@pytest.mark.parametrize("faiss", [True, False])
+@pytest.mark.parametrize(("of_query", "of_item"), [((), (3,)), ((3,), ())])
+def test_of_several_vectors_the_nearest_counts(of_query, of_item, faiss, monkeypatch):
+    if not faiss:
+        monkeypatch.setitem(sys.modules, "faiss", None)
+    items, queries = unit(60, *of_item, 8), unit(5, *of_query, 8, seed=1)
+    expected = scores_of_several(queries, items)
+    for k in (1, 7, 60, 99):
+        scores, rows = Nearest(items).search(queries, k)
+        assert np.array_equal(rows.numpy(), np.argsort(-expected, axis=1)[:, :k])
+        assert np.allclose(scores.numpy(), np.take_along_axis(expected, rows.numpy(), 1), atol=1e-6)
+        assert torch.equal(top_k(queries, items, k, block=7)[1], rows)
+
+
+def test_several_vectors_an_item_are_always_scanned(monkeypatch):
+    monkeypatch.setattr(nearest, "EXACT_UP_TO", 10)
+    items = unit(60, 3, 8)
+    assert Nearest(items).kind == "exact"
+    with pytest.raises(AuroraError, match="search of kind hnsw is for one vector an item, and these have 3; take exac"):
+        Nearest(items, "hnsw")
+    assert torch.allclose(Nearest(items).search(items[:4], 1)[0], torch.ones(4, 1))  # a picture and itself
+
+
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
 def test_approximate_kinds_find_nearly_all(kind, library):
     items, queries = library

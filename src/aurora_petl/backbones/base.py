@@ -12,11 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard
 
+import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PRODUCTS = 2**26  # of queries with vectors of items that are formed at once, 256 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -65,23 +68,28 @@ class Encoded(NamedTuple):
     """Pictures or texts, encoded."""
 
     feature: Tensor  # (B, P) of length 1; (B, V, P) where an item has V vectors
-    states: Tensor | None = None  # (B, N, D) for a second stage, where the model has one
+    states: Tensor | None = None  # (B, N, D) for a second stage, where it reads them
 
 
 def similarity(queries: Tensor, items: Tensor) -> Tensor:
-    """The dot product of every query's feature with every item's -> (Q, M); where an item has several vectors, the
-    largest of its products.
+    """The dot product of every query's feature with every item's -> (Q, M).
+
+    Where one side has several vectors, as BLIP-2's pictures do, it is the largest of their products. Where both have,
+    which are two pictures, it is the mean over the products of like-numbered vectors: 1 of a picture with itself.
 
     Args:
-        queries: (Q, P) or (Q, V, P); at most one side has several vectors.
+        queries: (Q, P) or (Q, V, P).
         items: (M, P) or (M, V, P).
     """
     if queries.dim() == items.dim() == 2:
         return queries @ items.T
+    if queries.dim() == items.dim():
+        return queries.flatten(1) @ items.flatten(1).T / items.shape[1]
     if queries.dim() == 3:
         return similarity(items, queries).T
-    products: Tensor = queries @ items.flatten(0, 1).T
-    return products.unflatten(1, items.shape[:2]).amax(2)
+    at_once = max(1, PRODUCTS // (len(items) * items.shape[1] or 1))
+    flat = items.flatten(0, 1).T
+    return torch.cat([(part @ flat).unflatten(1, items.shape[:2]).amax(2) for part in queries.split(at_once)])
 
 
 class View(Protocol):
@@ -148,7 +156,7 @@ class DualEncoder(Tunable, Protocol):
         ...
 
     def encode_text(self, texts: Texts) -> Encoded:
-        """B texts -> features and, for a `Matcher`, text-only states"""
+        """B texts -> features and, where `Matcher.context` reads them, text-only states"""
         ...
 
     def logits(self, similarities: Tensor) -> Tensor:
@@ -164,8 +172,8 @@ class Matcher(DualEncoder, Protocol):
         such part."""
         ...
 
-    def context(self, texts: Encoded) -> Tensor:
-        """What adapters enhance fused states by: one state of each text, (B, D)."""
+    def context(self, texts: Encoded) -> Tensor | None:
+        """What adapters enhance fused states by: one state of each text, (B, D); None where no adapter does."""
         ...
 
     def match(

@@ -14,17 +14,17 @@ from typing import Any
 import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoConfig, CLIPModel, MetaClip2Model, SiglipModel
+from transformers import CLIPModel, MetaClip2Model, SiglipModel
 
 from ..data.media import EvalTransform, PictureFormat, TrainTransform
-from ..errors import AuroraError, first_line, short
+from ..errors import AuroraError
 from .base import Encoded, Texts, View
-from .folder import read_model, read_tokenizer
+from .folder import make_config, read_model, read_tokenizer
 from .picture_format import read_picture_format
 from .positions import patches_per_side
+from .words import MEND, check_words
 
 MOST_SCALE = 100.0  # of CLIP's logits, as in its training
-COMMON_WORDS = ("a", "the", "dog", "cat", "man", "woman", "red", "blue", "photo", "water", "house", "car")
 
 
 @dataclass(frozen=True)
@@ -141,19 +141,7 @@ def configure(content: dict[str, Any], path: Path) -> Any:
     Raises:
         AuroraError: if transformers cannot make one of it.
     """
-    try:
-        config = AutoConfig.for_model(content["model_type"], **{k: v for k, v in content.items() if k != "model_type"})
-        with_patches = (config.vision_config.image_size, config.vision_config.patch_size)
-        if not all(isinstance(value, int) and 0 < value <= 16_384 for value in with_patches):
-            raise ValueError(f"image_size and patch_size are {with_patches}, which must be whole numbers above 0")
-        for part in (config.vision_config, config.text_config):
-            if part.hidden_size % part.num_attention_heads:
-                raise ValueError(f"{part.num_attention_heads} heads do not divide {part.hidden_size}")
-    except Exception as error:  # odd values can raise anything in the library
-        raise AuroraError(
-            f"{path} is no configuration of its type: {first_line(error)}; copy the model again"
-        ) from error
-    return config
+    return make_config(content, path, ("vision_config", "text_config"))
 
 
 def empty(config: Any, name: str, task: str = "retrieval", image_size: int | None = None) -> DualBackbone:
@@ -191,22 +179,10 @@ def _check_tokenizer(tokenizer: Any, config: Any, name: str) -> None:
         AuroraError: if it gives numbers beyond the tower's words, lacks the token that the tower reads, or knows next
             to no word.
     """
-    text, mend = config.text_config, "take the tokenizer that the model was trained with"
-    words = tokenizer.get_vocab()
-    if (largest := max(words.values(), default=-1)) >= text.vocab_size:
-        raise AuroraError(
-            f"model {name}: its tokenizer has numbers up to {largest}, its text tower {text.vocab_size} words; {mend}"
-        )
-    if tokenizer.pad_token_id is None:
-        raise AuroraError(f"model {name}: its tokenizer has no token for padding; {mend}")
-    unknown = [word for word in COMMON_WORDS if tokenizer.unk_token_id in tokenizer(word).input_ids[:-1]]
-    if len(unknown) > len(COMMON_WORDS) / 2:
-        raise AuroraError(
-            f"model {name}: its tokenizer knows {len(words)} words, and not {short(unknown[0])} nor "
-            f"{len(unknown) - 1} other of {len(COMMON_WORDS)} common ones; {mend}"
-        )
+    text = config.text_config
+    check_words(tokenizer, text.vocab_size, name)
     end = text.eos_token_id
     if config.model_type != "siglip" and end != 2 and tokenizer("a dog").input_ids[-1] != end:
         raise AuroraError(
-            f"model {name}: its tokenizer does not end a text with token {end}, which its text tower reads; {mend}"
+            f"model {name}: its tokenizer does not end a text with token {end}, which its text tower reads; {MEND}"
         )

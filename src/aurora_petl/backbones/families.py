@@ -25,6 +25,7 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "blip": Family("BLIP", "blip", ("retrieval", "vqa"), matches=True),
+    "blip-2": Family("BLIP-2", "blip2", ("retrieval",), matches=True, recipe="photos-dual"),
     "clip": Family("CLIP", "dual", ("retrieval",), recipe="photos-dual"),
     "metaclip_2": Family("MetaCLIP 2", "dual", ("retrieval",), recipe="photos-dual"),
     "siglip": Family("SigLIP, and SigLIP 2 of fixed size", "dual", ("retrieval",), recipe="photos-dual"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from ..errors import AuroraError, first_line, install, short
 from ..files import open_tensors, read_json
@@ -46,6 +46,31 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(content.get("model_type"), str):
         raise AuroraError(f"{path}: model_type is {short(content.get('model_type'))}, not a name; save the model again")
     return content
+
+
+def make_config(content: dict[str, Any], path: Path, towers: tuple[str, str]) -> Any:
+    """transformers' configuration of a ``config.json``, of the type that it names.
+
+    Args:
+        towers: fields of the parts that are towers of layers; the first is that of pictures.
+
+    Raises:
+        AuroraError: if transformers cannot make one of it, patches are no whole numbers or heads do not fit.
+    """
+    try:
+        config = AutoConfig.for_model(content["model_type"], **{k: v for k, v in content.items() if k != "model_type"})
+        pictures = getattr(config, towers[0])
+        with_patches = (pictures.image_size, pictures.patch_size)
+        if not all(isinstance(value, int) and 0 < value <= 16_384 for value in with_patches):
+            raise ValueError(f"image_size and patch_size are {with_patches}, which must be whole numbers above 0")
+        for tower in (getattr(config, name) for name in towers):
+            if tower.hidden_size % tower.num_attention_heads:
+                raise ValueError(f"{tower.num_attention_heads} heads do not divide {tower.hidden_size}")
+    except Exception as error:  # odd values can raise anything in the library
+        raise AuroraError(
+            f"{path} is no configuration of its type: {first_line(error)}; copy the model again"
+        ) from error
+    return config
 
 
 def read_index(folder: Path) -> dict[str, Stored]:

@@ -47,9 +47,11 @@ def pool(frames: Tensor) -> Tensor:
 
 def frame_weights(text: Tensor, frames: Tensor) -> Tensor | None:
     """Frame-aware attention: by how much a text's queries weigh the keys of each frame's patches, F times the softmax
-    over frames of similarity / 4. (B, P), (B, F, P) -> (B, F); None for pictures."""
+    over frames of similarity / 4, the largest where a frame has several vectors. (B, P), (B, F, P) or (B, F, V, P) ->
+    (B, F); None for pictures."""
     if frames.shape[1] == 1:
         return None
     with no_autocast(text.device):
-        products = torch.einsum("bp,bfp->bf", text.float(), frames.float())
+        products = torch.einsum("bp,b...p->b...", text.float(), frames.float())
+        products = products.amax(2) if products.dim() == 3 else products
         return frames.shape[1] * F.softmax(products / FRAME_TEMPERATURE, dim=1)

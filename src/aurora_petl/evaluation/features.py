@@ -55,7 +55,7 @@ class Features:
     image_ids: list[str]
     text_ids: list[str]  # the id of the picture that a text describes
     texts: list[str]
-    frames: Tensor  # (M, F, P), of the frames of clips; F is 1 for pictures
+    frames: Tensor  # (M, F, P) or (M, F, V, P), of the frames of clips; F is 1 for pictures
     own: range  # the pictures whose pairs this rank scores
     states: PictureStates | None = None  # for a second stage, if there is one
     key: str = ""  # of model, adapter and data, if features are kept on disk

@@ -47,7 +47,7 @@ class Encoder:
 
     @torch.inference_mode()
     def pictures(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) -> unit vectors (B, P) on the CPU"""
+        """(B, 3, S, S) -> unit vectors on the CPU, (B, P), or (B, V, P) where the model gives a picture V vectors"""
         return self.backbone.encode_image(pixels.to(self.device)).feature.cpu()
 
     @torch.inference_mode()

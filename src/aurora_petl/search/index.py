@@ -2,7 +2,8 @@
 
     my_photos.index/
       manifest.json                  model, its keys, and each picture's path, size, mtime and SHA-256
-      pictures-00000.safetensors     features of the tuned and the untuned model, (rows, P) float16
+      pictures-00000.safetensors     features of the tuned and the untuned model, (rows, P) float16,
+                                     or (rows, V, P) where the model gives a picture V vectors
       captions-00000.safetensors     the same of the captions, if the folder has any
       .lock
 

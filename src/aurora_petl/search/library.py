@@ -53,7 +53,7 @@ class Library:
         return encoder
 
     def picture_features(self, view: str) -> Tensor:
-        """(pictures, P) float16"""
+        """(pictures, P) or (pictures, V, P) float16"""
         return self._load("pictures", [picture.sha256 for picture in self.pictures], view)
 
     def text_features(self, view: str) -> Tensor:

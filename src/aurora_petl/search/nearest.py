@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..backbones.base import similarity
 from ..errors import AuroraError, install
 
 KINDS = ("auto", "exact", "ivf", "hnsw")
@@ -23,11 +24,11 @@ QUERY_BLOCK = 1024
 
 @torch.no_grad()
 def top_k(queries: Tensor, items: Tensor, k: int, *, block: int = 65_536) -> tuple[Tensor, Tensor]:
-    """The ``k`` items of largest inner product with each query, in memory of ``QUERY_BLOCK * block`` floats.
+    """The ``k`` items of largest `similarity` with each query, in memory of ``QUERY_BLOCK * block`` floats.
 
     Args:
-        queries: (Q, P)
-        items: (N, P), of any precision; products are formed in float32.
+        queries: (Q, P), or (Q, V, P) where a query has V vectors.
+        items: (N, P) or (N, V, P), of any precision; products are formed in float32.
         k: at most N are returned.
 
     Returns:
@@ -43,9 +44,10 @@ def top_k(queries: Tensor, items: Tensor, k: int, *, block: int = 65_536) -> tup
 def _top_k_of_block(queries: Tensor, items: Tensor, k: int, block: int) -> tuple[Tensor, Tensor]:
     scores = queries.new_empty(len(queries), 0)
     rows = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
+    block = max(1, block // items.shape[1]) if items.dim() == 3 else block
     for first in range(0, len(items), block):
         part = items[first : first + block].float()
-        best, where = (queries @ part.T).topk(min(k, len(part)), dim=1)
+        best, where = similarity(queries, part).topk(min(k, len(part)), dim=1)
         scores, rows = torch.cat([scores, best], 1), torch.cat([rows, where + first], 1)
         scores, kept = scores.topk(min(k, scores.shape[1]), dim=1)
         rows = rows.gather(1, kept)
@@ -56,18 +58,24 @@ class Nearest:
     """Items that are searched many times.
 
     Args:
-        items: (N, P) unit vectors.
+        items: (N, P) unit vectors, or (N, V, P) of V vectors an item, which are always scanned in PyTorch.
         kind: ``exact`` scans all items. ``ivf`` scans the lists of the nearest of about 4 sqrt(N) centroids. ``hnsw``
             walks a graph of 32 links an item (Malkov and Yashunin, arXiv 1603.09320). ``auto`` chooses by N.
 
     Raises:
-        AuroraError: if the kind is unknown, or needs faiss and there is none.
+        AuroraError: if the kind is unknown, needs faiss and there is none, or is for one vector an item and there are
+            several.
     """
 
     def __init__(self, items: Tensor, kind: str = "auto") -> None:
         if kind not in KINDS:
             raise AuroraError(f"no kind of search {kind!r}; choose one of {', '.join(KINDS)}")
-        faiss = _faiss()
+        several = items.dim() == 3
+        if several and kind not in ("auto", "exact"):
+            raise AuroraError(
+                f"search of kind {kind} is for one vector an item, and these have {items.shape[1]}; take exact"
+            )
+        faiss = None if several else _faiss()
         if kind == "auto":
             big = "hnsw" if len(items) <= HNSW_UP_TO else "ivf"
             kind = "exact" if faiss is None or len(items) <= EXACT_UP_TO else big
@@ -82,8 +90,18 @@ class Nearest:
         if self._items is not None:
             return top_k(queries, self._items, k)
         k = min(k, self._index.ntotal)
+        if queries.dim() == 3:
+            return self._of_several(queries, k)
         scores, rows = self._index.search(_array(queries), k, params=_effort(_faiss(), self.kind, self._index, k))
         return torch.from_numpy(scores), torch.from_numpy(rows)
+
+    def _of_several(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """`search` for queries (Q, V, P): what is near to one of a query's vectors, by the nearest of them."""
+        scores, rows = (part.view(len(queries), -1) for part in self.search(queries.flatten(0, 1), k))
+        best = scores.new_full((len(queries), self._index.ntotal), -torch.inf)
+        best.scatter_reduce_(1, rows.clamp(min=0), scores.masked_fill(rows < 0, -torch.inf), "amax")
+        scores, rows = best.topk(k, dim=1)
+        return scores, rows.masked_fill(scores == -torch.inf, -1)
 
 
 def recall_against_exact(nearest: Nearest, items: Tensor, queries: Tensor, k: int = 10) -> float:

@@ -86,7 +86,7 @@ class Shards:
                 path.unlink(missing_ok=True)
 
     def load(self, names: list[str], view: str) -> Tensor:
-        """The rows called ``names``, (len(names), P) float16.
+        """The rows called ``names``, (len(names), P) float16, or (len(names), V, P) where pictures have V vectors.
 
         Raises:
             KeyError: of a name that no shard holds.
@@ -97,8 +97,9 @@ class Shards:
         twice: list[tuple[int, int, Path]] = []
         for path, held in self.names.items():
             part = self._read(path, view)
-            if parts and part.shape[1] != parts[0].shape[1]:
-                raise AuroraError(f"{path} is broken ({part.shape[1]} wide, others {parts[0].shape[1]}); {MEND}")
+            if parts and part.shape[1:] != parts[0].shape[1:]:
+                shapes = [" x ".join(map(str, one.shape[1:])) for one in (part, parts[0])]
+                raise AuroraError(f"{path} is broken ({shapes[0]} wide, others {shapes[1]}); {MEND}")
             parts.append(part)
             for row, name in enumerate(held, len(place) + len(twice)):
                 if place.setdefault(name, row) != row:
@@ -115,7 +116,7 @@ class Shards:
                 raise AuroraError(f"{path} is broken (not of {' and '.join(self.keys)}); {MEND}")
             values = file.get_tensor(view)
             names, digests = _rows(path, file.metadata())
-        if values.dtype != torch.float16 or values.dim() != 2 or len(values) != len(names):
+        if values.dtype != torch.float16 or values.dim() not in (2, 3) or len(values) != len(names):
             raise AuroraError(f"{path} is broken ({len(names)} names, {view}: {tuple(values.shape)}); {MEND}")
         if not values.isfinite().all():
             raise AuroraError(f"{path} is broken ({view} holds what is no number); {MEND}")

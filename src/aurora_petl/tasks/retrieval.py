@@ -181,7 +181,8 @@ class Retrieval(Task):
         self, backbone: Matcher, media: Media, text: Encoded, texts: Texts, ids: Tensor, several: bool | None
     ) -> Tensor:
         assert media.states is not None
-        context = gather(backbone.context(text)) if self.training else None
+        context = backbone.context(text) if self.training else None
+        context = None if context is None else gather(context)
         pairs = Pairs(media.states, media.feature, text.feature, media.frames, texts, ids)
         return self._matching(backbone, pairs, several, context)
 

@@ -23,11 +23,10 @@ from aurora_petl.backbones.blip.attention import (
     Meeting,
     TextEmbeddings,
     _is_known,
-    attend,
-    share,
     use_sdpa,
 )
 from aurora_petl.backbones.blip.model import ENC, BlipBackbone
+from aurora_petl.backbones.sharing import attend, share
 from aurora_petl.tasks.retrieval import Retrieval
 
 TOKENS = 9

@@ -7,8 +7,9 @@ from transformers import BlipForImageTextRetrieval
 
 from aurora_petl.backbones import Texts
 from aurora_petl.backbones.blip import attention, crossing
-from aurora_petl.backbones.blip.attention import Meeting, share
+from aurora_petl.backbones.blip.attention import Meeting
 from aurora_petl.backbones.blip.model import BlipBackbone
+from aurora_petl.backbones.sharing import share
 
 from .test_attention import ADAPTERS, WHICH, made, words
 

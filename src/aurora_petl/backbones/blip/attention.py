@@ -7,25 +7,18 @@ under a name that is not read). Calls that ask for the probabilities or a cache 
 included. The cache is called ``past_key_values`` up to transformers 5.23 and ``cache`` since: it is taken by both names
 and passed on by place.
 
-    texts a c e meet picture 0        K, V of picture 0 (N tokens)  <-  a c e     a row: its texts are one query of
-    texts b d meet picture 1          K, V of picture 1 (N tokens)  <-  b d .     3 T tokens; the empty seat is dropped
-
-A picture's keys and values, most of the work of a text that meets it (68% at 577 picture and 35 text tokens), are thus
-projected once, and not copied unless one picture has so many texts that its row would make all the others long. What
-else a `Meeting` says of a fused pass saves work that does not depend on the picture, or that nobody reads.
+A picture's keys and values, most of the work of a text that meets it (68% at 577 picture and 35 text tokens), are
+projected once for all its texts (`backbones/sharing.py`). What else a `Meeting` says of a fused pass saves work that
+does not depend on the picture, or that nobody reads.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
-from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 from transformers.models.blip.modeling_blip import BlipAttention, BlipEncoderLayer
@@ -40,16 +33,8 @@ from transformers.pytorch_utils import apply_chunking_to_forward
 from ...adapter.layer import project_once
 from ...adapter.norm import RecomputableLayerNorm
 from ...errors import AuroraWarning
+from ..sharing import Sharing, attend, finite_mask, seat
 from .crossing import cross, cross_layers
-
-
-class Sharing(NamedTuple):
-    """Where B texts sit: R rows, each of one picture, with ``size`` seats for texts."""
-
-    which: Tensor  # (B,) the picture of each text
-    rows: Tensor | None  # (R,) the picture of each row; None: row i is picture i
-    seats: Tensor  # (B,) row * size + place in the row
-    size: int
 
 
 @dataclass
@@ -62,9 +47,7 @@ class Meeting:
             read by those that follow.
         begun: the states that enter have passed the first layer's self-attention.
         first_only: of the last layer's output only token 0 is wanted, (B, 1, D).
-        frames: how much each text weighs the keys of each frame's patches, (B, F), of pictures that are clips of F
-            frames of N / F tokens each, whose first, [CLS], weighs 1. To weigh a key is to weigh its score, so shared
-            keys stay shared.
+        frames: how much each text weighs the keys of each frame's patches, (B, F), see `sharing.attend`.
     """
 
     sharing: Sharing | None = None
@@ -72,103 +55,6 @@ class Meeting:
     begun: bool = False
     first_only: bool = False
     frames: Tensor | None = None
-
-
-def share(
-    which: Tensor | Sequence[int],
-    pictures: int,
-    picture_tokens: int,
-    text_tokens: int,
-    device: torch.device | None = None,
-) -> Sharing:
-    """Seat the texts: ``which`` (B,) in [0, pictures), to be known on the CPU. Rows get as long as keeps the fewest
-    tokens, keys and queries together: a picture with many more texts than the others takes several rows.
-
-    Args:
-        device: of the texts.
-    """
-    chosen, counts, places = which.tolist() if isinstance(which, Tensor) else [*which], [0] * pictures, []
-    for picture in chosen:
-        places.append(counts[picture])
-        counts[picture] += 1
-
-    def rows_of(size: int) -> list[int]:
-        return [max(1, -(-count // size)) for count in counts]
-
-    size = min(range(1, max(counts) + 1), key=lambda n: sum(rows_of(n)) * (picture_tokens + n * text_tokens))
-    taken = rows_of(size)
-    first = [0, *accumulate(taken)]  # row of each picture
-    seats = [first[picture] * size + place for picture, place in zip(chosen, places, strict=True)]
-    rows = [picture for picture, count in enumerate(taken) for _ in range(count)]
-
-    def tensor(numbers: list[int]) -> Tensor:
-        return torch.tensor(numbers, device=device)
-
-    return Sharing(tensor(chosen), tensor(rows) if len(rows) > pictures else None, tensor(seats), size)
-
-
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    heads: int,
-    mask: Tensor | None = None,
-    dropout: float = 0.0,
-    sharing: Sharing | None = None,
-    frames: Tensor | None = None,
-) -> Tensor:
-    """Multi-head attention of ``query`` (B, T, D) to ``key`` and ``value`` (M, N, D) -> (B, T, D).
-
-    M is B, or 1 for all, or what ``sharing`` says. ``mask`` is additive, (M, 1, T, N). ``frames``: see `Meeting`.
-
-    Raises:
-        ValueError: if M is none of these.
-    """
-    texts, tokens, width = query.shape
-    if sharing is not None:
-        query = _seat(query, sharing, len(key))
-        if sharing.rows is not None:
-            key, value = key.index_select(0, sharing.rows), value.index_select(0, sharing.rows)
-            mask = None if mask is None else mask.index_select(0, sharing.rows)
-    elif len(key) not in (1, texts):
-        raise ValueError(f"{texts} texts cannot meet {len(key)} pictures without being told which")
-    if mask is not None:
-        if len(query) != len(key) or tokens != mask.shape[2]:
-            mask = mask[:, :, :1]  # the padding of the keys, the same for all queries of a row
-        mask = _finite(mask, query.dtype)
-    kind = query.dtype
-    if query.device.type == "cpu" and kind == torch.bfloat16:  # whose backward pass is several times slower there
-        query, key, value = query.float(), key.float(), value.float()
-        mask = None if mask is None else mask.float()
-
-    def split(part: Tensor) -> Tensor:  # -> (rows, heads, tokens, width of a head)
-        return part.reshape(len(key), -1, heads, width // heads).transpose(1, 2)
-
-    if frames is None:
-        context = F.scaled_dot_product_attention(split(query), split(key), split(value), mask, dropout)
-    else:
-        weights = frames.new_ones(texts, frames.shape[1], key.shape[1] // frames.shape[1])
-        weights = torch.cat([weights[:, :, :1], weights[:, :, 1:] * frames[:, :, None]], 2).flatten(1)  # (texts, N)
-        if sharing is not None:
-            seats = len(key) * sharing.size
-            weights = weights.new_ones(seats, weights.shape[1]).index_copy(0, sharing.seats, weights)
-        weights = weights.repeat_interleave(tokens, 0).view(len(key), 1, -1, key.shape[1]).to(query.dtype)
-        scores = split(query) @ split(key).mT * (weights / (width // heads) ** 0.5)
-        probabilities = F.softmax(scores if mask is None else scores + mask, dim=-1)
-        context = F.dropout(probabilities, dropout) @ split(value)
-    context = context.transpose(1, 2).reshape(-1, tokens, width).to(kind)
-    return context if sharing is None else context.index_select(0, sharing.seats)
-
-
-def _seat(query: Tensor, sharing: Sharing, pictures: int) -> Tensor:
-    """Texts (B, T, D) to seats (R * size, T, D), empty ones zero."""
-    rows = pictures if sharing.rows is None else len(sharing.rows)
-    return query.new_zeros(rows * sharing.size, *query.shape[1:]).index_copy(0, sharing.seats, query)
-
-
-def _finite(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """-inf would make NaN of a row of padding."""
-    return mask.clamp(min=torch.finfo(dtype).min).to(dtype)
 
 
 class VisionAttention(BlipAttention):
@@ -236,8 +122,8 @@ class TextAttention(BlipTextAttention):
             return None
         query = inner.query(hidden_states)
         if sharing is not None:
-            query = _seat(query, sharing, len(states)).view(len(states), -1, width)
-        mask = None if mask is None else _finite(mask[:, :, :1], query.dtype)
+            query = seat(query, sharing, len(states)).view(len(states), -1, width)
+        mask = None if mask is None else finite_mask(mask[:, :, :1], query.dtype)
         context = cross(query, states, layers, heads, mask).view(-1, tokens, width)
         return context if sharing is None else context.index_select(0, sharing.seats)
 

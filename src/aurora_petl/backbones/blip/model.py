@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BlipForImageTextRetrieval, BlipForQuestionAnswering
 
 from ...errors import AuroraError
-from ...files import open_tensors
 from ..base import Encoded, Texts
-from ..folder import Stored, read_model, read_tokenizer
+from ..folder import read_model, read_tokenizer
 from ..positions import patches_per_side, set_image_size
+from ..temperature import Temperature
 from .answering import BlipAnswering
 from .attention import Meeting
 from .config import ENC, ORIGINAL_EPSILON, check_tokenizer
@@ -39,18 +39,6 @@ DEFAULTS: dict[str, Any] = {
     "ranking": "itm",
     "k_test": 128,
 }
-
-
-class Temperature(nn.Module):
-    """The learned ITC temperature, a module so that peft saves it with the heads."""
-
-    def __init__(self, value: float = 0.07) -> None:
-        super().__init__()
-        self.value = nn.Parameter(torch.tensor([value]))
-
-    def forward(self) -> Tensor:
-        """Scalar in [0.001, 0.5]."""
-        return self.value.clamp(0.001, 0.5)[0]
 
 
 class BlipBackbone(Blip):
@@ -81,7 +69,7 @@ class BlipBackbone(Blip):
         """The momentum encoder's state in the original checkpoint, see `convert.read_momentum`."""
         return read_momentum(self.name, names, self.image_size)
 
-    def context(self, texts: Encoded) -> Tensor:
+    def context(self, texts: Encoded) -> Tensor | None:
         assert texts.states is not None
         return texts.states[:, 0]
 
@@ -156,19 +144,9 @@ def load(folder: Path, config: Any, name: str, task: str = "retrieval", image_si
     if image_size is not None:
         set_image_size(model, image_size)
     backbone = made(model, tokenizer, name)
-    if task == "retrieval" and "temperature" in stored:
-        _set_temperature(model.temperature, stored["temperature"])
+    if task == "retrieval":
+        model.temperature.read(stored)
     return backbone
-
-
-def _set_temperature(temperature: Temperature, stored: Stored) -> None:
-    with open_tensors(stored.file, mend="copy the model again") as file:
-        value = file.get_tensor("temperature").float()
-    if value.numel() != 1 or not value.isfinite().all():
-        raise AuroraError(
-            f"{stored.file}: temperature is not one finite number but {stored.shape}; copy the model again"
-        )
-    temperature.value.data.copy_(value.reshape(1))
 
 
 def _share_embeddings(model: Any, missing: set[str]) -> set[str]:

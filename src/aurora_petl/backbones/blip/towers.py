@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ...data.media import EvalTransform, PictureFormat, TrainTransform
 from ..base import Texts, View
-from .attention import Meeting, share, use_sdpa
+from ..sharing import share
+from .attention import Meeting, use_sdpa
 from .config import ENC
 
 LONGEST = 35  # tokens of a text, as BLIP was fine-tuned

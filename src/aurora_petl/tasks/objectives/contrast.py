@@ -20,7 +20,7 @@ from ...distributed import rank
 class Teacher(NamedTuple):
     """Features of all ranks' batches by the momentum encoder, or by the model itself, without gradient to it."""
 
-    image: Tensor  # (ranks * B, P)
+    image: Tensor  # (ranks * B, P), or (ranks * B, V, P)
     text: Tensor  # (ranks * B, P)
     ids: Tensor  # (ranks * B,)
 

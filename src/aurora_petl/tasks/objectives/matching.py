@@ -22,9 +22,9 @@ class Pairs:
     """A batch of B pictures or clips with a text each, encoded."""
 
     states: Tensor  # (B, F * N, D)
-    image: Tensor  # features (B, P)
+    image: Tensor  # features (B, P), or (B, V, P) where a picture has V vectors
     text: Tensor  # features (B, P)
-    frames: Tensor  # features (B, F, P)
+    frames: Tensor  # features (B, F, P), or (B, F, V, P)
     texts: Texts  # (B, T)
     ids: Tensor  # (B,), equal for pairs that describe the same picture
 
