@@ -13,11 +13,11 @@ from .data.rows import Dataset, QuestionDataset
 from .devices import choose
 from .distributed import rank, ranks
 from .errors import AuroraError
+from .examples import TrainingExamples
 from .recipe import Recipe, TrainSettings
 from .report import parameter_summary, table
 from .tasks.base import Task
 from .train_arguments import precision_of
-from .trainer import TrainingExamples
 
 MOST_SECONDS = 8.0  # that the measurement may take
 

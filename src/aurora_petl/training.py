@@ -28,6 +28,7 @@ from .data.rows import Dataset as Rows
 from .devices import choose
 from .distributed import rank, ranks
 from .errors import AuroraError
+from .examples import TrainingExamples
 from .files import write_json
 from .methods import find_method
 from .plan import count_steps, fit_batch
@@ -40,7 +41,7 @@ from .tasks import task_class
 from .tasks.base import Task
 from .tasks.settings import TaskSettings
 from .train_arguments import precision_of
-from .trainer import TrainingExamples, make_trainer
+from .trainer import make_trainer
 
 ADAPTER = "adapter"
 UPLOAD = "upload.json"
@@ -63,7 +64,7 @@ class Prepared:
     """All of a run before its first step."""
 
     recipe: Recipe  # with batch and task fitted to data and model
-    dataset: Rows
+    dataset: Rows[Any]
     backbone: Tunable
     task: Task
 
@@ -86,9 +87,9 @@ def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False) -> Pr
         return _prepared(recipe, dataset)
 
 
-def _dataset(recipe: Recipe, settings: TaskSettings) -> Rows:
+def _dataset(recipe: Recipe, settings: TaskSettings) -> Rows[Any]:
     method, kind = find_method(recipe.method), task_class(recipe.task.name)
-    dataset: Rows = load_dataset(recipe.data, recipe.root, recipe.files, recipe.broken)
+    dataset: Rows[Any] = load_dataset(recipe.data, recipe.root, recipe.files, recipe.broken)
     if method.learns:
         for needed in SPLITS:
             dataset.split(needed)
@@ -101,7 +102,7 @@ def _dataset(recipe: Recipe, settings: TaskSettings) -> Rows:
     return dataset
 
 
-def _prepared(recipe: Recipe, dataset: Rows) -> Prepared:
+def _prepared(recipe: Recipe, dataset: Rows[Any]) -> Prepared:
     method, kind = find_method(recipe.method), task_class(recipe.task.name)
     backbone = _backbone(recipe)
     torch.manual_seed(recipe.train.seed)
@@ -183,7 +184,7 @@ def _unchanged(folder: Path, prepared: Prepared, progress: bool) -> Run:
     return Run(folder, recipe, backbone, task, metrics, [])
 
 
-def _write(run: Run, test: Rows, before: tuple[Any, ...], metrics: dict[str, float], found: list[Any]) -> None:
+def _write(run: Run, test: Rows[Any], before: tuple[Any, ...], metrics: dict[str, float], found: list[Any]) -> None:
     """All that a finished run leaves in its folder."""
     folder, recipe = run.folder, run.recipe
     if (folder / ADAPTER).exists():
@@ -301,7 +302,7 @@ def _stored_as(recipe: Recipe) -> torch.dtype:
     return torch.float32 if small or precision_of(recipe.train, choose()) != "bf16" else torch.bfloat16
 
 
-def untuned(recipe: Recipe, split: Rows, *, cache: Path | None = None, progress: bool = False) -> tuple[Any, ...]:
+def untuned(recipe: Recipe, split: Rows[Any], *, cache: Path | None = None, progress: bool = False) -> tuple[Any, ...]:
     """What `Task.evaluate` gives for the pretrained model on a split, by the recipe's protocol; ``cache`` as there."""
     backbone = _backbone(recipe)
     apply_method(backbone, "zero-shot")
@@ -314,7 +315,7 @@ class Evaluation:
     """What `evaluate_run` gives: the task and the rows it scored, the metrics, and what they are made of."""
 
     task: Task
-    split: Rows
+    split: Rows[Any]
     metrics: dict[str, float]
     details: tuple[Any, ...]
 

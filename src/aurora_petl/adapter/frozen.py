@@ -29,7 +29,7 @@ def plain_operations() -> bool:
 
 def apply(function: type[torch.autograd.Function], *inputs: Any) -> Tensor:
     """`function.apply`, whose output is one tensor."""
-    output: Tensor = function.apply(*inputs)  # type: ignore[no-untyped-call]
+    output: Tensor = function.apply(*inputs)
     return output
 
 

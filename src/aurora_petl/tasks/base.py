@@ -15,7 +15,7 @@ from ..data.rows import Dataset, ImageTextDataset, QuestionDataset, need_frames
 from ..errors import AuroraError
 from .settings import TaskSettings
 
-TEXTS: dict[type[Dataset], str] = {ImageTextDataset: "captions", QuestionDataset: "questions"}  # what messages say
+TEXTS: dict[type[Dataset[Any]], str] = {ImageTextDataset: "captions", QuestionDataset: "questions"}  # what messages say
 
 
 class Task(nn.Module):
@@ -26,7 +26,7 @@ class Task(nn.Module):
         settings: numbers of the objective and of evaluation.
     """
 
-    data: ClassVar[type[Dataset]]  # rows that it trains on and scores
+    data: ClassVar[type[Dataset[Any]]]  # rows that it trains on and scores
     example: ClassVar[str]  # what messages call one training example
     main_metric: ClassVar[str]  # of `evaluate`; picks the best checkpoint
 
@@ -38,7 +38,7 @@ class Task(nn.Module):
         self.warmup_steps = 0  # of one epoch; the Trainer's driver sets it, for objectives that ramp up
 
     @classmethod
-    def check(cls, settings: TaskSettings, dataset: Dataset) -> None:
+    def check(cls, settings: TaskSettings, dataset: Dataset[Any]) -> None:
         """Look for what would stop a run on ``dataset``, all splits together, but for files that do not decode.
 
         Raises:

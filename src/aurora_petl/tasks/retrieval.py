@@ -101,7 +101,7 @@ class Retrieval(Task):
         return fitted
 
     @property
-    def objective(self) -> str:  # type: ignore[override]
+    def objective(self) -> str:
         contrast = "sigmoid loss" if self.backbone.contrast == "sigmoid" else "ITC"
         return f"{contrast} + ITM" if self.settings.itm_weight else contrast
 
@@ -229,17 +229,18 @@ class Retrieval(Task):
         return scores.metrics(features), scores, features
 
     @property
-    def protocol(self) -> str:  # type: ignore[override]
+    def protocol(self) -> str:
         return "ITC" if self.settings.ranking == "itc" else "ITC, ITM rerank"
 
-    def choice(self, scores: Scores, features: Features) -> dict[str, Any]:  # type: ignore[override]
+    def choice(self, scores: Scores, features: Features) -> dict[str, Any]:
         return scores.choice
 
-    def errors(self, scores: Scores, features: Features) -> np.ndarray:  # type: ignore[override]
+    def errors(self, scores: Scores, features: Features) -> np.ndarray:
         """Logarithms of the ranks of right items."""
-        return np.log(scores.ranks(features))
+        errors: np.ndarray[Any, Any] = np.log(scores.ranks(features))
+        return errors
 
-    def other_metrics(self, scores: Scores, features: Features) -> dict[str, dict[str, float]]:  # type: ignore[override]
+    def other_metrics(self, scores: Scores, features: Features) -> dict[str, dict[str, float]]:
         return {"ITC only": scores.itc_metrics(features)} if scores.reranked else {}
 
 

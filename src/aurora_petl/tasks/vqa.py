@@ -85,7 +85,7 @@ class VQA(Task):
         return f"answers by {self.numbers.inference}"
 
     @classmethod
-    def check(cls, settings: TaskSettings, dataset: Dataset) -> None:
+    def check(cls, settings: TaskSettings, dataset: Dataset[Any]) -> None:
         super().check(settings, dataset)
         assert isinstance(settings, VQASettings) and isinstance(dataset, QuestionDataset)
         for row, question in enumerate(dataset):
@@ -144,14 +144,14 @@ class VQA(Task):
         scores = [question_score(answer, question) for answer, question in zip(answers, dataset, strict=True)]
         return vqa_metrics(scores, list(dataset)), Answers(answers, scores)
 
-    def errors(self, found: Answers) -> np.ndarray:  # type: ignore[override]
+    def errors(self, found: Answers) -> np.ndarray:
         """1 less how right each answer is."""
         return 1 - np.array([score for score in found.scores if score is not None])
 
     def check_upload(self, dataset: QuestionDataset) -> None:
         upload_rows([""] * len(dataset), list(dataset))
 
-    def upload(self, dataset: QuestionDataset, found: Answers) -> list[dict[str, Any]]:  # type: ignore[override]
+    def upload(self, dataset: QuestionDataset, found: Answers) -> list[dict[str, Any]]:
         """See `evaluation.vqa_accuracy.upload_rows`."""
         return upload_rows(found.answers, list(dataset))
 
