@@ -110,6 +110,8 @@ def kill_and_resume(folder: Path, pictures: Path, ranks: int, blows: list[tuple[
             break  # it was faster
         strike(process, ranks, how)
         statuses.append(process.wait(120))
+        if (folder / "run/metrics.json").is_file():
+            return statuses  # the blow came when all was written, on the way out
         begun = (folder / "run/recipe.yaml").is_file()  # else the blow came before the run
         process = begin(folder, "--resume" if begun else "recipe.yaml", ranks=ranks)
     assert process.wait(600) == 0, (folder / "log").read_text()[-3000:]
