@@ -84,6 +84,11 @@ def test_public_names_are_there():
         aurora_petl.AuroraConfg  # noqa: B018
 
 
+def _heed_ctrl_c() -> None:
+    """Undo what a shell does to processes in its background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.parametrize("module", ["aurora_petl.cli", "yaml", "torch", "aurora_petl.commands"])
 def test_ctrl_c_during_the_imports_is_one_line(module, tmp_path):
     script = "import sys, time\n"
@@ -94,7 +99,9 @@ def test_ctrl_c_during_the_imports_is_one_line(module, tmp_path):
     script += "sys.argv = ['aurora', 'train', '--data', 'photos']\n"
     script += "import aurora_cli\nsys.exit(aurora_cli.main())\n"
     command = [sys.executable, "-c", script]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, preexec_fn=_heed_ctrl_c
+    )
     assert process.stdout.readline() == "importing\n"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)

@@ -13,7 +13,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 from transformers import TrainerCallback
 
-from aurora_petl import trainer, training
+from aurora_petl import train_arguments, trainer, training
 from aurora_petl.backbones import load_backbone
 from aurora_petl.backbones.blip.model import empty
 from aurora_petl.baselines import apply_method
@@ -211,7 +211,7 @@ class Break(TrainerCallback):
 @pytest.fixture
 def chosen(monkeypatch) -> Iterator[None]:
     """Runs take the stand-in, and with them the Trainer and accelerate."""
-    make = trainer._arguments
+    make = trainer.training_arguments
 
     def arguments(*args):
         made = make(*args)
@@ -219,8 +219,8 @@ def chosen(monkeypatch) -> Iterator[None]:
         made.__dict__["_setup_devices"] = PartialState._shared_state["device"] = DEVICE
         return made
 
-    monkeypatch.setattr(trainer, "_arguments", arguments)
-    for module in (training, trainer):
+    monkeypatch.setattr(trainer, "training_arguments", arguments)
+    for module in (training, train_arguments):
         monkeypatch.setattr(module, "choose", lambda: DEVICE)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -288,7 +288,7 @@ def test_a_split_is_scored_as_on_the_cpu(kind, pictures, tmp_path, monkeypatch):
     [{"inference": "rank", "k_test": 4}, {"inference": "generate"}, {"inference": "generate", "num_beams": 2}],
 )
 def test_questions_are_answered_as_on_the_cpu(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("aurora_petl.tasks.vqa.PAIRS", 5)
+    monkeypatch.setattr("aurora_petl.backbones.blip.answering.PAIRS", 5)
     split = make_questions(tmp_path / "questions").split("test")
     expected = VQA(tuned(CPU, "vqa"), VQASettings(**settings)).evaluate(split)[1]
     with Accelerator() as accelerator:
