@@ -13,7 +13,7 @@ from aurora_petl.checks import check
 from aurora_petl.errors import AuroraError
 from aurora_petl.fields import bounds, fields_of, shown
 from aurora_petl.method_options import MOST_RANK, AuroraOptions
-from aurora_petl.recipe import Recipe, TrainSettings, load_recipe, located, recipe_names
+from aurora_petl.recipe import Recipe, TrainSettings, load_recipe, load_saved, located, recipe_names
 from aurora_petl.tasks.settings import RetrievalSettings, VQASettings
 
 
@@ -482,3 +482,12 @@ def test_local_paths_become_absolute_and_names_stay(tmp_path, monkeypatch):
     assert located(load_recipe(None)).data == "fluent-flat"  # also a folder here, but the name comes first
     assert located(load_recipe(None, None, {"data": "gone"})).data == "gone"
     assert located(load_recipe("photos")).data == ""
+
+
+def test_a_runs_recipe_is_whole(tmp_path):
+    load_recipe("emoji").save(tmp_path / "recipe.yaml")
+    assert load_saved(tmp_path / "recipe.yaml") == load_recipe("emoji")
+    text = (tmp_path / "recipe.yaml").read_text("utf-8")
+    (tmp_path / "recipe.yaml").write_text(text[: text.index("train:")], "utf-8")
+    with pytest.raises(AuroraError, match=r"recipe.yaml is not whole: it has no train; copy the run's folder again"):
+        load_saved(tmp_path / "recipe.yaml")

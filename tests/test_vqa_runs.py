@@ -164,7 +164,7 @@ def test_params_of_each_task(capsys):
         weights.append(int(line.split()[1].replace(",", "")))
     assert weights[1] - weights[0] == 4 * 4 * 6  # a row for each attention matrix of 4 decoder layers
     assert main(["params", "blip-mini", "--task", "captions"]) == 1
-    assert "blip-mini is of family BLIP, which does retrieval, vqa, not 'captions'" in capsys.readouterr().err
+    assert "blip-mini is of family BLIP, which does retrieval, vqa, not task 'captions'" in capsys.readouterr().err
 
 
 def test_recipes_without_a_task_are_retrieval():

@@ -142,6 +142,18 @@ def load_recipe(
         raise AuroraError(f"{where}: {error}") from error
 
 
+def load_saved(path: Path) -> Recipe:
+    """The recipe that a run left in its folder, which has every field.
+
+    Raises:
+        AuroraError: if it is not whole, or see `load_recipe`.
+    """
+    recipe, values = load_recipe(path), parse_yaml(read_text(path), str(path))
+    if lacking := [field.name for field in dataclasses.fields(Recipe) if field.name not in values]:
+        raise AuroraError(f"{path} is not whole: it has no {lacking[0]}; copy the run's folder again, or train anew")
+    return recipe
+
+
 def _other_task(values: dict[str, Any], overrides: list[str]) -> bool:
     """Whether the overrides name another task than a recipe's own, whose fields would not fit."""
     task = values.get("task")

@@ -32,7 +32,7 @@ from .examples import TrainingExamples
 from .files import write_json
 from .methods import find_method
 from .plan import count_steps, fit_batch
-from .recipe import Recipe, load_recipe, located
+from .recipe import Recipe, load_saved, located
 from .report import kept_weights, plot_curve
 from .report.gallery import GALLERIES
 from .run_folder import ours
@@ -378,7 +378,7 @@ def load_run(folder: Path) -> tuple[Recipe, Any]:
     """
     if not (folder / "recipe.yaml").is_file():
         raise AuroraError(f"{folder} holds no run: it has no recipe.yaml")
-    recipe = selection.settled(load_recipe(folder / "recipe.yaml"), folder)
+    recipe = selection.settled(load_saved(folder / "recipe.yaml"), folder)
     backbone = _backbone(recipe)
     load_adapter(backbone, folder / ADAPTER, recipe.method)
     backbone.module.to(choose())

@@ -153,7 +153,7 @@ def test_what_a_dual_encoder_lacks_is_told_before_data_are_read(folders, folder,
             load_backbone(folders[kind], task=words) if isinstance(words, str) else words()
         return str(error.value)
 
-    assert "is of family CLIP, which does retrieval, not 'vqa'; choose a model of type blip" in refused("vqa")
+    assert "is of family CLIP, which does retrieval, not task 'vqa'; choose a model of type blip" in refused("vqa")
     backbone = load_backbone(folders["clip"], weights=False)
     assert "has no second stage to rank with" in refused(
         lambda: Retrieval.fitted(RetrievalSettings(ranking="itm"), backbone)

@@ -56,7 +56,7 @@ def load_backbone(
     family = _family(content["model_type"], name)
     if task not in family.tasks:
         raise AuroraError(
-            f"model {name} is of family {family.title}, which does {', '.join(family.tasks)}, not {short(task)}"
+            f"model {name} is of family {family.title}, which does {', '.join(family.tasks)}, not task {short(task)}"
             + (f"; choose a model of type {', '.join(others)}" if (others := offering(task)) else "")
         )
     module = import_module(f".{family.module}", __package__)

@@ -13,7 +13,7 @@ from .. import selection
 from ..backbones import DualEncoder, Texts, embedded_models, is_matcher, load_backbone
 from ..devices import choose
 from ..errors import AuroraError
-from ..recipe import load_recipe
+from ..recipe import load_saved
 from ..tasks.settings import RetrievalSettings
 from ..training import load_run
 
@@ -101,7 +101,7 @@ def load_encoder(model: str, view: str) -> Encoder:
     """
     if TUNED not in views_of(model):
         return Encoder(load_backbone(model))
-    recipe = load_recipe(Path(model) / "recipe.yaml")
+    recipe = load_saved(Path(model) / "recipe.yaml")
     if not isinstance(recipe.task, RetrievalSettings):
         raise AuroraError(f"{model} was tuned for {recipe.task.name}; pictures are found by a run of retrieval")
     if view == TUNED:

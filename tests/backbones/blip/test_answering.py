@@ -35,7 +35,7 @@ def test_a_model_without_a_decoder_is_refused(tmp_path):
     save_file(state, file, metadata={"format": "pt"})
     with pytest.raises(AuroraError, match=r"has no text_decoder, which vqa needs; take a model with an answer decoder"):
         load_backbone(tmp_path / "model", task="vqa")
-    with pytest.raises(AuroraError, match="model blip-mini is of family BLIP, which does retrieval, vqa, not 'poetry'"):
+    with pytest.raises(AuroraError, match="blip-mini is of family BLIP, which does retrieval, vqa, not task 'poetry'"):
         load_backbone("blip-mini", task="poetry")
 
 

@@ -66,7 +66,7 @@ def test_what_a_decoder_model_does_not_do_is_refused(folders, loaded):
         VQA.fitted(VQASettings(prompt="why"), backbone)
     with pytest.raises(AuroraError, match="image_size is 64, but this model reads pictures of 28 pixels a side"):
         load_backbone(folders("llava"), task="vqa", image_size=64)
-    with pytest.raises(AuroraError, match="is of family LLaVA, which does vqa, not 'retrieval'"):
+    with pytest.raises(AuroraError, match="is of family LLaVA, which does vqa, not task 'retrieval'"):
         load_backbone(folders("llava"))
     with pytest.raises(AuroraError, match="a picture of 4000 x 4 pixels cannot be read by this model"):
         collate(loaded("qwen2_5_vl"), [Image.new("RGB", (4000, 4))], QUESTIONS[:1])
