@@ -61,7 +61,7 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     with at_once():  # peft is imported for the options of its methods
-        from .recipe import load_recipe
+        from .recipe import load_recipe, load_saved
 
         name, overrides = options.recipe, list(options.overrides)
         if name and "=" in name:
@@ -73,7 +73,7 @@ def _train(options: argparse.Namespace) -> None:
             if name or overrides or given:
                 raise AuroraError("--resume takes the run's own recipe: give --out only, no recipe and no overrides")
             name = "the run's own"
-            recipe = load_recipe(folder / "recipe.yaml") if (folder / "recipe.yaml").is_file() else load_recipe()
+            recipe = load_saved(folder / "recipe.yaml") if (folder / "recipe.yaml").is_file() else load_recipe()
         else:
             if name is None and "data" not in given and not any(word.startswith("data=") for word in overrides):
                 raise AuroraError(
