@@ -184,7 +184,8 @@ def test_a_run_that_is_not_finished(album, run, tmp_path):
     shutil.rmtree(mine / "adapter")
     with pytest.raises(AuroraError, match="the run did not finish, continue it with --resume"):
         build(album, str(mine))
-    (mine / "recipe.yaml").write_text("task: {name: vqa}")
+    other = (mine / "recipe.yaml").read_text().replace("name: retrieval", "name: vqa", 1)
+    (mine / "recipe.yaml").write_text(other)
     with pytest.raises(AuroraError, match="mine was tuned for vqa; pictures are found by a run of retrieval"):
         build(album, str(mine))
     assert not album.with_suffix(".index").exists()
