@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "aurora_petl"
 LONGEST = 400  # lines
 LEVELS = [  # from the ground up; a room imports what stands before it, and its own level
-    {"errors", "files", "kept", "yaml_files", "stopping", "fields"},
+    {"errors", "files", "interrupts", "kept", "yaml_files", "stopping", "fields"},
     {"distributed", "devices", "checkpoints"},
     {"adapter"},
     {"data"},

@@ -8,8 +8,9 @@ import threading
 
 import pytest
 
-import aurora_cli
 import aurora_petl
+from aurora_petl import interrupts
+from aurora_petl.interrupts import at_once
 
 HEAVY = ("torch", "transformers", "peft")
 # words, the exit status, and what is said to stdout or stderr
@@ -114,11 +115,11 @@ def test_another_handler_is_left_alone():
 
     before = signal.signal(signal.SIGINT, own)
     try:
-        with aurora_cli.at_once():
+        with at_once():
             assert signal.getsignal(signal.SIGINT) is own
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        with aurora_cli.at_once(), aurora_cli.at_once():
-            assert signal.getsignal(signal.SIGINT) is aurora_cli._end
+        with at_once(), at_once():
+            assert signal.getsignal(signal.SIGINT) is interrupts._end
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
@@ -128,7 +129,7 @@ def test_in_a_thread_nothing_is_changed():
     seen = []
 
     def enter():
-        with aurora_cli.at_once():
+        with at_once():
             seen.append(signal.getsignal(signal.SIGINT))
 
     before = signal.getsignal(signal.SIGINT)

@@ -1,43 +1,17 @@
-"""The entry point of the ``aurora`` command, apart from the package so that Ctrl-C is one line from the first moment,
-and so that the package knows that it is the command that imports it."""
+"""The entry point of the ``aurora`` command, apart from the package: so the package knows, as it is imported, that the
+command imports it."""
 
-import os
-import signal
 import sys
-from types import FrameType, TracebackType
 
 running = False  # whether this process is the command, which registers the method with peft only when it needs it
-
-
-class at_once:
-    """As long as the block runs, Ctrl-C ends the process with one line and status 130: its imports take seconds, and
-    nothing is lost. Where Python's own handler is not set, as in a thread or a program that has another, nothing is
-    changed."""
-
-    def __enter__(self) -> None:
-        self._own = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if self._own:
-            try:
-                signal.signal(signal.SIGINT, _end)
-            except ValueError:  # in a thread
-                self._own = False
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._own:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    os.write(2, b"aurora: stopped\n")
-    os._exit(128 + number)
 
 
 def main() -> int:
     """Run the command line; returns the exit status."""
     global running
     running = True
+    from aurora_petl.interrupts import at_once
+
     with at_once():
         from aurora_petl.cli import main as run
     return run(sys.argv[1:])

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import fields
 
 from .backbones import load_backbone
+from .backbones.load import check_company
 from .baselines import apply_method
 from .data import READERS
 from .errors import AuroraError, did_you_mean, short
@@ -24,7 +25,9 @@ def check(recipe: Recipe) -> TaskSettings:
     """
     if recipe.data not in READERS and (wrong := sorted(set(recipe.files) - {"rows"})):
         raise AuroraError(f"files has no key {short(wrong[0])}; of a folder it has rows alone, its file of rows")
-    backbone = load_backbone(recipe.model, weights=False, task=recipe.task.name, image_size=recipe.image_size or None)
+    image_size = recipe.image_size or None
+    check_company(recipe.model, task=recipe.task.name, image_size=image_size)
+    backbone = load_backbone(recipe.model, weights=False, task=recipe.task.name, image_size=image_size)
     places = backbone.longest
     for field in fields(recipe.task):
         if field.name.endswith("_tokens") and (length := getattr(recipe.task, field.name) or 0) > places:

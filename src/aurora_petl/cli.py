@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
-from aurora_cli import at_once
+from .interrupts import at_once
 
 with at_once():
     import argparse

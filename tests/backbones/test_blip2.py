@@ -11,6 +11,7 @@ from transformers import Blip2ForImageTextRetrieval, Blip2Processor
 
 from aurora_petl.backbones import Texts, blip2, checkpoint_layers, load_backbone, similarity
 from aurora_petl.backbones.frames import frame_weights
+from aurora_petl.backbones.load import check_company
 from aurora_petl.baselines import apply_method, load_adapter, save_adapter, weight_counts
 from aurora_petl.cli import main
 from aurora_petl.data.rows import Item
@@ -312,9 +313,10 @@ def _edit(path, file, **fields):
 def test_files_that_do_not_fit_are_told(path, tmp_path, broken, told):
     shutil.copytree(path, tmp_path / "model")
     broken(tmp_path / "model")
-    with pytest.raises(AuroraError) as error:
-        load_backbone(tmp_path / "model")
-    assert told in str(error.value) and "\n" not in str(error.value)
+    for look in [load_backbone] if broken is _headless else [check_company, load_backbone]:
+        with pytest.raises(AuroraError) as error:
+            look(tmp_path / "model")
+        assert told in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_tokenizer_without_its_first_token_is_told(backbone):

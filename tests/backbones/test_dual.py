@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from aurora_petl.backbones import load_backbone, similarity
+from aurora_petl.backbones.load import check_company
 from aurora_petl.baselines import apply_method, load_adapter, save_adapter, weight_counts
 from aurora_petl.cli import main
 from aurora_petl.data import load_dataset
@@ -20,6 +21,7 @@ from aurora_petl.search.query import Searcher
 from aurora_petl.search.serve import make_app
 from aurora_petl.tasks.retrieval import Retrieval
 from aurora_petl.tasks.settings import RetrievalSettings
+from aurora_petl.training import prepare
 from tests.helpers.by_heart import recall, trained
 from tests.helpers.families import DUAL, LONGEST, WIDTH, make
 from tests.helpers.pictures import draw
@@ -183,9 +185,10 @@ def test_what_a_dual_encoder_lacks_is_told_before_data_are_read(folders, folder,
 def test_files_that_do_not_fit_are_told(folders, tmp_path, broken, told):
     shutil.copytree(folders["clip"], tmp_path / "model")
     broken(tmp_path / "model")
-    with pytest.raises(AuroraError) as error:
-        load_backbone(tmp_path / "model")
-    assert told in str(error.value) and "\n" not in str(error.value)
+    for look in (check_company, load_backbone):
+        with pytest.raises(AuroraError) as error:
+            look(tmp_path / "model")
+        assert told in str(error.value) and "\n" not in str(error.value)
 
 
 def _change(path, **fields):
@@ -200,10 +203,12 @@ def test_a_tokenizer_of_another_model_is_told(folders, tmp_path):
     (tmp_path / "model" / "spiece.model").unlink()
     for file in folders["metaclip_2"].glob("*token*"):
         shutil.copy(file, tmp_path / "model")
-    with pytest.raises(
-        AuroraError, match="take the tokenizer that the model was trained with|tokenizer cannot be read"
-    ):
-        load_backbone(tmp_path / "model")
+    told = "take the tokenizer that the model was trained with|tokenizer cannot be read"
+    for look in (check_company, load_backbone):
+        with pytest.raises(AuroraError, match=told):
+            look(tmp_path / "model")
+    with pytest.raises(AuroraError, match=told):  # before the data, which are not there
+        prepare(load_recipe("photos-dual", [f"model={tmp_path / 'model'}", f"data={tmp_path / 'gone'}"]))
 
 
 def test_another_size_of_pictures(folders):

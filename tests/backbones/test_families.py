@@ -11,7 +11,10 @@ from aurora_petl.cli import main
 from tests.helpers import toy_family
 from tests.helpers.families import DUAL, MATCHERS, make
 
-CAPABILITIES = {"retrieval": ("encode_image", "encode_text", "logits", "defaults"), "vqa": ("generate_answers",)}
+CAPABILITIES = {
+    "retrieval": ("encode_image", "encode_text", "logits", "defaults"),
+    "vqa": ("collate", "losses", "write", "defaults"),
+}
 
 
 def test_the_table_says_what_is_built(tmp_path):

@@ -11,7 +11,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from aurora_petl.backbones.base import Encoded, Texts
 from aurora_petl.backbones.folder import read_model
-from aurora_petl.data.media import EvalTransform, PictureFormat, TrainTransform
+from aurora_petl.backbones.wrapper import Backbone
+from aurora_petl.data.media import PictureFormat
 
 WIDTH, WORDS, LONGEST, SIZE = 16, 200, 12, 8
 
@@ -36,7 +37,7 @@ class ToyModel(PreTrainedModel):
             nn.init.normal_(module.weight, std=0.1)
 
 
-class ToyBackbone:
+class ToyBackbone(Backbone):
     heads = ("scale",)
     contrast = "softmax"
     defaults: ClassVar[dict] = {
@@ -48,24 +49,7 @@ class ToyBackbone:
         "k_test": 0,
     }
     feature_shape = (WIDTH,)
-    longest, image_size, tokenizer, adapter = LONGEST, SIZE, None, None
-
-    def __init__(self, model, name):
-        self.model, self.name = model, name
-
-    @property
-    def module(self):
-        return self.adapter if self.adapter is not None else self.model
-
-    def parameters(self):
-        return self.module.parameters()
-
-    def view(self, training=False, *, flip=True):
-        picture = PictureFormat(SIZE)
-        return TrainTransform(picture, flip=flip) if training else EvalTransform(picture)
-
-    def view_key(self):
-        return "toy"
+    longest = LONGEST
 
     def texts(self, words, longest=0):
         rows = [
@@ -90,10 +74,14 @@ def configure(content, path):
     return ToyConfig()
 
 
+def check(folder, config, name, image_size=None):
+    pass
+
+
 def empty(config, name, task="retrieval", image_size=None):
-    return ToyBackbone(ToyModel(config), name)
+    return ToyBackbone(ToyModel(config), None, PictureFormat(SIZE), name)
 
 
 def load(folder, config, name, task="retrieval", image_size=None):
     model, _ = read_model(ToyModel, config, folder, name, task, "copy the model again")
-    return ToyBackbone(model, name)
+    return ToyBackbone(model, None, PictureFormat(SIZE), name)

@@ -17,8 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Blip2ForImageTextRetrieval
 from transformers.models.blip_2.modeling_blip_2 import (
     Blip2QFormerLayer,
@@ -27,15 +26,16 @@ from transformers.models.blip_2.modeling_blip_2 import (
 )
 
 from ..adapter.layer import project_once
-from ..data.media import EvalTransform, PictureFormat, TrainTransform
+from ..data.media import PictureFormat
 from ..errors import AuroraError
-from .base import Encoded, Texts, View
+from .base import Encoded, Texts
 from .folder import make_config, read_model, read_tokenizer
 from .picture_format import read_picture_format
 from .positions import patches_per_side, set_image_size
 from .sharing import Sharing, attend, share
 from .temperature import Temperature
 from .words import MEND, check_words
+from .wrapper import Backbone
 
 FITTING = "take a BLIP-2 for retrieval, like Salesforce/blip2-itm-vit-g"
 PICTURE_TOKEN = "<image>"
@@ -118,7 +118,7 @@ class TextEmbeddings(Blip2TextEmbeddings):
         return states if query_embeds is None else torch.cat([query_embeds.to(states.dtype), states], 1)
 
 
-class Blip2Backbone:
+class Blip2Backbone(Backbone):
     """BLIP-2 for retrieval; a `base.Matcher`.
 
     Args:
@@ -141,31 +141,13 @@ class Blip2Backbone:
     }
 
     def __init__(self, model: Any, tokenizer: Any, picture: PictureFormat, name: str) -> None:
-        self.name, self.model, self.tokenizer, self.picture = name, model, tokenizer, picture
+        super().__init__(model, tokenizer, picture, name)
         self.longest: int = model.config.qformer_config.max_position_embeddings
         self.vectors: int = model.config.num_query_tokens
         self.feature_shape: tuple[int, ...] = (self.vectors, model.config.image_text_hidden_size)
-        self.adapter: PeftModel | None = None
         self.shares = _adjust(model)  # whether attention can read one picture for many texts
         if not hasattr(model, "temperature"):
             model.temperature = Temperature()
-
-    @property
-    def module(self) -> nn.Module:
-        return self.adapter if self.adapter is not None else self.model
-
-    @property
-    def image_size(self) -> int:
-        return self.picture.size
-
-    def parameters(self):
-        return self.module.parameters()
-
-    def view(self, training: bool = False, *, flip: bool = True) -> View:
-        return TrainTransform(self.picture, flip=flip) if training else EvalTransform(self.picture)
-
-    def view_key(self) -> str:
-        return repr(self.picture)
 
     def texts(self, words: Sequence[str], longest: int = 0) -> Texts:
         length = min(longest or self.defaults["max_tokens"], self.longest)
@@ -293,9 +275,7 @@ def load(folder: Path, config: Any, name: str, task: str = "retrieval", image_si
         AuroraError: if its files do not hold one with Q-Former for texts, ITM head, tokenizer and image processor, or
             its patches do not fill ``image_size``.
     """
-    picture = read_picture_format(folder, name, ("BlipImageProcessor",), config.vision_config.image_size)
-    tokenizer = read_tokenizer(folder, config, name)
-    _check_tokenizer(tokenizer, config, name)
+    tokenizer, picture = _company(folder, config, name)
     model, stored = read_model(Blip2ForImageTextRetrieval, config, folder, name, task, FITTING)
     if image_size is not None:
         set_image_size(model, image_size)
@@ -303,6 +283,23 @@ def load(folder: Path, config: Any, name: str, task: str = "retrieval", image_si
     backbone = Blip2Backbone(model, tokenizer, picture, name)
     model.temperature.read(stored)
     return backbone
+
+
+def check(folder: Path, config: Any, name: str, image_size: int | None = None) -> None:
+    """Look for what would stop `load` beside the weights.
+
+    Raises:
+        AuroraError: if the folder lacks a tokenizer or an image processor, or they are another model's.
+    """
+    _company(folder, config, name)
+
+
+def _company(folder: Path, config: Any, name: str) -> tuple[Any, PictureFormat]:
+    """The tokenizer and the picture format that a model has beside its weights."""
+    picture = read_picture_format(folder, name, ("BlipImageProcessor",), config.vision_config.image_size)
+    tokenizer = read_tokenizer(folder, config, name)
+    _check_tokenizer(tokenizer, config, name)
+    return tokenizer, picture
 
 
 def _check_tokenizer(tokenizer: Any, config: Any, name: str) -> None:

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
-from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPModel, MetaClip2Model, SiglipModel
 
-from ..data.media import EvalTransform, PictureFormat, TrainTransform
+from ..data.media import PictureFormat
 from ..errors import AuroraError
-from .base import Encoded, Texts, View
+from .base import Encoded, Texts
 from .folder import make_config, read_model, read_tokenizer
 from .picture_format import read_picture_format
 from .positions import patches_per_side
 from .words import MEND, check_words
+from .wrapper import Backbone
 
 MOST_SCALE = 100.0  # of CLIP's logits, as in its training
 
@@ -52,7 +52,7 @@ KINDS: dict[str, Kind] = {
 }
 
 
-class DualBackbone:
+class DualBackbone(Backbone):
     """A dual encoder; see `base.DualEncoder`.
 
     Args:
@@ -64,11 +64,10 @@ class DualBackbone:
 
     def __init__(self, model: Any, tokenizer: Any, picture: PictureFormat, name: str) -> None:
         kind = KINDS[model.config.model_type]
-        self.name, self.model, self.tokenizer, self.picture = name, model, tokenizer, picture
+        super().__init__(model, tokenizer, picture, name)
         self.heads, self.contrast, self._padded = kind.heads, kind.contrast, kind.padded
         self.longest: int = model.config.text_config.max_position_embeddings
         self.feature_shape: tuple[int, ...] = (_width(model),)
-        self.adapter: PeftModel | None = None
         self.defaults: Mapping[str, Any] = {
             "queue_size": 0,
             "momentum": 0.0,
@@ -79,23 +78,6 @@ class DualBackbone:
         }
         # another size than the model's needs its position embeddings interpolated, which is done at every pass
         self._resized = {"interpolate_pos_encoding": True} if picture.size != _own_size(model.config) else {}
-
-    @property
-    def module(self) -> nn.Module:
-        return self.adapter if self.adapter is not None else self.model
-
-    @property
-    def image_size(self) -> int:
-        return self.picture.size
-
-    def parameters(self):
-        return self.module.parameters()
-
-    def view(self, training: bool = False, *, flip: bool = True) -> View:
-        return TrainTransform(self.picture, flip=flip) if training else EvalTransform(self.picture)
-
-    def view_key(self) -> str:
-        return repr(self.picture)
 
     def texts(self, words: Sequence[str], longest: int = 0) -> Texts:
         length = min(longest or self.longest, self.longest)
@@ -157,12 +139,26 @@ def load(folder: Path, config: Any, name: str, task: str = "retrieval", image_si
         AuroraError: if its files do not hold one with its tokenizer and image processor, or its patches do not fill
             ``image_size``.
     """
-    kind = KINDS[config.model_type]
-    picture = read_picture_format(folder, name, kind.processors, _own_size(config))
+    tokenizer, picture = _company(folder, config, name)
+    model, _ = read_model(KINDS[config.model_type].model, config, folder, name, task, "copy the model again")
+    return DualBackbone(model, tokenizer, _sized(picture, config, image_size), name)
+
+
+def check(folder: Path, config: Any, name: str, image_size: int | None = None) -> None:
+    """Look for what would stop `load` beside the weights.
+
+    Raises:
+        AuroraError: if the folder lacks a tokenizer or an image processor, or they are another model's.
+    """
+    _company(folder, config, name)
+
+
+def _company(folder: Path, config: Any, name: str) -> tuple[Any, PictureFormat]:
+    """The tokenizer and the picture format that a model has beside its weights."""
+    picture = read_picture_format(folder, name, KINDS[config.model_type].processors, _own_size(config))
     tokenizer = read_tokenizer(folder, config, name)
     _check_tokenizer(tokenizer, config, name)
-    model, _ = read_model(kind.model, config, folder, name, task, "copy the model again")
-    return DualBackbone(model, tokenizer, _sized(picture, config, image_size), name)
+    return tokenizer, picture
 
 
 def _sized(picture: PictureFormat, config: Any, image_size: int | None) -> PictureFormat:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from ..errors import AuroraError, short
 from .base import Tunable
 from .families import FAMILIES, Family, offering
-from .folder import read_config
+from .folder import read_config, read_index
 from .hub import CONFIG, fetch, is_hub_id
 
 
@@ -50,8 +51,44 @@ def load_backbone(
         AuroraError: if there is no such model, it is of no known family, it lacks weights that the task needs, its
             files cannot be read, or its patches do not fill ``image_size``.
     """
-    path, name = resolve(name_or_path), str(name_or_path)
-    folder = Path(path) if Path(path).is_dir() else fetch(path, weights, weights)
+    name = str(name_or_path)
+    folder = _folder(name_or_path, weights=weights, company=weights)
+    module, config = _configured(folder, name, task)
+    if not weights:
+        with torch.device("meta"):
+            return module.empty(config, name, task, image_size)
+    backbone: Tunable = module.load(folder, config, name, task, image_size)
+    cast(nn.Module, backbone.model).to(device=device, dtype=dtype)
+    return backbone
+
+
+def check_company(name_or_path: str | Path, *, image_size: int | None = None, task: str = "retrieval") -> None:
+    """Look for what would stop `load_backbone`, without reading weights: what a model needs beside them, and whether a
+    folder on this machine has files of them.
+
+    Raises:
+        AuroraError: if there is no such model, it is of no known family, its tokenizer or image processor is missing or
+            another model's, it cannot read pictures of ``image_size``, or its files of weights are missing or cut.
+    """
+    folder = _folder(name_or_path, weights=False, company=True)
+    module, config = _configured(folder, str(name_or_path), task)
+    module.check(folder, config, str(name_or_path), image_size)
+    if Path(resolve(name_or_path)).is_dir():
+        read_index(folder)
+
+
+def _folder(name_or_path: str | Path, *, weights: bool, company: bool) -> Path:
+    """The folder of a model on this machine, see `hub.fetch`."""
+    path = resolve(name_or_path)
+    return Path(path) if Path(path).is_dir() else fetch(path, weights, company)
+
+
+def _configured(folder: Path, name: str, task: str) -> tuple[ModuleType, Any]:
+    """The module of a model's family, and its configuration.
+
+    Raises:
+        AuroraError: if the family does not do the task, or the configuration is not one of it.
+    """
     content = read_config(folder)
     family = _family(content["model_type"], name)
     if task not in family.tasks:
@@ -60,15 +97,7 @@ def load_backbone(
             + (f"; choose a model of type {', '.join(others)}" if (others := offering(task)) else "")
         )
     module = import_module(f".{family.module}", __package__)
-    config = module.configure(content, folder / CONFIG)
-    if not weights:
-        if hasattr(module, "check"):
-            module.check(folder if Path(path).is_dir() else fetch(path, False), config, name, image_size)
-        with torch.device("meta"):
-            return module.empty(config, name, task, image_size)
-    backbone: Tunable = module.load(folder, config, name, task, image_size)
-    cast(nn.Module, backbone.model).to(device=device, dtype=dtype)
-    return backbone
+    return module, module.configure(content, folder / CONFIG)
 
 
 def find_family(name_or_path: str | Path) -> Family:
@@ -77,8 +106,7 @@ def find_family(name_or_path: str | Path) -> Family:
     Raises:
         AuroraError: if there is no such model, or it is of no known family.
     """
-    path = resolve(name_or_path)
-    folder = Path(path) if Path(path).is_dir() else fetch(path, False, False)
+    folder = _folder(name_or_path, weights=False, company=False)
     return _family(read_config(folder)["model_type"], str(name_or_path))
 
 

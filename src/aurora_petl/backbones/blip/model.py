@@ -125,6 +125,15 @@ def empty(config: Any, name: str, task: str = "retrieval", image_size: int | Non
     return backbone(kind(config), None, name)
 
 
+def check(folder: Path, config: Any, name: str, image_size: int | None = None) -> None:
+    """Look for what would stop `load` beside the weights.
+
+    Raises:
+        AuroraError: if the folder lacks a tokenizer, or it is another model's.
+    """
+    check_tokenizer(read_tokenizer(folder, config, name), config, name)
+
+
 def load(folder: Path, config: Any, name: str, task: str = "retrieval", image_size: int | None = None) -> Any:
     """Read a BLIP model from a folder.
 

@@ -6,43 +6,25 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...data.media import EvalTransform, PictureFormat, TrainTransform
-from ..base import Texts, View
+from ...data.media import PictureFormat
+from ..base import Texts
 from ..sharing import share
+from ..wrapper import Backbone
 from .attention import Meeting, use_sdpa
 from .config import ENC
 
 LONGEST = 35  # tokens of a text, as BLIP was fine-tuned
 
 
-class Blip:
+class Blip(Backbone):
     """Vision tower and text encoder, which all of BLIP's tasks have."""
 
-    heads: tuple[str, ...] = ()
-
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
-        self.name, self.model, self.tokenizer = name, model, tokenizer
+        super().__init__(model, tokenizer, PictureFormat(model.config.vision_config.image_size), name)
         self.longest: int = model.config.text_config.max_position_embeddings
         self.shares = use_sdpa(model)  # whether attention can read one picture for many texts
-        self.adapter: PeftModel | None = None
-
-    @property
-    def module(self) -> nn.Module:
-        return self.adapter if self.adapter is not None else self.model
-
-    @property
-    def image_size(self) -> int:
-        return self.model.config.vision_config.image_size
-
-    def parameters(self):
-        return self.module.parameters()
-
-    def view(self, training: bool = False, *, flip: bool = True) -> View:
-        picture = PictureFormat(self.image_size)
-        return TrainTransform(picture, flip=flip) if training else EvalTransform(picture)
 
     def view_key(self) -> str:
         return str(self.image_size)

@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
@@ -36,6 +35,7 @@ from ...files import read_json
 from ..base import Texts, View, asked
 from ..folder import read_model, read_tokenizer
 from ..hub import quiet
+from ..wrapper import Backbone
 from .chat import Chat, read_template
 from .pictures import Grids, Patches, Pictures, Squares, Tiles, places, spread
 
@@ -79,7 +79,7 @@ class Plain:
         return torch.from_numpy(np.array(shown)).permute(2, 0, 1).contiguous()
 
 
-class WriterBackbone:
+class WriterBackbone(Backbone):
     """A decoder model; see `base.Writer`.
 
     Args:
@@ -90,14 +90,12 @@ class WriterBackbone:
         name: what messages call it.
     """
 
-    heads: tuple[str, ...] = ()
     longest = LONGEST
 
     def __init__(self, model: Any, tokenizer: Any, pictures: Pictures | None, chat: Chat | None, name: str) -> None:
-        self.name, self.model, self.tokenizer = name, model, tokenizer
+        super().__init__(model, tokenizer, PictureFormat(0 if pictures is None else pictures.size), name)
         self.pictures, self.chat = pictures, chat
         self.kind = KINDS[model.config.model_type]
-        self.adapter: PeftModel | None = None
         self.defaults: Mapping[str, Any] = {
             "inference": "generate",
             "prompt": self.kind.prompt,
@@ -105,20 +103,9 @@ class WriterBackbone:
             "max_question_tokens": LONGEST,
         }
 
-    @property
-    def module(self) -> nn.Module:
-        return self.adapter if self.adapter is not None else self.model
-
-    @property
-    def image_size(self) -> int:
-        return 0 if self.pictures is None else self.pictures.size
-
-    def parameters(self):
-        return self.module.parameters()
-
     def view(self, training: bool = False, *, flip: bool = True) -> View:
         """What gives the bytes of a picture, (3, H, W): the image processor works on whole batches, in `collate`."""
-        return Plain(TrainTransform(PictureFormat(self.image_size), flip=flip) if training else None)
+        return Plain(TrainTransform(self.picture, flip=flip) if training else None)
 
     def view_key(self) -> str:
         return f"{self.model.config.model_type} {self.image_size}"
