@@ -24,9 +24,12 @@ CASES = {
     "vqav2": (benchmarks.vqav2, VQA),
     "msrvtt-qa": (benchmarks.msrvtt_qa, [*VQA, *CLIPS]),
 }
+BY_DEFAULT = ("coco", "vqav2", "msrvtt-qa")  # pictures and clips, retrieval and questions; the others read like these
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 def test_overfits(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     build, fields = CASES[name]

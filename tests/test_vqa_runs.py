@@ -44,7 +44,7 @@ def named(colours, monkeypatch, tmp_path):
 
 def test_overfits_its_training_questions(colours, tmp_path, capsys):
     """Questions, answers, pictures and loss line up: what was trained on is answered."""
-    fields = ["train.batch_size=12", "train.max_steps=45", "train.learning_rate=3e-2", "train.evaluations=1"]
+    fields = ["train.batch_size=12", "train.max_steps=60", "train.learning_rate=3e-2", "train.evaluations=1"]
     fields += ["train.augment=false", "task.label_smoothing=0", "method_options.r=16", "train.weight_decay=0"]
     assert main(["train", *SMALL, *fields, "--out", "run", "--quiet"]) == 0
     printed = capsys.readouterr().out.splitlines()
