@@ -21,13 +21,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import (
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    AutoConfig,
-    AutoImageProcessor,
-    GenerationConfig,
-)
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig, GenerationConfig
 from transformers import __version__ as transformers_version
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # at the top it may want torchvision
 
 from ...data.media import PictureFormat, TrainTransform
 from ...errors import AuroraError, first_line, short
@@ -285,6 +281,7 @@ def check(folder: Path, config: Any, name: str, image_size: int | None = None) -
     Raises:
         AuroraError: if the folder lacks a tokenizer, chat template or image processor, or they are another model's.
     """
+    _class_of(config)
     _company(folder, config, name, image_size)
 
 
@@ -295,8 +292,9 @@ def load(folder: Path, config: Any, name: str, task: str = "vqa", image_size: in
         AuroraError: if its files do not hold one with its tokenizer, chat template and image processor, or it cannot
             read pictures of ``image_size``.
     """
+    kind = _class_of(config)
     tokenizer, pictures, chat = _company(folder, config, name, image_size)
-    model, _ = read_model(_class_of(config), config, folder, name, task, "copy the model again", widen=False)
+    model, _ = read_model(kind, config, folder, name, task, "copy the model again", widen=False)
     return WriterBackbone(model.eval(), tokenizer, pictures, chat, name)
 
 
