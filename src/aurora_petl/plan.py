@@ -78,7 +78,8 @@ def make_plan(recipe: Recipe, dataset: Dataset, task: Task) -> Plan:
 
 def _seconds(task: Task, training: TrainingExamples, settings: TrainSettings, precision: str) -> float:
     """About how long a batch takes, forward and backward, its pictures' loading shared by the workers: the time of the
-    largest part of a batch that is quick enough, after a smaller part as warm-up."""
+    largest part of a batch that is quick enough, after a pass as warm-up."""
+    _timed(task, training, 2, settings.workers, precision)  # the first pass of a process makes its kernels
     size, seconds = 2, _timed(task, training, 2, settings.workers, precision)
     while size < settings.batch_size and 4 * seconds < MOST_SECONDS:
         size = min(4 * size, settings.batch_size)
