@@ -1,13 +1,18 @@
 """What several test files share."""
 
+import os
+
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start: they run beside each other
+
 import torch
 
 from aurora_petl.backbones import load_backbone
 from aurora_petl.data import load_dataset
 from tests.helpers.pictures import make_folder
 
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # as many as in those processes, so that what they compute is equal to the bit
 
 
 @pytest.fixture

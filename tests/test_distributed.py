@@ -13,6 +13,7 @@ from tests.adapter.tiny import blip_config
 from tests.helpers.duals import dual_batch, tiny_dual
 
 RANKS = 2
+KINDS = ("own rank", "all ranks", "clip", "siglip")
 IDS = torch.tensor([0, 1, 0, 2])  # a picture that both ranks show
 
 
@@ -64,29 +65,37 @@ def found(task: Retrieval, loss: float) -> dict[str, torch.Tensor]:
     return {"loss": torch.tensor(loss), **gradients, **kept}
 
 
-def work(rank: int, folder: str, kind: str) -> None:
+def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
     half = len(IDS) // RANKS
-    values = found(*step(slice(rank * half, (rank + 1) * half), kind))
-    for name, value in values.items():
-        if name == "loss" or name.startswith("gradient"):  # as DDP does
-            dist.all_reduce(value)
-            value /= RANKS
-    torch.save(values, f"{folder}/{rank}.pt")
+    for kind in KINDS:
+        values = found(*step(slice(rank * half, (rank + 1) * half), kind))
+        for name, value in values.items():
+            if name == "loss" or name.startswith("gradient"):  # as DDP does
+                dist.all_reduce(value)
+                value /= RANKS
+        torch.save(values, f"{folder}/{kind} {rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("kind", ["own rank", "all ranks", "clip", "siglip"])
-def test_two_ranks_train_as_one_with_the_joint_batch(tmp_path, monkeypatch, kind):
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """A folder of what each of two ranks found for every kind."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(work, (str(folder),), nprocs=RANKS)
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_train_as_one_with_the_joint_batch(ranks, monkeypatch, kind):
     monkeypatch.setattr(torch, "multinomial", torch.multinomial)  # `step` replaces it
-    mp.spawn(work, (str(tmp_path), kind), nprocs=RANKS)
     expected = found(*step(slice(None), kind))
     parts = ("logit_scale",) if kind in ("clip", "siglip") else ("eta", "bank", "_contrast.image")
     assert all(any(part in name and value.any() for name, value in expected.items()) for part in parts)
     assert all(value.any() for name, value in expected.items() if "eta" in name or "gamma" in name or "bank" in name)
     for rank in range(RANKS):
-        values = torch.load(tmp_path / f"{rank}.pt")
+        values = torch.load(ranks / f"{kind} {rank}.pt")
         assert values.keys() == expected.keys()
         for name, value in expected.items():
             assert torch.allclose(values[name], value, rtol=1e-4, atol=1e-6), (rank, name)

@@ -137,7 +137,7 @@ def check(folder: Path, expected: dict[str, object]) -> None:
         assert ours[name] == value, f"{name} differ\n{(folder / 'log').read_text()[-2000:]}"
 
 
-@pytest.mark.parametrize("how", ["terminate", "interrupt"])
+@pytest.mark.parametrize("how", ["terminate", pytest.param("interrupt", marks=pytest.mark.slow)])
 def test_a_signal_saves_the_step_that_runs(how, folder, whole, tmp_path):
     statuses = kill_and_resume(tmp_path / "x", folder, 1, [(0.3, how)])
     assert statuses == [{"terminate": 128 + signal.SIGTERM, "interrupt": 130}[how]]
