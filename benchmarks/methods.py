@@ -19,12 +19,12 @@ from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 import torch
 
 from aurora_petl.data import load_dataset
 from aurora_petl.demo import AURORA, LORA, RATES, methods
+from aurora_petl.evaluation.outcome import Outcome
 from aurora_petl.files import write_json
 from aurora_petl.recipe import Recipe
 from aurora_petl.report import table
@@ -50,11 +50,11 @@ def budgeted(recipe: Recipe, steps: int, rate: float, seed: int) -> Recipe:
 
 
 @cache
-def untuned_scores() -> tuple[tuple[Any, ...], dict[str, float]]:
+def untuned_scores() -> tuple[Outcome, dict[str, float]]:
     """What `untuned` gives for the test split and the validation metrics, which all runs of a worker share."""
     recipe = next(iter(methods().values()))
     dataset = load_dataset(recipe.data)
-    return untuned(recipe, dataset.split("test")), untuned(recipe, dataset.split("validation"))[0]
+    return untuned(recipe, dataset.split("test")), untuned(recipe, dataset.split("validation")).metrics
 
 
 def run(recipe: Recipe, folder: Path, score: bool) -> dict:

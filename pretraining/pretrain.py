@@ -65,7 +65,8 @@ def recall(model: BlipMini, data: Corpus, encode, rerank: int = 0) -> dict[str, 
         scores = matched
     model.train()
     matrix, names = scores.float().cpu().numpy(), [str(number) for number in range(len(scores))]
-    return {name: percent / 100 for name, percent in retrieval_metrics(matrix, matrix.T, names, names).items()}
+    found = retrieval_metrics(matrix, matrix.T, names, names)
+    return {name: percent / 100 for name, percent in found.items() if "recall" in name}
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import BlipConfig
 
-from aurora_petl import devices, report, training
+from aurora_petl import devices, training
 from aurora_petl.adapter import adapter_size
 from aurora_petl.backbones import load_backbone
 from aurora_petl.baselines import apply_method, save_adapter
@@ -67,6 +67,15 @@ def shell(*words: object) -> subprocess.CompletedProcess[str]:
 def row(out: str, name: str) -> list[str]:
     """Cells of the table row called ``name``."""
     return next(line for line in out.splitlines() if line.startswith(f"{name} "))[len(name) :].split()
+
+
+def cells(figures: dict, metric: str) -> list[str]:
+    """Words of a metric's row by both protocols."""
+    found = []
+    for protocol in ("metrics", "itc_only"):
+        value, (low, high) = figures[protocol][metric], figures["intervals"][protocol][metric]
+        found += [f"{value:.1f}", f"[{low:.1f},", f"{high:.1f}]"]
+    return found
 
 
 def tuned(folder: Path, out: Path, method: str) -> Path:
@@ -213,7 +222,7 @@ def test_wrong_values(words, message, refusal, here):
             "train emoji --beta=2 --quiet",
             "unknown option --beta=2; did you mean task.beta=2? (see aurora train --help)",
         ),
-        ("evaluate run more", "one word too many: more (see aurora evaluate --help)"),
+        ("params blip-mini more", "one word too many: more (see aurora params --help)"),
         ("search \udcff", "argument TEXT: the text is not UTF-8 (see aurora search --help)"),
         ("train --ab\udcff", "unknown option --ab\\udcff (see aurora train --help)"),
         ("demo --sed 1", "unknown option --sed 1; did you mean --seed? (see aurora demo --help)"),
@@ -287,8 +296,9 @@ def test_merged_or_not_the_figures_are_the_same(printed, runs, here):
     assert printed("evaluate", runs["aurora"], "--merge", "--json", "merged.json") == apart
     found = json.loads((here / "merged.json").read_text())
     assert found == json.loads((here / "deep/apart.json").read_text())
-    assert row(apart, "ITC, ITM rerank") == [f"{value:.1f}" for value in found["metrics"].values()]
-    assert row(apart, "ITC only") == [f"{value:.1f}" for value in found["itc_only"].values()]
+    assert [name.strip() for name in apart.splitlines()[0].split("  ") if name] == ["ITC, ITM rerank", "ITC only"]
+    assert row(apart, "T R@5") == cells(found, "text_recall@5")
+    assert row(apart, "I MedR") == cells(found, "image_median_rank")
 
 
 def test_evaluate_on_another_split_and_other_data(printed, runs, tmp_path, monkeypatch):
@@ -444,9 +454,34 @@ def test_the_device_is_used(printed, runs, monkeypatch):
 
 def test_a_small_split_is_told_with_what_it_is_worth(printed, runs):
     out = printed("evaluate", runs["heads"], "--no-cache")
-    recall = row(out, "ITC, ITM rerank")[0]
-    assert f"caution: split test has 6 rows, too few to tell: T R@1 {recall} stands for " in out
-    low, high = report.wilson(2 / 3, 6)  # as published tables have it: 0.300 to 0.903
-    assert (round(low, 3), round(high, 3)) == (0.300, 0.903)
-    assert report.wilson(0, 10)[0] == 0 and report.wilson(1, 10)[1] == pytest.approx(1)
-    assert not report.caution({"mean_recall": 50.0}, 50) and report.caution({"mean_recall": 50.0}, 49)
+    told = "caution: 6 test pictures cannot tell a gain of T R@1 below 100.0 points from chance"
+    assert out.splitlines()[-1] == told
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("RUN --strength 1.5", "--strength is 1.5; it must lie between 0, the untuned model, and 1"),
+        ("RUN --strength nan", "--strength is nan; it must lie between 0"),
+        ("RUN --strength 0 --merge", "--merge has nothing to merge at --strength 0, the untuned model"),
+        ("RUN --strength 0.5", "RUN: the weights that its training began with cannot be drawn again here"),
+        ("RUN RUN RUN", "aurora evaluate takes one run, or two to compare; 3 are given"),
+        ("RUN RUN --also fluent-flat", "--also is for one run; leave it out, or name one run"),
+        ("RUN RUN --zero-shot", "--zero-shot is for one run; leave it out, or name one run"),
+        ("RUN RUN --upload x.json", "--upload is for one run; leave it out, or name one run"),
+        ("RUN gone", "gone holds no run: it has no recipe.yaml"),
+        ("RUN other", "RUN was trained on "),
+        ("RUN questions", "RUN is of task retrieval and questions of vqa; compare runs of one task"),
+        ("RUN --also coco", "--also takes a folder, a .tar or an embedded pack, and coco is a benchmark; see --data"),
+        ("RUN --also nowhere", "no dataset 'nowhere'"),
+        ("RUN --queries .", ". is a folder, not a file; name another file"),
+    ],
+)
+def test_scores_that_cannot_be_compared(words, message, refusal, runs, here):
+    for name, field in (("other", "data=fluent-flat"), ("questions", "task.name=vqa")):
+        (here / name).mkdir()
+        load_recipe(None, [field]).save(here / name / "recipe.yaml")
+    run = str(runs["aurora"])
+    assert refusal("evaluate", *(run if word == "RUN" else word for word in words.split())).startswith(
+        message.replace("RUN", run)
+    )

@@ -21,6 +21,7 @@ from aurora_petl.data import load_dataset
 from aurora_petl.data.media import load_image
 from aurora_petl.evaluation import rerank as engine
 from aurora_petl.recipe import Recipe, load_recipe
+from aurora_petl.scoring import evaluate
 from aurora_petl.search.encoder import Encoder
 from aurora_petl.search.index import build_index
 from aurora_petl.search.library import Library
@@ -242,7 +243,7 @@ def test_a_whole_run_is_trained_resumed_and_scored_elsewhere(folder, tmp_path, r
             training.train(recipe(), tmp_path / "device", progress=False, callbacks=[Break()])
         run = training.train(recipe(), tmp_path / "device", resume=True, progress=False)
         assert all(isinstance(weight, Remote) for weight in run.task.parameters())
-        metrics = [training.evaluate_run(tmp_path / "device").metrics for _ in range(2)]  # the second from its cache
+        metrics = [evaluate([tmp_path / "device"])[0].metrics for _ in range(2)]  # the second from its cache
     assert losses("device") == pytest.approx(losses("cpu"), rel=1e-4)
     assert run.metrics["test"] == metrics[0] == metrics[1] == pytest.approx(expected)
     assert sum(read.startswith("tasks/") for read in accelerator.own_reads) == 4  # one a step
@@ -269,14 +270,14 @@ def test_a_split_is_scored_as_on_the_cpu(kind, pictures, tmp_path, monkeypatch):
     few = pictures if kind == "pictures" else load_dataset("msrvtt", benchmarks.msrvtt(tmp_path / "data", frames=True))
     few = few.split("validation" if kind == "pictures" else "test")
     settings = RetrievalSettings(k_test=3, queue_size=0, beta=0.3, frames=2)
-    expected = Retrieval(tuned(CPU), settings).evaluate(few, rescore=2)[1]
+    expected = Retrieval(tuned(CPU), settings).evaluate(few, rescore=2).scores
     with Accelerator() as accelerator:
         task = Retrieval(tuned(DEVICE), settings)
         accelerator.reads.clear()
-        scores = task.evaluate(few, rescore=2)[1]
+        scores = task.evaluate(few, rescore=2).scores
         assert {read.split(":")[0] for read in accelerator.own_reads} == {"evaluation/rerank.py"}
         assert len(accelerator.own_reads) <= 6, accelerator.own_reads
-        first, again = (task.evaluate(few, cache=tmp_path / "cache")[1] for _ in range(2))
+        first, again = (task.evaluate(few, cache=tmp_path / "cache").scores for _ in range(2))
     for matrix in ("image_to_text", "text_to_image", "similarity"):
         assert np.allclose(getattr(scores, matrix), getattr(expected, matrix), atol=1e-4)
         assert np.array_equal(getattr(first, matrix), getattr(again, matrix))
@@ -290,11 +291,12 @@ def test_a_split_is_scored_as_on_the_cpu(kind, pictures, tmp_path, monkeypatch):
 def test_questions_are_answered_as_on_the_cpu(settings, tmp_path, monkeypatch):
     monkeypatch.setattr("aurora_petl.backbones.blip.answering.PAIRS", 5)
     split = make_questions(tmp_path / "questions").split("test")
-    expected = VQA(tuned(CPU, "vqa"), VQASettings(**settings)).evaluate(split)[1]
+    expected = VQA(tuned(CPU, "vqa"), VQASettings(**settings)).evaluate(split)
     with Accelerator() as accelerator:
         task = VQA(tuned(DEVICE, "vqa"), VQASettings(**settings))
         accelerator.reads.clear()
-        assert task.evaluate(split)[1] == expected
+        found = task.evaluate(split)
+        assert (found.answers, found.scores) == (expected.answers, expected.scores)
         assert len(accelerator.own_reads) <= 2  # of a batch of questions
 
 

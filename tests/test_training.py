@@ -126,18 +126,18 @@ def test_context_and_gates_resume_with_the_bank(folder, tmp_path):
     assert any("aurora_bank" in name for name in ours)
     assert all(value.any() for name, value in ours.items() if "aurora_eta" in name or "aurora_gamma" in name)
     recipe, backbone = load_run(out)
-    metrics, _, _ = Retrieval(backbone, recipe.task).evaluate(load_dataset(folder).split("test"))
+    metrics = Retrieval(backbone, recipe.task).evaluate(load_dataset(folder).split("test")).metrics
     assert metrics == resumed.metrics["test"] == whole.metrics["test"]
 
 
 def test_reloaded_in_a_new_process_scores_the_same(finished, pictures, tmp_path):
     recipe, backbone = load_run(finished)
-    _, here, _ = Retrieval(backbone, recipe.task).evaluate(pictures.split("test"))
+    here = Retrieval(backbone, recipe.task).evaluate(pictures.split("test")).scores
     code = (
         "import sys, numpy; from pathlib import Path; from aurora_petl.training import load_run; "
         "from aurora_petl.tasks.retrieval import Retrieval; from aurora_petl.data import load_dataset\n"
         "recipe, backbone = load_run(Path(sys.argv[1]))\n"
-        "_, scores, _ = Retrieval(backbone, recipe.task).evaluate(load_dataset(recipe.data).split('test'))\n"
+        "scores = Retrieval(backbone, recipe.task).evaluate(load_dataset(recipe.data).split('test')).scores\n"
         "numpy.save(sys.argv[2], scores.image_to_text)"
     )
     subprocess.run(
@@ -150,9 +150,9 @@ def test_reloaded_in_a_new_process_scores_the_same(finished, pictures, tmp_path)
 def test_merged_scores_the_same(finished, pictures):
     recipe, backbone = load_run(finished)
     task = Retrieval(backbone, recipe.task)
-    _, apart, _ = task.evaluate(pictures.split("test"))
+    apart = task.evaluate(pictures.split("test")).scores
     backbone.adapter.merge_adapter()
-    _, merged, _ = task.evaluate(pictures.split("test"))
+    merged = task.evaluate(pictures.split("test")).scores
     assert abs(apart.image_to_text - merged.image_to_text).max() <= 1e-4
     assert abs(apart.image_to_text - merged.image_to_text).max() > 0
 
@@ -175,7 +175,7 @@ def test_every_method_trains_saves_and_loads(method, folder, tmp_path):
     fields = [f"data={folder}", f"method={method}", "train.batch_size=6", "train.max_steps=2", "train.evaluations=1"]
     run = train(load_recipe(None, [*fields, *options]), tmp_path / "run", progress=False)
     recipe, backbone = load_run(tmp_path / "run")
-    metrics, _, _ = Retrieval(backbone, recipe.task).evaluate(load_dataset(folder).split("test"))
+    metrics = Retrieval(backbone, recipe.task).evaluate(load_dataset(folder).split("test")).metrics
     assert metrics == run.metrics["test"]
     weights = run.metrics["weights"]
     whole = sum(weight.numel() for weight in __import__("aurora_petl").load_backbone("blip-mini").parameters())
@@ -276,7 +276,7 @@ def test_overfits_its_training_pictures(folder, tmp_path):
     run = train(
         load_recipe(None, [*fields, "train.batch_size=12", "method_options.r=16"]), tmp_path / "run", progress=False
     )
-    metrics, _, _ = run.task.evaluate(load_dataset(folder).split("train"))
+    metrics = run.task.evaluate(load_dataset(folder).split("train")).metrics
     assert metrics["text_recall@1"] >= 90 and metrics["image_recall@1"] >= 90
 
 
@@ -326,7 +326,7 @@ def test_two_processes_train_one_run(folder, tmp_path):
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["steps"] == 2
     recipe, backbone = load_run(tmp_path / "run")
-    again, *_ = Retrieval(backbone, recipe.task).evaluate(load_dataset(folder).split("test"))
+    again = Retrieval(backbone, recipe.task).evaluate(load_dataset(folder).split("test")).metrics
     assert again == pytest.approx(metrics["test"], abs=1e-4)
 
 

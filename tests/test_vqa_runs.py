@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from aurora_petl import data, training
+from aurora_petl import data, scoring, training
 from aurora_petl.backbones import load_backbone
 from aurora_petl.cli import main
 from aurora_petl.data.rows import Question, QuestionDataset
@@ -32,7 +32,7 @@ def named(colours, monkeypatch, tmp_path):
         for item in colours
     ]
     hidden = QuestionDataset("hidden", bare, colours.files, candidates=colours.candidates)
-    for module in (data, training):
+    for module in (data, training, scoring):
         known = module.load_dataset
         monkeypatch.setattr(
             module,
@@ -48,8 +48,8 @@ def test_overfits_its_training_questions(colours, tmp_path, capsys):
     fields += ["train.augment=false", "task.label_smoothing=0", "method_options.r=16", "train.weight_decay=0"]
     assert main(["train", *SMALL, *fields, "--out", "run", "--quiet"]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].split() == ["accuracy", "yes/no", "other"]
-    assert [line.split()[0] for line in printed[2:4]] == ["zero-shot", "tuned"]
+    assert printed[0].split() == ["zero-shot", "tuned", "gain", "p"]
+    assert [line.split()[0] for line in printed[2:5]] == ["accuracy", "yes/no", "other"]
 
     out = tmp_path / "run"
     held = {path.name for path in out.iterdir()}
@@ -67,9 +67,10 @@ def test_overfits_its_training_questions(colours, tmp_path, capsys):
     assert metrics["weights"]["heads"] == 0
 
     assert main(["evaluate", "run", "--split", "train", "--json", "found.json", "--upload", "up/answers.json"]) == 0
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("answers by rank"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["answers", "by", "rank"]
     found = json.loads((tmp_path / "found.json").read_text())["metrics"]
-    assert line.split()[3:] == [f"{value:.1f}" for value in found.values()]
+    assert [line.split()[:2] for line in lines[2:5]] == [[name, f"{value:.1f}"] for name, value in found.items()]
     assert found["accuracy"] >= 90
     rows = json.loads((tmp_path / "up/answers.json").read_text())
     asked = colours.split("train")
@@ -78,7 +79,7 @@ def test_overfits_its_training_questions(colours, tmp_path, capsys):
     assert [row["question_id"] for row in rows] == [int(item.id) for item in asked]
 
     assert main(["evaluate", "run", "--merge", "--split", "train"]) == 0
-    assert line in capsys.readouterr().out
+    assert capsys.readouterr().out.splitlines() == lines
 
 
 def test_broken_off_and_resumed_ends_with_the_same_weights(colours, tmp_path):
@@ -104,7 +105,7 @@ def test_full_tuning_saves_tied_words_once_and_resumes(colours, tmp_path):
     recipe, backbone = training.load_run(tmp_path / "run")
     decoder = backbone.model.text_decoder
     assert decoder.cls.predictions.decoder.weight is decoder.bert.embeddings.word_embeddings.weight
-    assert VQA(backbone, recipe.task).evaluate(colours.split("test"))[0] == run.metrics["test"]
+    assert VQA(backbone, recipe.task).evaluate(colours.split("test")).metrics == run.metrics["test"]
     assert not torch.equal(
         decoder.bert.embeddings.word_embeddings.weight,
         load_backbone("blip-mini", task="vqa").model.text_decoder.get_input_embeddings().weight,

@@ -127,11 +127,29 @@ def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argpars
         help="check data, model and recipe, print what would be trained, train nothing",
     )
 
-    evaluate = _command(commands, "evaluate", runs, "score a finished run")
-    evaluate.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
+    evaluate = _command(commands, "evaluate", runs, "score a finished run, or compare two")
+    evaluate.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="folder of the run; two of the same data are compared"
+    )
     evaluate.add_argument("--split", default="test", help="train, validation or test (default: %(default)s)")
     evaluate.add_argument("--data", help="another dataset than the run's own")
     evaluate.add_argument("--root", help="the folder of a benchmark, if not the run's own")
+    evaluate.add_argument(
+        "--zero-shot", action="store_true", help="score the model before tuning as well, and the gain"
+    )
+    evaluate.add_argument(
+        "--also",
+        metavar="DATA",
+        help="score other data as well, before and after tuning, to see what was forgotten: a folder, a .tar of one or "
+        "an embedded pack",
+    )
+    evaluate.add_argument(
+        "--strength",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="score the model part of the way from untuned (0) to tuned (1, the default)",
+    )
     evaluate.add_argument("--merge", action="store_true", help="fold the adapter into the weights first")
     evaluate.add_argument(
         "--dtype", default="float32", choices=("float32", "bfloat16"), help="precision (default: %(default)s)"
@@ -147,6 +165,9 @@ def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argpars
         "--no-cache", action="store_true", help="neither read nor keep features and scores in RUN/features"
     )
     evaluate.add_argument("--json", type=Path, help="also write the figures to this file")
+    evaluate.add_argument(
+        "--queries", type=Path, metavar="CSV", help="also write all queries with their ranks or answers to this file"
+    )
     evaluate.add_argument(
         "--upload", type=Path, help="also write the answers to this file, as the server of VQAv2 takes them"
     )

@@ -104,7 +104,16 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise AuroraError("--rescore repeats scores in float32: give --dtype bfloat16 with it, or leave it out")
     if options.rescore < 0:
         raise AuroraError(f"--rescore is {options.rescore}; it must be positive, or 0 for none")
-    for path in (options.json, options.upload):
+    if not 0 <= options.strength <= 1:
+        raise AuroraError(f"--strength is {options.strength:g}; it must lie between 0, the untuned model, and 1")
+    if options.merge and options.strength == 0:
+        raise AuroraError("--merge has nothing to merge at --strength 0, the untuned model; leave out one of them")
+    if len(options.runs) > 2:
+        raise AuroraError(f"aurora evaluate takes one run, or two to compare; {len(options.runs)} are given")
+    for name in ("also", "zero_shot", "upload"):
+        if len(options.runs) == 2 and getattr(options, name):
+            raise AuroraError(f"--{name.replace('_', '-')} is for one run; leave it out, or name one run")
+    for path in (options.json, options.queries, options.upload):
         if path:
             check_output(path)
     _work(options).evaluate(options, progress(options.quiet))

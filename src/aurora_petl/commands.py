@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import backbones, baselines, plan, report, training
+from . import backbones, baselines, plan, report, scoring, training
 from . import demo as demonstration
 from .backbones.blip import convert as converting
 from .data.media import load_image
@@ -54,33 +54,57 @@ def train(recipe: Recipe, folder: Path, *, resume: bool, progress: bool) -> None
 
 
 def evaluate(options: argparse.Namespace, progress: bool) -> None:
-    """Score a finished run by the options of ``aurora evaluate`` and print the metrics."""
-    scored = training.evaluate_run(
-        options.folder,
-        split=options.split,
-        data=options.data or "",
-        root=options.root or "",
+    """Score a finished run, or two, by the options of ``aurora evaluate`` and print and write the scores."""
+    manner = scoring.Manner(
+        strength=options.strength,
         merge=options.merge,
         dtype=getattr(torch, options.dtype),
         rescore=options.rescore,
         cache=not options.no_cache,
-        upload=bool(options.upload),
         progress=progress,
+    )
+    own, *also = scoring.evaluate(
+        options.runs,
+        split=options.split,
+        data=options.data or "",
+        root=options.root or "",
+        also=options.also or "",
+        zero_shot=options.zero_shot,
+        upload=bool(options.upload),
+        manner=manner,
     )
     if rank():
         return
-    others = scored.other_metrics()
+    for place, (name, task) in enumerate(own.tasks.items()):
+        if len(options.runs) == 2:
+            print(one_line(f"{name}: {options.runs[place]}, {task.protocol}"))
+    figures = _print_scores(own, options.split)
+    if len(options.runs) == 2:
+        figures["runs"] = dict(zip(own.tasks, map(str, options.runs), strict=True))
+    for other in also:
+        print(f"\n{one_line(other.split.name)}, which the run was not tuned on:")
+        figures["also"] = {"data": other.split.name, **_print_scores(other, options.split)}
+    if options.json:
+        write_json(options.json, figures)
+    if options.queries:
+        report.write_queries(options.queries, own.outcomes)
+    if options.upload:
+        name, task = list(own.tasks.items())[-1]
+        write_json(options.upload, task.upload(own.split, own.outcomes[name]))
+
+
+def _print_scores(scored: scoring.Evaluation, split: str) -> dict[str, Any]:
+    """Print the scores of a split; returns them for a file."""
+    protocols = report.by_protocol(scored.outcomes)
+    named = {task.protocol for task in scored.tasks.values()}
+    media = "clips" if scored.split.clips else "pictures"
     if scored.metrics:
-        print(report.metrics_table({scored.task.protocol: scored.metrics, **others}))
-        if small := report.caution(scored.metrics, len(scored.split), options.split):
+        print(report.scores_table(protocols, {"": named.pop()} if len(named) == 1 else {}, media))
+        if small := report.caution(protocols[0], len(scored.split), split=split, media=media):
             print(small)
     else:
-        print(f"no scores: split {options.split} comes without right answers; write yours to a file with --upload")
-    if options.json:
-        named = {name.lower().replace(" ", "_"): other for name, other in others.items()}
-        write_json(options.json, {"metrics": scored.metrics, **named})
-    if options.upload:
-        write_json(options.upload, scored.task.upload(scored.split, *scored.details))
+        print(f"no scores: split {split} comes without right answers; write yours to a file with --upload")
+    return report.scores_json(protocols)
 
 
 def params(model: str, task: str, fields: dict[str, Any]) -> None:

@@ -63,8 +63,8 @@ def demo(folder: Path, *, seed: int = 0, progress: bool = False) -> None:
         flush=True,
     )
     before = untuned(first, dataset.split("test"), progress=progress)
-    start = untuned(first, dataset.split("validation"), progress=progress)[0]
-    rows = {"zero-shot": _zero_shot(first, before[0])}
+    start = untuned(first, dataset.split("validation"), progress=progress).metrics
+    rows = {"zero-shot": _zero_shot(first, before.metrics)}
     runs: dict[str, Run] = {}
     for name, recipe in recipes.items():
         print(f"tuning: {name}", flush=True)

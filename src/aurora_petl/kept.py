@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ def keep(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> bo
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(path, tensors, {**metadata, "digest": _digest(tensors, metadata)})
+        write_tensors(path, tensors, {**metadata, "digest": digest(tensors, metadata)})
     except OSError as error:
         why = error.strerror or first_line(error)
         print(f"aurora: warning: {path} cannot be written ({why}); it is not kept", file=sys.stderr)
@@ -45,13 +46,15 @@ def recall(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, str]] | N
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except (SafetensorError, OSError):
         return None
-    digest = metadata.pop("digest", "")
-    return (tensors, metadata) if _digest(tensors, metadata) == digest else None
+    written = metadata.pop("digest", "")
+    return (tensors, metadata) if digest(tensors, metadata) == written else None
 
 
-def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """A digest of tensors by name, their types and shapes, and of what is told of them."""
+    metadata = dict(metadata or {})
     made = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, value in sorted(tensors.items()):
         made.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
-        made.update(value.reshape(-1).view(torch.uint8).numpy().data)
+        made.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return made.hexdigest()

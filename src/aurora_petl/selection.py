@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from .errors import AuroraError
 from .files import read_json
@@ -49,6 +51,15 @@ def choose_strength(errors: Mapping[float, np.ndarray]) -> float:
         if more.mean() <= error + 1e-9:  # where a single example differs, the two are equal but for rounding
             near.append(strength)
     return min(near, key=lambda strength: (abs(strength - LIKELY), strength))
+
+
+def blend(
+    weights: Iterable[tuple[str, Tensor]], starts: Mapping[str, Tensor], ends: Mapping[str, Tensor], strength: float
+) -> None:
+    """Put named weights on the straight line from where training started (strength 0) to where it ended (1)."""
+    with torch.no_grad():
+        for name, weight in weights:
+            weight.copy_(starts[name] if strength == 0 else starts[name].lerp(ends[name], strength))
 
 
 def settles(task: TaskSettings) -> bool:

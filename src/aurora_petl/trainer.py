@@ -26,6 +26,7 @@ from .baselines import is_head
 from .checkpoints import Checkpoint
 from .data.rows import Dataset as Rows
 from .errors import SharedError
+from .evaluation.outcome import Outcome
 from .examples import Order, TrainingExamples
 from .files import write_text
 from .recipe import Recipe, TrainSettings
@@ -157,8 +158,8 @@ class TaskTrainer(Trainer):
         if not torch.stack([weight.isfinite().all() for _, weight in self.task.trained()]).all():
             raise self._diverged(f"weights are not finite at step {self.state.global_step}")
         with self.interruptible(), self.compute_loss_context_manager():  # in the precision of training
-            metrics, *details = self.task.evaluate(self.validation)
-        named = {f"{metric_key_prefix}_{name}": value for name, value in (metrics | self.task.choice(*details)).items()}
+            outcome = self.task.evaluate(self.validation)
+        named = {f"{metric_key_prefix}_{name}": value for name, value in (outcome.metrics | outcome.choice).items()}
         self.note(named)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, named)
         return named
@@ -284,24 +285,16 @@ class TaskTrainer(Trainer):
         start = checkpoints.read(checkpoints.path_of(self.folder / "checkpoints", 0)).tensors(checkpoints.STATE)
         ends = {name: weight.detach().clone() for name, weight in self.task.trained()}
         starts = {name: start[f"model.{name}"].to(weight) for name, weight in ends.items()}
-        evaluations: dict[float, tuple[Any, ...]] = {}
+        outcomes: dict[float, Outcome] = {}
         for strength in selection.STRENGTHS:
-            self._blend(starts, ends, strength)
+            selection.blend(self.task.trained(), starts, ends, strength)
             with self.compute_loss_context_manager():
-                evaluations[strength] = self.task.evaluate(self.validation)
-        errors = {strength: self.task.errors(*details) for strength, (_, *details) in evaluations.items()}
-        strength = selection.choose_strength(errors)
-        self._blend(starts, ends, strength)
-        metrics, *details = evaluations[strength]
-        every = {value: found[0][self.task.main_metric] for value, found in evaluations.items()}
+                outcomes[strength] = self.task.evaluate(self.validation)
+        strength = selection.choose_strength({strength: outcome.errors for strength, outcome in outcomes.items()})
+        selection.blend(self.task.trained(), starts, ends, strength)
+        metrics = {tried: outcome.metrics[self.task.main_metric] for tried, outcome in outcomes.items()}
         step = self.state.global_step if strength else 0
-        return Kept(step, metrics[self.task.main_metric], self.task.choice(*details), strength, every)
-
-    def _blend(self, starts: dict[str, Tensor], ends: dict[str, Tensor], strength: float) -> None:
-        """Weights on the straight line from where training started to where it ended."""
-        with torch.no_grad():
-            for name, weight in self.task.trained():
-                weight.copy_(starts[name] if strength == 0 else starts[name].lerp(ends[name], strength))
+        return Kept(step, metrics[strength], outcomes[strength].choice, strength, metrics)
 
     def _load_best(self) -> None:
         """Put the best weights by validation into the task."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,14 @@ from .data.rows import Dataset as Rows
 from .devices import choose
 from .distributed import rank, ranks
 from .errors import AuroraError
+from .evaluation.outcome import Outcome
 from .examples import TrainingExamples
-from .files import write_json
+from .files import read_json, write_json
+from .kept import digest
 from .methods import find_method
 from .plan import count_steps, fit_batch
 from .recipe import Recipe, load_saved, located
-from .report import kept_weights, plot_curve
+from .report import kept_weights, plot_curve, run_scores
 from .report.gallery import GALLERIES
 from .run_folder import ours
 from .stopping import Signals
@@ -105,8 +106,7 @@ def _dataset(recipe: Recipe, settings: TaskSettings) -> Rows[Any]:
 def _prepared(recipe: Recipe, dataset: Rows[Any]) -> Prepared:
     method, kind = find_method(recipe.method), task_class(recipe.task.name)
     backbone = _backbone(recipe)
-    torch.manual_seed(recipe.train.seed)
-    apply_method(backbone, recipe.method, recipe.method_options, recipe.train_heads)
+    _apply(recipe, backbone)
     if method.learns:
         examples = len(kind.examples(dataset.split("train")))  # after the check, which may leave out rows
         settings = fit_batch(recipe, examples, kind.example)
@@ -127,7 +127,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     check: bool = True,
-    before: tuple[Any, ...] | None = None,
+    before: Outcome | None = None,
     start: dict[str, float] | None = None,
     callbacks: list[TrainerCallback] | None = None,
 ) -> Run:
@@ -158,12 +158,12 @@ def train(
             run = _fit(folder, prepared, signals, resume, progress, start, callbacks)
             plain = replace(recipe, task=replace(recipe.task, **run.metrics["chosen"][selection.UNTUNED]))
             before = before or untuned(plain, test, cache=folder / "checkpoints" / "untuned", progress=progress)
-            metrics, *found = run.task.evaluate(test, progress=progress) if run.metrics["best_step"] else before
+            after = run.task.evaluate(test, progress=progress) if run.metrics["best_step"] else before
         else:
             run = _unchanged(folder, prepared, progress)
-            metrics, *found = before = before or run.task.evaluate(test, progress=progress)
+            after = before = before or run.task.evaluate(test, progress=progress)
         if first:
-            _write(run, test, before, metrics, found)
+            _write(run, test, before, after)
         distributed.from_first(None)  # the others wait until all is written
     return run
 
@@ -175,8 +175,7 @@ def _unchanged(folder: Path, prepared: Prepared, progress: bool) -> Run:
     if selection.settles(task.settings):
         choice = {"ranking": "itc", "beta": 0.0}
         if any(item.split == "validation" for item in dataset):
-            _, *details = task.evaluate(dataset.split("validation"), progress=progress)
-            choice = task.choice(*details)
+            choice = task.evaluate(dataset.split("validation"), progress=progress).choice
         task.settings = replace(task.settings, **choice)
     metrics: dict[str, Any] = {"validation_best": None, "best_step": 0, "train_seconds": 0.0, "steps": 0}
     metrics |= {"chosen": dict.fromkeys((selection.TUNED, selection.UNTUNED), choice)}
@@ -184,27 +183,24 @@ def _unchanged(folder: Path, prepared: Prepared, progress: bool) -> Run:
     return Run(folder, recipe, backbone, task, metrics, [])
 
 
-def _write(run: Run, test: Rows[Any], before: tuple[Any, ...], metrics: dict[str, float], found: list[Any]) -> None:
+def _write(run: Run, test: Rows[Any], before: Outcome, after: Outcome) -> None:
     """All that a finished run leaves in its folder."""
     folder, recipe = run.folder, run.recipe
     if (folder / ADAPTER).exists():
         shutil.rmtree(folder / ADAPTER)  # of a run that was killed while it wrote its results
     about = {"data": Path(recipe.data).name, "method": recipe.method, "options": recipe.method_options}
     save_adapter(run.backbone, folder / ADAPTER, about)
-    run.metrics["test"] = metrics
-    run.metrics["zero_shot_test"] = before[0]
-    run.metrics["test_rows"] = len(test)
-    for split, details in (("test", found), ("zero_shot_test", before[1:])):
-        for name, others in run.task.other_metrics(*details).items():
-            run.metrics[f"{split}_{name.lower().replace(' ', '_')}"] = others
+    run.metrics |= run_scores(before, after) | {"test_rows": len(test)}
+    if after.metrics:
+        run.metrics["test_clips" if test.clips else "test_pictures"] = after.sample.clusters
     write_json(folder / "history.json", run.history)
     if run.history:
         note = f"{kept_weights(run.metrics)}, scores by {run.task.protocol}"
         plot_curve(run.history, folder / "curve.png", run.task.main_metric, run.task.objective, note)
     if draw := GALLERIES.get(recipe.task.name):
-        draw(folder / "gallery.png", test, before[1:], tuple(found))
-    if not metrics:
-        write_json(folder / f"{recipe.task.name}_{UPLOAD}", run.task.upload(test, *found))
+        draw(folder / "gallery.png", test, before, after)
+    if not after.metrics:
+        write_json(folder / f"{recipe.task.name}_{UPLOAD}", run.task.upload(test, after))
     write_json(folder / "metrics.json", run.metrics)  # last: it marks the run as finished
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
@@ -239,6 +235,7 @@ def _fit(
     )
     batches, steps = count_steps(settings, len(training))
     task.warmup_steps = batches * settings.gradient_accumulation
+    start_digest = digest(dict(task.trained())) if find_method(recipe.method).config else None
     checkpoint = _checkpoint(folder) if resume else None
     validation = dataset.split("validation")
     trainer = make_trainer(
@@ -255,6 +252,7 @@ def _fit(
         "best_step": kept.step,
         "chosen": {selection.TUNED: kept.choice, selection.UNTUNED: selection.choice_at(recipe.task, history, 0)},
         "weights": weight_counts(backbone),
+        "start": start_digest,
         "train_seconds": trainer.seconds,
         "steps": trainer.state.global_step,
     }
@@ -302,7 +300,7 @@ def _stored_as(recipe: Recipe) -> torch.dtype:
     return torch.float32 if small or precision_of(recipe.train, choose()) != "bf16" else torch.bfloat16
 
 
-def untuned(recipe: Recipe, split: Rows[Any], *, cache: Path | None = None, progress: bool = False) -> tuple[Any, ...]:
+def untuned(recipe: Recipe, split: Rows[Any], *, cache: Path | None = None, progress: bool = False) -> Outcome:
     """What `Task.evaluate` gives for the pretrained model on a split, by the recipe's protocol; ``cache`` as there."""
     backbone = _backbone(recipe)
     apply_method(backbone, "zero-shot")
@@ -310,76 +308,58 @@ def untuned(recipe: Recipe, split: Rows[Any], *, cache: Path | None = None, prog
     return task_class(recipe.task.name)(backbone, recipe.task).evaluate(split, cache=cache, progress=progress)
 
 
-@dataclass
-class Evaluation:
-    """What `evaluate_run` gives: the task and the rows it scored, the metrics, and what they are made of."""
-
-    task: Task
-    split: Rows[Any]
-    metrics: dict[str, float]
-    details: tuple[Any, ...]
-
-    def other_metrics(self) -> dict[str, dict[str, float]]:
-        """Metrics by other protocols."""
-        return self.task.other_metrics(*self.details)
-
-
-def evaluate_run(
-    folder: Path,
-    *,
-    split: str = "test",
-    data: str = "",
-    root: str = "",
-    merge: bool = False,
-    dtype: torch.dtype = torch.float32,
-    rescore: int = 0,
-    cache: bool = True,
-    upload: bool = False,
-    progress: bool = False,
-) -> Evaluation:
-    """Score a finished run. Of several ranks each scores its share of the pictures, and all end with all metrics.
+def load_run(folder: Path, strength: float = 1.0) -> tuple[Recipe, Any]:
+    """Recipe, with what its validation split settled, and backbone of a finished run.
 
     Args:
-        data: another dataset than the run's own, ``root`` its folder if it is a benchmark.
-        merge: fold the adapter into the weights first.
-        dtype: bfloat16 computes under autocast.
-        rescore: with bfloat16, how many of the best of every list are scored once more in float32.
-        cache: keep features and scores in the run's folder, and take them from there.
-        upload: make sure beforehand that a file for the benchmark's server can be made.
+        strength: how far the weights are on the straight line from the untuned model (0) to the tuned one (1).
 
     Raises:
-        AuroraError: if ``folder`` holds no finished run, the data does not fit, or there is nothing to merge.
+        AuroraError: if ``folder`` holds none, or the weights that training began with cannot be drawn again.
     """
-    distributed.start()
-    with distributed.together():
-        recipe, backbone = load_run(folder)
-        own = ("", {}) if data else (recipe.root, recipe.files)
-        rows = load_dataset(data or recipe.data, root or own[0], own[1], recipe.broken).split(split)
-        task = task_class(recipe.task.name)(backbone, recipe.task)
-        task.check(recipe.task, rows)
-        if upload:
-            task.check_upload(rows)
-        if merge:
-            if backbone.adapter is None:
-                raise AuroraError(f"{folder} was tuned by {recipe.method}, which has nothing to merge")
-            backbone.adapter.merge_adapter()
-    with torch.autocast(choose().type, dtype) if dtype == torch.bfloat16 else nullcontext():
-        metrics, *details = task.evaluate(
-            rows, cache=folder / "features" if cache else None, rescore=rescore, progress=progress and rank() == 0
-        )
-    return Evaluation(task, rows, metrics, tuple(details))
+    recipe = selection.settled(saved_recipe(folder), folder, selection.TUNED if strength else selection.UNTUNED)
+    backbone = _backbone(recipe)
+    if strength:
+        load_adapter(backbone, folder / ADAPTER, recipe.method)
+    else:
+        apply_method(backbone, "zero-shot")
+    if 0 < strength < 1:
+        starts = _starts(recipe, folder)
+        own = [(name, weight) for name, weight in backbone.module.named_parameters() if name in starts]
+        selection.blend(own, starts, {name: weight.detach().clone() for name, weight in own}, strength)
+    backbone.module.to(choose())
+    return recipe, backbone
 
 
-def load_run(folder: Path) -> tuple[Recipe, Any]:
-    """Recipe, with what its validation split settled, and tuned backbone of a finished run.
+def saved_recipe(folder: Path) -> Recipe:
+    """The recipe of a run.
 
     Raises:
         AuroraError: if ``folder`` holds none.
     """
     if not (folder / "recipe.yaml").is_file():
         raise AuroraError(f"{folder} holds no run: it has no recipe.yaml")
-    recipe = selection.settled(load_saved(folder / "recipe.yaml"), folder)
+    return load_saved(folder / "recipe.yaml")
+
+
+def _starts(recipe: Recipe, folder: Path) -> dict[str, torch.Tensor]:
+    """The weights that a run's training began with, drawn again."""
     backbone = _backbone(recipe)
-    load_adapter(backbone, folder / ADAPTER, recipe.method)
-    backbone.module.to(choose())
-    return recipe, backbone
+    _apply(recipe, backbone)
+    starts = {name: weight.detach() for name, weight in backbone.module.named_parameters() if weight.requires_grad}
+    if find_method(recipe.method).config is None:
+        return starts  # the model's own weights
+    file = folder / "metrics.json"
+    written = read_json(file) if file.is_file() else {}
+    if not isinstance(written, dict) or written.get("start") != digest(starts):
+        raise AuroraError(
+            f"{folder}: the weights that its training began with cannot be drawn again here, as by other versions of "
+            "torch or peft; give --strength 0 or 1, or train anew"
+        )
+    return starts
+
+
+def _apply(recipe: Recipe, backbone: Any) -> None:
+    """Apply a recipe's method, drawn from its seed alone."""
+    torch.manual_seed(recipe.train.seed)
+    apply_method(backbone, recipe.method, recipe.method_options, recipe.train_heads)

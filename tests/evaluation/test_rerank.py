@@ -102,7 +102,7 @@ def test_without_candidates_the_itc_order_stands(backbone, few):
     backbone.model.eval()
     features = extract(backbone, few)
     scores = rerank(backbone, features, k_test=0)
-    assert scores.metrics(features) == scores.itc_metrics(features)
+    assert scores.metrics(features) == scores.by_similarity().metrics(features)
 
 
 def test_rescored_lists_are_in_float32(tuned, few):

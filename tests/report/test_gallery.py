@@ -7,6 +7,7 @@ from PIL import Image
 
 from aurora_petl.backbones import Texts
 from aurora_petl.evaluation.features import Features
+from aurora_petl.evaluation.outcome import RetrievalOutcome
 from aurora_petl.evaluation.rerank import Scores
 from aurora_petl.report import gallery
 
@@ -62,7 +63,8 @@ def shown(split, features, tmp_path, monkeypatch):
     drawn, draw = [], gallery.query_gallery
     monkeypatch.setattr(gallery, "query_gallery", lambda path, queries: drawn.extend(queries) or draw(path, queries))
     path = tmp_path / "gallery.png"
-    gallery.before_and_after(path, split, (before, features), (after, features), texts=4, images=2)
+    outcomes = (RetrievalOutcome(order, features, split.items) for order in (before, after))
+    gallery.before_and_after(path, split, *outcomes, texts=4, images=2)
     return drawn, path
 
 

@@ -105,10 +105,12 @@ def test_answers_tick_right_ones_only(tmp_path):
 
 
 def test_metrics_of_other_tasks_need_no_legend():
-    found = report.metrics_table({"zero-shot": {"accuracy": 20.0, "yes/no": 50.0}}).splitlines()
-    assert [line.split() for line in found[::2]] == [["accuracy", "yes/no"], ["zero-shot", "20.0", "50.0"]]
-    weights = {"trainable": 10, "model": 1000}
-    summary = report.run_summary({"weights": weights, "steps": 3, "train_seconds": 1.0, "test": {}, "test_rows": 9})
+    rows = {"test": {"accuracy": 20.0, "yes/no": 50.0}, "zero_shot_test": {"accuracy": 10.0, "yes/no": 60.0}}
+    rows |= {"weights": {"trainable": 10, "model": 1000}, "steps": 3, "train_seconds": 1.0}
+    found = [line.split() for line in report.run_summary(rows).splitlines()]
+    assert found[0] == ["zero-shot", "tuned", "gain", "p"]
+    assert found[2:4] == [["accuracy", "10.0", "20.0"], ["yes/no", "60.0", "50.0"]]
+    summary = report.run_summary(rows | {"test": {}, "zero_shot_test": {}, "test_rows": 9})
     assert summary.splitlines()[0] == "no scores: split test comes without right answers"
 
 
@@ -118,26 +120,36 @@ def _finished(best_step, ranking="itc", beta=5.0):
         rows |= {f"{name}_itc_only": found | {"mean_recall": 40.0} for name, found in rows.items()}
     chosen = {view: {"ranking": ranking, "beta": beta} for view in ("tuned", "zero_shot")}
     weights = {"trainable": 10, "model": 1000}
+    intervals = {name: {"mean_recall": (mean - 6, mean + 5)} for name, mean in (("test", 60), ("zero_shot_test", 50))}
+    gain = {"test": {"mean_recall": {"value": 10.0, "low": -2.0, "high": 22.0, "p": 0.09}}}
+    rows |= {"intervals": intervals, "gain": gain, "test_pictures": 300, "test_rows": 300}
     return rows | {"weights": weights, "steps": 8, "train_seconds": 1.0, "best_step": best_step, "chosen": chosen}
 
 
 def test_summary_of_a_run_ranked_by_similarity():
     lines = report.run_summary(_finished(4)).splitlines()
-    assert [(line.split()[0], line.split()[-1]) for line in lines[2:4]] == [("zero-shot", "50.0"), ("tuned", "60.0")]
-    assert lines[6] == "tuned ranks by ITC similarity alone, as aurora search does: the best on the validation split"
-    assert lines[7] == "10 weights trained (1.00% of 1,000) in 8 steps and 1 s; those of step 4 are kept"
+    assert lines[8].split("  ")[0] == "mean"
+    assert lines[8].endswith("50.0 [44.0, 55.0]  60.0 [54.0, 65.0]  +10.0 [-2.0, +22.0]  0.090")
+    assert lines[13] == "caution: 300 test pictures cannot tell a gain of mean recall below 12.0 points from chance"
+    assert lines[15] == "tuned ranks by ITC similarity alone, as aurora search does: the best on the validation split"
+    assert lines[16] == "10 weights trained (1.00% of 1,000) in 8 steps and 1 s; those of step 4 are kept"
+
+
+def test_a_gain_that_can_be_told_needs_no_caution():
+    metrics = _finished(4)
+    metrics["gain"]["test"]["mean_recall"]["low"] = 0.5
+    assert "caution" not in report.run_summary(metrics)
+    assert "caution" in report.run_summary(metrics | {"test_pictures": report.FEW - 1})
 
 
 def test_summary_of_a_run_ranked_by_matching_shows_the_similarity_as_well():
     lines = report.run_summary(_finished(4, "itm", 0.0)).splitlines()
-    names = ["zero-shot", "tuned", "zero-shot, ITC only", "tuned, ITC only"]
-    assert [line.split("  ")[0] for line in lines[2:6]] == names
-    assert [line.split()[-1] for line in lines[2:6]] == ["50.0", "60.0", "40.0", "40.0"]
-    assert lines[8].startswith("tuned ranks by ITM match logit, as aurora search does with --rerank: ")
+    assert lines[10].split("  ")[0] == "ITC only" and lines[18].split() == ["mean", "40.0", "40.0"]
+    assert lines[-2].startswith("tuned ranks by ITM match logit, as aurora search does with --rerank: ")
 
 
 def test_summary_of_a_run_that_kept_the_untuned_model():
     lines = report.run_summary(_finished(0)).splitlines()
-    assert not any(line.startswith("tuned") for line in lines)
+    assert lines[0].split() == ["zero-shot"] and not any(line.startswith("tuned") for line in lines)
     assert lines[-2] == "tuning did not help on the validation split: the untuned model is kept"
     assert lines[-1].endswith("in 8 steps and 1 s")

@@ -12,9 +12,10 @@ from aurora_petl.baselines import apply_method
 from aurora_petl.data.media import EvalTransform, PictureFormat
 from aurora_petl.data.rows import Question, QuestionDataset
 from aurora_petl.errors import AuroraError
+from aurora_petl.evaluation.outcome import AnswerOutcome
 from aurora_petl.examples import TrainingExamples
 from aurora_petl.tasks.settings import VQASettings
-from aurora_petl.tasks.vqa import VQA, Answers
+from aurora_petl.tasks.vqa import VQA
 from tests.helpers.pictures import draw, make_questions
 
 DEC, ENC = 30522, 30523
@@ -274,13 +275,13 @@ def test_a_split_is_answered_in_its_order_and_a_picture_encoded_once(task, colou
     encode = task.backbone.image_states
     monkeypatch.setattr(task.backbone, "image_states", lambda pixels: seen.append(len(pixels)) or encode(pixels))
     monkeypatch.setattr("aurora_petl.tasks.vqa.QUESTIONS", 5)
-    metrics, found = task.train().evaluate(test)
+    found = task.train().evaluate(test)
     assert task.training and sum(seen) == 7  # 6 pictures, one of them in two batches
     shuffled = QuestionDataset(test.name, test.items[::-1], test.files, candidates=test.candidates)
-    assert task.evaluate(shuffled)[1].answers == found.answers[::-1]
+    assert task.evaluate(shuffled).answers == found.answers[::-1]
     right = [float(answer == question.answers[0]) for answer, question in zip(found.answers, test, strict=True)]
-    assert found.scores == right and metrics["accuracy"] == pytest.approx(100 * sum(right) / 12)
-    assert list(metrics) == ["accuracy", "yes/no", "other"] and set(found.answers) <= set(colours.candidates)
+    assert found.scores == right and found.metrics["accuracy"] == pytest.approx(100 * sum(right) / 12)
+    assert list(found.metrics) == ["accuracy", "yes/no", "other"] and set(found.answers) <= set(colours.candidates)
 
 
 def test_a_split_without_answers_has_no_scores_but_an_upload(task, colours):
@@ -289,8 +290,8 @@ def test_a_split_without_answers_has_no_scores_but_an_upload(task, colours):
     with pytest.raises(AuroraError, match="bare has no list of answers to rank; set task.inference=generate"):
         task.evaluate(dataset)
     task.settings = VQASettings(inference="generate", num_beams=2, max_answer_tokens=4)
-    metrics, found = task.evaluate(dataset)
-    assert metrics == {} and found.scores == [None] * 12
+    found = task.evaluate(dataset)
+    assert found.metrics == {} and found.scores == [None] * 12
     rows = task.upload(dataset, found)
     assert [row["question_id"] for row in rows] == [int(item.id) for item in bare]
     assert [row["answer"] for row in rows] == found.answers and all(found.answers)
@@ -358,8 +359,8 @@ def test_frames_are_encoded_as_pictures_and_fused_together(task):
     with pytest.raises(AuroraError, match="clips holds clips; say how many frames .* task.frames=8"):
         task.evaluate(clips)
     task.settings = VQASettings(frames=3, test_frames=2)
-    _, found = task.evaluate(clips)
-    assert isinstance(found, Answers) and clips.asked == [(0, 2, False), (1, 2, False), (2, 2, False)]
+    found = task.evaluate(clips)
+    assert isinstance(found, AnswerOutcome) and clips.asked == [(0, 2, False), (1, 2, False), (2, 2, False)]
     view = EvalTransform(PictureFormat(96))
     clip = torch.stack([view(frame) for frame in clips.frames(0, 2)])
     with torch.no_grad():

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from .features import Features
+from .recall import MEAN
 from .rerank import BELOW, Scores
 
 BETAS = (50.0, 20.0, 5.0, 1.0, 0.0)  # tried weights of the similarity beside the match logit
@@ -21,13 +22,14 @@ def choose(scores: Scores, features: Features) -> Scores:
     Args:
         scores: of `rerank.rerank` with ``beta`` 0, so that every pair is scored once for all orders.
     """
+    alone = scores.by_similarity()
     orders = {beta: weighted(scores, beta) for beta in BETAS}
     # rounded, for recalls that are level may differ in their last bit
-    recalls = {beta: round(order.metrics(features)["mean_recall"], 9) for beta, order in orders.items()}
+    recalls = {beta: round(order.metrics(features)[MEAN], 9) for beta, order in orders.items()}
     beta = max(BETAS, key=recalls.__getitem__)  # the first of several that are level
-    if recalls[beta] > round(scores.itc_metrics(features)["mean_recall"], 9):
+    if recalls[beta] > round(alone.metrics(features)[MEAN], 9):
         return replace(orders[beta], choice={"ranking": "itm", "beta": beta})
-    return replace(by_similarity(scores), choice={"ranking": "itc", "beta": beta})
+    return replace(alone, choice={"ranking": "itc", "beta": beta})
 
 
 def weighted(scores: Scores, beta: float) -> Scores:
@@ -38,8 +40,3 @@ def weighted(scores: Scores, beta: float) -> Scores:
         return np.where(rows > -BELOW / 2, rows + np.float32(beta) * near, rows)
 
     return Scores(add(scores.image_to_text, similarity), add(scores.text_to_image, similarity.T), similarity)
-
-
-def by_similarity(scores: Scores) -> Scores:
-    """Scores of the order by ITC similarity alone."""
-    return Scores(scores.similarity, scores.similarity.T, scores.similarity, reranked=False)

@@ -31,7 +31,7 @@ from ..backbones.frames import frame_weights
 from ..distributed import SharedError, total
 from ..kept import keep, recall
 from .features import Features
-from .recall import ranks_of, retrieval_metrics
+from .recall import Ranks, rank_metrics, ranks_of
 
 BELOW = 1e4  # puts what was not rescored under all that was, in ITC order
 BLOCK_BUDGET = 256 * 1024**2  # bytes of a block's picture states; its keys and values take twice that a fusion layer
@@ -49,18 +49,20 @@ class Scores:
     reranked: bool = True  # whether ITM orders the best of them
     choice: dict[str, Any] = field(default_factory=dict)  # what `ranking.choose` settled, by the task's setting
 
+    def ranks(self, features: Features) -> Ranks:
+        """The rank of the best right item of every query."""
+        return Ranks(
+            ranks_of(self.image_to_text, features.image_ids, features.text_ids),
+            ranks_of(self.text_to_image, features.text_ids, features.image_ids),
+        )
+
     def metrics(self, features: Features) -> dict[str, float]:
-        """R@K both ways of the reranked scores, see `recall.retrieval_metrics`."""
-        return retrieval_metrics(self.image_to_text, self.text_to_image, features.image_ids, features.text_ids)
+        """Metrics of the reranked scores, see `recall.rank_metrics`."""
+        return rank_metrics(self.ranks(features))
 
-    def ranks(self, features: Features) -> np.ndarray:
-        """The rank of the best right item of every query: pictures first, then texts, (images + texts,)."""
-        pictures = ranks_of(self.image_to_text, features.image_ids, features.text_ids)
-        return np.concatenate([pictures, ranks_of(self.text_to_image, features.text_ids, features.image_ids)])
-
-    def itc_metrics(self, features: Features) -> dict[str, float]:
-        """The same by ITC similarity alone."""
-        return retrieval_metrics(self.similarity, self.similarity.T, features.image_ids, features.text_ids)
+    def by_similarity(self) -> Scores:
+        """Scores of the order by ITC similarity alone."""
+        return Scores(self.similarity, self.similarity.T, self.similarity, reranked=False)
 
 
 @torch.no_grad()

@@ -1,22 +1,29 @@
 """Results that a person can read: tables, curves and sheets of pictures; what a gallery shows is in `gallery`."""
 
 from .curves import plot_curve, plot_methods
+from .queries import write_queries
+from .scores import (
+    FEW,
+    LABELS,
+    Protocol,
+    by_protocol,
+    caution,
+    kept_weights,
+    run_scores,
+    run_summary,
+    scores_json,
+    scores_table,
+)
 from .sheets import AnsweredQuestion, GalleryQuery, Hit, answer_gallery, load_font, query_gallery, wrap_text
 from .tables import (
-    FEW,
     LEGEND,
     RECALLS,
-    caution,
     comparison_table,
     conversion_summary,
-    kept_weights,
     markdown_table,
-    metrics_table,
     parameter_summary,
-    run_summary,
     size_of,
     table,
-    wilson,
 )
 
 __all__ = [
@@ -24,23 +31,28 @@ __all__ = [
     "FEW",
     "GalleryQuery",
     "Hit",
+    "LABELS",
     "LEGEND",
+    "Protocol",
     "RECALLS",
     "answer_gallery",
+    "by_protocol",
     "caution",
     "comparison_table",
     "conversion_summary",
     "kept_weights",
     "load_font",
     "markdown_table",
-    "metrics_table",
     "parameter_summary",
-    "query_gallery",
     "plot_curve",
     "plot_methods",
+    "query_gallery",
+    "run_scores",
     "run_summary",
+    "scores_json",
+    "scores_table",
     "size_of",
     "table",
-    "wilson",
     "wrap_text",
+    "write_queries",
 ]

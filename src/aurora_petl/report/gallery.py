@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data.rows import ImageTextDataset, QuestionDataset
-from ..evaluation.features import Features
-from ..evaluation.rerank import Scores
-from ..tasks.vqa import Answers
+from ..evaluation.outcome import AnswerOutcome, RetrievalOutcome
 from .sheets import AnsweredQuestion, GalleryQuery, Hit, answer_gallery, query_gallery
 
 TOP = 5
@@ -21,8 +19,8 @@ RIGHT = 0.5  # an answer with this accuracy counts as right: at least two annota
 def before_and_after(
     path: Path,
     dataset: ImageTextDataset,
-    before: tuple[Scores, Features],
-    after: tuple[Scores, Features],
+    before: RetrievalOutcome,
+    after: RetrievalOutcome,
     *,
     texts: int = 8,
     images: int = 4,
@@ -31,26 +29,26 @@ def before_and_after(
 
     Half of each are drawn evenly from the split whatever became of them; the other half are those that gained most.
     """
-    features = after[1]
+    features, was, now = after.features, before.scores, after.scores
     queries = []
-    for row in _choose(before[0].text_to_image, after[0].text_to_image, features.text_ids, features.image_ids, texts):
+    for row in _choose(was.text_to_image, now.text_to_image, features.text_ids, features.image_ids, texts):
         own = features.text_ids[row]
         hits = [
             [
                 Hit(dataset.image(i), None, features.image_ids[i] == own, float(scores.text_to_image[row, i]))
                 for i in _top(scores.text_to_image[row])
             ]
-            for scores in (before[0], after[0])
+            for scores in (was, now)
         ]
         queries.append(GalleryQuery(features.texts[row], None, hits[0], hits[1]))
-    for row in _choose(before[0].image_to_text, after[0].image_to_text, features.image_ids, features.text_ids, images):
+    for row in _choose(was.image_to_text, now.image_to_text, features.image_ids, features.text_ids, images):
         own = features.image_ids[row]
         hits = [
             [
                 Hit(None, features.texts[i], features.text_ids[i] == own, float(scores.image_to_text[row, i]))
                 for i in _top(scores.image_to_text[row])
             ]
-            for scores in (before[0], after[0])
+            for scores in (was, now)
         ]
         queries.append(GalleryQuery(None, dataset.image(row), hits[0], hits[1]))
     query_gallery(path, queries)
@@ -61,17 +59,17 @@ def _top(scores: np.ndarray) -> list[int]:
 
 
 def answers_before_and_after(
-    path: Path, dataset: QuestionDataset, before: tuple[Answers], after: tuple[Answers], *, questions: int = 10
+    path: Path, dataset: QuestionDataset, before: AnswerOutcome, after: AnswerOutcome, *, questions: int = 10
 ) -> None:
     """Draw questions of ``dataset`` with their answers by both models: half drawn evenly from the split, half those
     that gained most."""
-    scores = [np.array([score or 0.0 for score in found[0].scores]) for found in (before, after)]
+    scores = [np.array([score or 0.0 for score in found.scores]) for found in (before, after)]
     answered = []
     for row in _half_spread(scores[1] - scores[0], questions):
         item = dataset[row]
         right = item.answers[int(np.argmax(item.weights))] if item.answers else ""
         was, now = (
-            (found[0].answers[row], bool(score[row] >= RIGHT))
+            (found.answers[row], bool(score[row] >= RIGHT))
             for found, score in zip((before, after), scores, strict=True)
         )
         answered.append(AnsweredQuestion(dataset.image(row), item.question, right, was, now))

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 from torch import Tensor, nn
 
 from ..backbones import Tunable
 from ..data.rows import Dataset, ImageTextDataset, QuestionDataset, need_frames
 from ..errors import AuroraError
+from ..evaluation.outcome import Outcome
 from .settings import TaskSettings
 
 TEXTS: dict[type[Dataset[Any]], str] = {ImageTextDataset: "captions", QuestionDataset: "questions"}  # what messages say
@@ -71,10 +71,8 @@ class Task(nn.Module):
         """Examples with ``pixels`` (3, H, W), of clips (frames, 3, H, W), to the batch that `forward` takes."""
 
     @abstractmethod
-    def evaluate(
-        self, dataset: Any, *, cache: Path | None = None, rescore: int = 0, progress: bool = False
-    ) -> tuple[Any, ...]:
-        """Metrics of a split in percent, empty where its right answers are not published, and what they are made of.
+    def evaluate(self, dataset: Any, *, cache: Path | None = None, rescore: int = 0, progress: bool = False) -> Outcome:
+        """What becomes of a split: its metrics, and every query's part in them.
 
         Args:
             cache: a folder for what a second evaluation can use again.
@@ -94,19 +92,6 @@ class Task(nn.Module):
     def protocol(self) -> str:
         """What tables call the metrics."""
 
-    def other_metrics(self, *found: Any) -> dict[str, dict[str, float]]:
-        """Metrics by other protocols, under their names, from what `evaluate` gave beside its own."""
-        return {}
-
-    def choice(self, *found: Any) -> dict[str, Any]:
-        """Settings of the task that the evaluated split settled, from what `evaluate` gave beside the metrics."""
-        return {}
-
-    @abstractmethod
-    def errors(self, *found: Any) -> np.ndarray:
-        """How wrong the model is at every example of a split, less being better, from what `evaluate` gave beside the
-        metrics: finer than these, so that two models are told apart by few examples."""
-
     def check_upload(self, dataset: Any) -> None:
         """Make sure that `upload` can be made of a split.
 
@@ -115,8 +100,8 @@ class Task(nn.Module):
         """
         raise AuroraError(f"task {self.settings.name} has no file for a server; leave out --upload")
 
-    def upload(self, dataset: Any, *found: Any) -> list[dict[str, Any]]:
-        """What the benchmark's server takes, from what `evaluate` gave beside the metrics."""
+    def upload(self, dataset: Any, outcome: Any) -> list[dict[str, Any]]:
+        """What the benchmark's server takes, from what `evaluate` gave."""
         raise NotImplementedError
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:

@@ -24,8 +24,9 @@ from ..data.rows import ImageTextDataset
 from ..distributed import gather
 from ..errors import AuroraError, SharedError
 from ..evaluation.features import Features, extract
-from ..evaluation.ranking import by_similarity, choose
-from ..evaluation.rerank import Scores, rerank
+from ..evaluation.outcome import RetrievalOutcome
+from ..evaluation.ranking import choose
+from ..evaluation.rerank import rerank
 from .base import Task
 from .objectives import Averages, Contrast, Matching, Pairs, sigmoid_loss
 from .objectives.contrast import Teacher, fit_queue
@@ -188,8 +189,8 @@ class Retrieval(Task):
 
     def evaluate(
         self, dataset: ImageTextDataset, *, cache: Path | None = None, rescore: int = 0, progress: bool = False
-    ) -> tuple[dict[str, float], Scores, Features]:
-        """Metrics, scores and features of a split: ITC candidates, ITM rerank, R@1/5/10 both ways. With ``ranking`` at
+    ) -> RetrievalOutcome:
+        """Scores of a split: ITC candidates, ITM rerank, R@1/5/10 both ways. With ``ranking`` at
         ``choose``, the order is what this very split likes best; runs let the validation split choose.
 
         Args:
@@ -225,23 +226,12 @@ class Retrieval(Task):
                 "lower train.learning_rate, or compute in float32"
             )
         if settings.ranking != "itm":
-            scores = by_similarity(scores) if settings.ranking == "itc" else choose(scores, features)
-        return scores.metrics(features), scores, features
+            scores = scores.by_similarity() if settings.ranking == "itc" else choose(scores, features)
+        return RetrievalOutcome(scores, replace(features, states=None), dataset.items)  # states are large
 
     @property
     def protocol(self) -> str:
         return "ITC" if self.settings.ranking == "itc" else "ITC, ITM rerank"
-
-    def choice(self, scores: Scores, features: Features) -> dict[str, Any]:
-        return scores.choice
-
-    def errors(self, scores: Scores, features: Features) -> np.ndarray:
-        """Logarithms of the ranks of right items."""
-        errors: np.ndarray[Any, Any] = np.log(scores.ranks(features))
-        return errors
-
-    def other_metrics(self, scores: Scores, features: Features) -> dict[str, dict[str, float]]:
-        return {"ITC only": scores.itc_metrics(features)} if scores.reranked else {}
 
 
 def _scores_file(cache: Path | None, dataset: ImageTextDataset, features: Features) -> Path | None:

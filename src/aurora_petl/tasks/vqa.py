@@ -8,11 +8,10 @@ questions.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -21,19 +20,12 @@ from ..backbones.base import Writer, is_ranker
 from ..data.rows import Dataset, QuestionDataset, load_media
 from ..distributed import objects, own_share
 from ..errors import AuroraError, short
-from ..evaluation.vqa_accuracy import question_score, upload_rows, vqa_metrics
+from ..evaluation.outcome import AnswerOutcome
+from ..evaluation.vqa_accuracy import question_score, upload_rows
 from .base import Task
 from .settings import TaskSettings, VQASettings
 
 QUESTIONS = 32  # a batch of inference
-
-
-@dataclass
-class Answers:
-    """The answer to every question of a split, in its order, and how right each is (None: not known)."""
-
-    answers: list[str]
-    scores: list[float | None]  # in [0, 1]
 
 
 class VQA(Task):
@@ -122,8 +114,8 @@ class VQA(Task):
     @torch.no_grad()
     def evaluate(
         self, dataset: QuestionDataset, *, cache: Path | None = None, rescore: int = 0, progress: bool = False
-    ) -> tuple[dict[str, float], Answers]:
-        """Accuracy of a split, also by kind of question, and its answers.
+    ) -> AnswerOutcome:
+        """Answers to the questions of a split, and how right each is.
 
         Raises:
             AuroraError: if rank has no candidates to choose from, or for ``rescore``.
@@ -142,18 +134,14 @@ class VQA(Task):
         every = {row: answer for share in objects(own) for row, answer in share.items()}
         answers = [every[row] for row in range(len(dataset))]
         scores = [question_score(answer, question) for answer, question in zip(answers, dataset, strict=True)]
-        return vqa_metrics(scores, list(dataset)), Answers(answers, scores)
-
-    def errors(self, found: Answers) -> np.ndarray:
-        """1 less how right each answer is."""
-        return 1 - np.array([score for score in found.scores if score is not None])
+        return AnswerOutcome(answers, scores, dataset.items)
 
     def check_upload(self, dataset: QuestionDataset) -> None:
         upload_rows([""] * len(dataset), list(dataset))
 
-    def upload(self, dataset: QuestionDataset, found: Answers) -> list[dict[str, Any]]:
+    def upload(self, dataset: QuestionDataset, outcome: AnswerOutcome) -> list[dict[str, Any]]:
         """See `evaluation.vqa_accuracy.upload_rows`."""
-        return upload_rows(found.answers, list(dataset))
+        return upload_rows(outcome.answers, list(dataset))
 
     def _answered(self, dataset: QuestionDataset, progress: bool) -> Iterator[tuple[list[int], list[str]]]:
         """Rows and answers of this rank's questions, a batch at a time."""

@@ -147,7 +147,7 @@ def test_twenty_questions_are_learned_by_heart(kind, folders):
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.param_groups[0]["lr"] = rate * min(1, 2 * (1 - step / steps))
         optimizer.step()
-    assert task.evaluate(dataset)[0]["accuracy"] >= 95
+    assert task.evaluate(dataset).metrics["accuracy"] >= 95
 
 
 def test_the_benchmark_from_the_command_line(folders, tmp_path, monkeypatch, capsys):

@@ -19,7 +19,7 @@ ADAPTER, SETTINGS = "adapter/adapter_model.safetensors", "adapter/adapter_config
 
 
 def figures(text: str) -> list[str]:
-    return [" ".join(line.split()) for line in text.splitlines() if re.match(r"(ITC|zero-shot|tuned)\b", line)]
+    return [" ".join(line.split()) for line in text.splitlines() if re.match(r"([TI] R@|mean )", line)]
 
 
 def same_figures(draw: Draw) -> Any:

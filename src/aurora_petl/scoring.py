@@ -1,0 +1,164 @@
+"""Scores of finished runs: of one, beside its untuned model if asked for, or of two on the same data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import distributed
+from .data import READERS, load_dataset
+from .data.rows import Dataset as Rows
+from .devices import choose
+from .distributed import rank
+from .errors import AuroraError
+from .evaluation.outcome import Outcome
+from .recipe import Recipe
+from .report.scores import TUNED, UNTUNED
+from .tasks import task_class
+from .tasks.base import Task
+from .training import load_run, saved_recipe
+
+PAIR = ("A", "B")  # what two runs are called
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a run is scored.
+
+    Args:
+        strength: how far its weights are on the way from the untuned model (0) to the tuned one (1).
+        merge: fold the adapter into the weights first.
+        dtype: bfloat16 computes under autocast.
+        rescore: with bfloat16, how many of the best of every list are scored once more in float32.
+        cache: keep features and scores in the run's folder, and take them from there.
+    """
+
+    strength: float = 1.0
+    merge: bool = False
+    dtype: torch.dtype = torch.float32
+    rescore: int = 0
+    cache: bool = True
+    progress: bool = False
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Models on a split: one, or two of which the second is compared with the first."""
+
+    split: Rows[Any]
+    tasks: dict[str, Task]  # by the model's name
+    outcomes: dict[str, Outcome]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Of the last model."""
+        return list(self.outcomes.values())[-1].metrics
+
+
+def evaluate(
+    folders: Sequence[Path],
+    *,
+    split: str = "test",
+    data: str = "",
+    root: str = "",
+    also: str = "",
+    zero_shot: bool = False,
+    upload: bool = False,
+    manner: Manner = Manner(),
+) -> list[Evaluation]:
+    """Score a finished run, or compare two. Of several ranks each scores its share of the pictures, and all end with
+    all scores.
+
+    Args:
+        data: another dataset than the run's own, ``root`` its folder if it is a benchmark.
+        also: a folder, a tar or an embedded pack whose split is scored by the untuned and the tuned model, too.
+        zero_shot: score the untuned model beside the tuned one.
+        upload: make sure beforehand that a file for the benchmark's server can be made.
+
+    Returns:
+        The evaluation of the run's data, and with ``also`` that of the other data.
+
+    Raises:
+        AuroraError: if a folder holds no finished run, the data does not fit, two runs are not of one task and the same
+            data, or there is nothing to merge.
+    """
+    distributed.start()
+    with distributed.together():
+        recipes = [saved_recipe(folder) for folder in folders]
+        _check_pair(folders, recipes, data)
+        own = ("", {}) if data else (recipes[0].root, recipes[0].files)
+        splits = [load_dataset(data or recipes[0].data, root or own[0], own[1], recipes[0].broken).split(split)]
+        if also:
+            splits.append(_other_data(also, recipes[0]).split(split))
+    names = PAIR if len(folders) == 2 else (TUNED if manner.strength == 1 else f"strength {manner.strength:g}",)
+    models = {name: (folder, manner, splits) for name, folder in zip(names, folders, strict=True)}
+    if zero_shot or also:
+        plain = replace(manner, strength=0.0, merge=False)
+        models = {UNTUNED: (folders[0], plain, splits if zero_shot else splits[1:]), **models}
+    found = [Evaluation(rows, {}, {}) for rows in splits]
+    for name, (folder, how, wanted) in models.items():
+        task = _load(folder, how, wanted, upload and name != UNTUNED)
+        for evaluation in found[-len(wanted) :]:
+            cache = _cache(folder, how.strength, evaluation is not found[0]) if how.cache else None
+            evaluation.tasks[name] = task
+            evaluation.outcomes[name] = _score(task, evaluation.split, how, cache)
+    return found
+
+
+def _load(folder: Path, manner: Manner, splits: Sequence[Rows[Any]], upload: bool) -> Task:
+    """A run's task with its model, which fits the splits.
+
+    Raises:
+        AuroraError: see `evaluate`.
+    """
+    with distributed.together():
+        recipe, backbone = load_run(folder, manner.strength)
+        task = task_class(recipe.task.name)(backbone, recipe.task)
+        for rows in splits:
+            task.check(recipe.task, rows)
+        if upload:
+            task.check_upload(splits[0])
+        if manner.merge:
+            if backbone.adapter is None:
+                raise AuroraError(f"{folder} was tuned by {recipe.method}, which has nothing to merge")
+            backbone.adapter.merge_adapter()
+    return task
+
+
+def _score(task: Task, rows: Rows[Any], manner: Manner, cache: Path | None) -> Outcome:
+    half = manner.dtype == torch.bfloat16
+    with torch.autocast(choose().type, manner.dtype) if half else nullcontext():
+        return task.evaluate(rows, cache=cache, rescore=manner.rescore, progress=manner.progress and rank() == 0)
+
+
+def _cache(folder: Path, strength: float, other: bool) -> Path:
+    """Where features and scores of a run are kept, at each strength and of other data apart."""
+    place = folder / "features" / ("" if strength == 1 else f"strength-{strength:g}")
+    return place / "also" if other else place
+
+
+def _check_pair(folders: Sequence[Path], recipes: Sequence[Recipe], data: str) -> None:
+    """Refuse two runs whose scores say nothing about each other."""
+    (folder, own), *others = zip(folders, recipes, strict=True)
+    for place, other in others:
+        if other.task.name != own.task.name:
+            raise AuroraError(
+                f"{folder} is of task {own.task.name} and {place} of {other.task.name}; compare runs of one task"
+            )
+        if not data and (own.data, own.root, own.files) != (other.data, other.root, other.files):
+            raise AuroraError(
+                f"{folder} was trained on {own.data} and {place} on {other.data}; compare runs of the same data, or "
+                "name what both are scored on with --data"
+            )
+
+
+def _other_data(name: str, recipe: Recipe) -> Rows[Any]:
+    if name in READERS:
+        raise AuroraError(f"--also takes a folder, a .tar or an embedded pack, and {name} is a benchmark; see --data")
+    rows: Rows[Any] = load_dataset(name, broken=recipe.broken)
+    return rows
