@@ -177,6 +177,9 @@ def test_every_method_trains_saves_and_loads(method, folder, tmp_path):
     recipe, backbone = load_run(tmp_path / "run")
     metrics = Retrieval(backbone, recipe.task).evaluate(load_dataset(folder).split("test")).metrics
     assert metrics == run.metrics["test"]
+    (ends, half) = (dict(load_run(tmp_path / "run", s)[1].module.named_parameters()) for s in (1.0, 0.5))
+    moved = {name for name, weight in ends.items() if not torch.equal(weight, half[name])}
+    assert bool(moved) == METHODS[method].learns and moved <= {name for name, _ in run.task.trained()}
     weights = run.metrics["weights"]
     whole = sum(weight.numel() for weight in __import__("aurora_petl").load_backbone("blip-mini").parameters())
     assert weights["model"] == whole

@@ -74,14 +74,15 @@ def test_intervals_cover_the_truth(count):
     """Clustered queries with a recall of 60%, and two models of which the second is 10 points better."""
     rng, covered = np.random.default_rng(count), []
     at = np.repeat(np.arange(count), 3)
-    for _ in range(150):
+    for _ in range(250):
         ease, own = rng.normal(size=count)[at], rng.normal(size=(2, len(at)))
         shares = [(ease + noise) / 2**0.5 < limit for noise, limit in zip(own, (0.2533, 0.5244), strict=True)]
         first, second = (Sample(count, {"x": (100.0 * hit, at)}) for hit in shares)
         low, high = intervals(first)["x"]
         gain = differences(first, second)["x"]
         covered.append((low <= 60 <= high, gain.low <= 10 <= gain.high))
-    assert ((np.mean(covered, axis=0) >= 0.91) & (np.mean(covered, axis=0) < 1)).all(), np.mean(covered, axis=0)
+    shares = np.mean(covered, axis=0)
+    assert ((shares >= 0.91) & (shares <= 0.985)).all(), shares
 
 
 def test_p_of_few_pictures_is_that_of_all_swaps():
