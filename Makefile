@@ -34,8 +34,8 @@ pretrain: $(VENV)/.build  ## pretrain blip-mini again (an hour and a half on two
 packs: $(VENV)/.build  ## build the embedded picture packs again (needs npm and apt-get)
 	$(BIN)/python pretraining/packs.py
 
-bench: setup  ## compare the tuning methods over five seeds
-	$(BIN)/python benchmarks/methods.py
+bench: setup  ## compare the tuning methods over five seeds (hours)
+	$(BIN)/aurora compare emoji --steps 60 240 --rates 3e-4 1e-3 3e-3 1e-2 --seeds 5 --also fluent-flat --out runs/bench
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build dist

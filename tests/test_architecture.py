@@ -20,7 +20,7 @@ LEVELS = [  # from the ground up; a room imports what stands before it, and its 
     {"report"},
     {"examples", "train_arguments", "trainer", "plan", "run_folder", "training", "scoring"},
     {"search"},
-    {"demo", "terminal", "arguments", "commands", "cli"},
+    {"compare", "demo", "terminal", "arguments", "commands", "cli"},
 ]
 
 

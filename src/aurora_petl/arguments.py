@@ -172,6 +172,41 @@ def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argpars
         "--upload", type=Path, help="also write the answers to this file, as the server of VQAv2 takes them"
     )
 
+    compare = _command(commands, "compare", runs, "tune by several methods, over seeds, and put them in one table")
+    compare.add_argument("recipe", nargs="?", help="name of a recipe or a .yaml file; without one, defaults for --data")
+    compare.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the recipe to set")
+    compare.add_argument("--data", help="as of aurora train")
+    compare.add_argument("--root", help="the folder of a benchmark")
+    compare.add_argument("--model", help="as of aurora train")
+    compare.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="METHOD",
+        help="such as aurora, heads, full, lora:r=8, dora:10x, which has ten times Aurora's weights, or another method "
+        "of peft, such as vblora:vector_length=64 (default: heads aurora lora:1x lora:10x dora:10x vera full)",
+    )
+    compare.add_argument("--seeds", type=int, default=3, help="runs of each method (default: %(default)s)")
+    compare.add_argument(
+        "--rates",
+        type=float,
+        nargs="+",
+        metavar="RATE",
+        help="learning rates that are tried for each method on the validation split; a single one is taken as it is "
+        "(default: 1e-4 3e-4 1e-3 3e-3 1e-2)",
+    )
+    compare.add_argument(
+        "--steps", type=int, nargs="+", default=[0], metavar="N", help="numbers of steps to try (default: the recipe's)"
+    )
+    compare.add_argument(
+        "--also", metavar="DATA", help="score other data as well, to see what was forgotten: a folder, .tar or pack"
+    )
+    compare.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/compare"),
+        help="folder of the runs (default: %(default)s); one that was stopped goes on, one that is there is widened",
+    )
+
     params = _command(
         commands, "params", runs, "how many weights Aurora would train in a model, before anything is trained"
     )
@@ -234,9 +269,9 @@ def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argpars
 
     _command(commands, "recipes", runs, "list the recipes")
 
-    for command in (demo, train, evaluate, index):
+    for command in (demo, train, evaluate, compare, index):
         command.add_argument("--quiet", action="store_true", help="no progress bars, which a file never gets")
-    for command in (demo, train, evaluate, index, search, serve):
+    for command in (demo, train, evaluate, compare, index, search, serve):
         command.add_argument("--device", help="auto, cpu, mps, cuda or cuda:N (default: auto, a GPU if there is one)")
     return parser
 

@@ -214,7 +214,8 @@ def _read_config(path: Path, method: str, kind: Method, state: Mapping[str, Tens
     except Exception as error:  # odd values can raise anything in peft
         raise AuroraError(f"{path} is no configuration of peft: {first_line(error)}; {MEND}") from error
     widest = max((size for value in state.values() for size in value.shape), default=0)
-    for rank in (config.r, *(getattr(config, "rank_pattern", None) or {}).values()):
+    own = [config.r] if hasattr(config, "r") else []
+    for rank in (*own, *(getattr(config, "rank_pattern", None) or {}).values()):
         if not isinstance(rank, int) or not 0 < rank <= widest:  # before memory is taken for it
             raise AuroraError(f"{path}: r is {short(rank)}, which no weight beside it has; {MEND}")
     trained_on = config.base_model_name_or_path

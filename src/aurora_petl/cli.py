@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from .interrupts import at_once
 
@@ -19,6 +20,9 @@ with at_once():
     from .errors import AuroraError
     from .files import check_output
     from .terminal import close_output, ending, is_told, progress, say, settle, silence
+
+    if TYPE_CHECKING:
+        from .recipe import Recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,9 +67,7 @@ def _train(options: argparse.Namespace) -> None:
     with at_once():  # peft is imported for the options of its methods
         from .recipe import load_recipe, load_saved
 
-        name, overrides = options.recipe, list(options.overrides)
-        if name and "=" in name:
-            name, overrides = None, [name, *overrides]
+        name, overrides = _recipe_words(options)
         fields = ("data", "root", "model", "method")
         given = {field: value for field in fields if (value := getattr(options, field)) is not None}
         folder = options.out or Path("runs") / Path(name or options.data or "photos").stem
@@ -75,19 +77,49 @@ def _train(options: argparse.Namespace) -> None:
             name = "the run's own"
             recipe = load_saved(folder / "recipe.yaml") if (folder / "recipe.yaml").is_file() else load_recipe()
         else:
-            if name is None and "data" not in given and not any(word.startswith("data=") for word in overrides):
-                raise AuroraError(
-                    "nothing to train on: name a recipe (aurora recipes lists them) or give --data FOLDER"
-                )
-            recipe = load_recipe(name or "photos-mini", overrides, given)
-            if name is None:
-                name = _own_recipe(recipe.model)
-                recipe = load_recipe(name, overrides, given)
+            name, recipe = _chosen_recipe(name, overrides, given)
     work = _work(options)
     if options.dry_run:
         work.dry_run(recipe, folder, name, resume=options.resume, progress=progress(options.quiet))
     else:
         work.train(recipe, folder, resume=options.resume, progress=progress(options.quiet))
+
+
+def _recipe_words(options: argparse.Namespace) -> tuple[str | None, list[str]]:
+    """The recipe's name, if there is one, and the overrides."""
+    name, overrides = options.recipe, list(options.overrides)
+    return (None, [name, *overrides]) if name and "=" in name else (name, overrides)
+
+
+def _chosen_recipe(name: str | None, overrides: list[str], given: dict[str, str]) -> tuple[str, Recipe]:
+    """The recipe that the words name, or that for one's own pictures, with its name."""
+    from .recipe import load_recipe
+
+    if name is None and "data" not in given and not any(word.startswith("data=") for word in overrides):
+        raise AuroraError("nothing to train on: name a recipe (aurora recipes lists them) or give --data FOLDER")
+    recipe = load_recipe(name or "photos-mini", overrides, given)
+    if name is not None:
+        return name, recipe
+    name = _own_recipe(recipe.model)
+    return name, load_recipe(name, overrides, given)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    with at_once():
+        from .methods import find_method
+
+        name, overrides = _recipe_words(options)
+        given = {field: value for field in ("data", "root", "model") if (value := getattr(options, field)) is not None}
+        _, recipe = _chosen_recipe(name, overrides, given)
+        for word in options.methods or ():
+            find_method(word.partition(":")[0])
+        if options.seeds < 1:
+            raise AuroraError(f"--seeds is {options.seeds}; it must be at least 1")
+        if wrong := [rate for rate in options.rates or () if not 0 < rate <= 10]:
+            raise AuroraError(f"--rates has {wrong[0]:g}; rates must lie above 0, up to 10")
+        if wrong := [steps for steps in options.steps if steps < 0]:
+            raise AuroraError(f"--steps has {wrong[0]}; it must be above 0, or 0 for what the recipe says")
+    _work(options).compare(options, recipe, progress(options.quiet))
 
 
 def _own_recipe(model: str) -> str:
@@ -159,6 +191,7 @@ COMMANDS = {
     "demo": _demo,
     "train": _train,
     "evaluate": _evaluate,
+    "compare": _compare,
     "params": _params,
     "convert": _convert,
     "index": _index,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from . import backbones, baselines, plan, report, scoring, training
+from . import compare as comparison
 from . import demo as demonstration
 from .backbones.blip import convert as converting
 from .data.media import load_image
@@ -105,6 +106,20 @@ def _print_scores(scored: scoring.Evaluation, split: str) -> dict[str, Any]:
     else:
         print(f"no scores: split {split} comes without right answers; write yours to a file with --upload")
     return report.scores_json(protocols)
+
+
+def compare(options: argparse.Namespace, recipe: Recipe, progress: bool) -> None:
+    """Compare methods by the options of ``aurora compare`` and print the table."""
+    plan = comparison.Plan(
+        recipe,
+        tuple(dict.fromkeys(options.methods or comparison.METHODS)),
+        options.seeds,
+        tuple(options.rates or comparison.RATES),
+        tuple(options.steps),
+        options.also or "",
+    )
+    print(report.comparison.comparison_table(comparison.compare(plan, options.out, progress=progress)))
+    print(f"\nplot      {options.out / 'comparison.png'}\nfigures   {options.out / 'results.json'}")
 
 
 def params(model: str, task: str, fields: dict[str, Any]) -> None:

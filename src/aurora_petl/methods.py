@@ -1,12 +1,14 @@
-"""Ways to tune a backbone, by name: Aurora, any peft method beside it, heads only, full fine-tuning.
+"""Ways to tune a backbone, by name: Aurora, peft's methods beside it, heads only, full fine-tuning.
 
-A new one is one `Method` here. The table is read without peft and PyTorch, which a method's ``config`` imports.
+A new one is one `Method` or, of peft, one name here. The table is read without peft and PyTorch, which a method's
+``config`` imports.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .errors import AuroraError, did_you_mean, short
@@ -62,12 +64,32 @@ METHODS: dict[str, Method] = {
 }
 
 
+# peft's other methods, by the names that its configurations have in lower case: those that adapt the layers which
+# ``target_modules`` names and need nothing else
+OTHERS = (
+    *("beft", "boft", "c3a", "delora", "fourierft", "glora", "gralora", "hira", "hra", "lily", "loha", "lokr", "miss"),
+    *("oft", "peanut", "psoft", "pvera", "randlora", "road", "shira", "supertuning", "tinylora", "unilora", "vblora"),
+    "waveft",
+)
+
+
 def find_method(name: str) -> Method:
-    """The method called ``name``.
+    """The method called ``name``, one of `METHODS` or of peft's `OTHERS`.
 
     Raises:
         AuroraError: if there is none.
     """
+    if name in OTHERS:
+        return Method(f"peft's {name}", partial(_of_peft, name.upper()))
     if name not in METHODS:
-        raise AuroraError(f"no method {short(name)}; {did_you_mean(name, METHODS, 'choose one of')}")
+        guess = did_you_mean(name, [*METHODS, *OTHERS], "choose one of")
+        raise AuroraError(f"no method {short(name)}; {guess}")
     return METHODS[name]
+
+
+def _of_peft(kind: str, **options: Any) -> PeftConfig:
+    from peft import PeftType
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    config: type[PeftConfig] = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[kind]]
+    return config(**options)

@@ -42,7 +42,7 @@ def plot_curve(
     left.set_ylim(low, high + 0.15 * (high - low))
     low, high = right.get_ylim()
     right.set_ylim(low, high + 0.15 * (high - low))
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_methods(curves: dict[str, Sequence[tuple[float, float]]], path: Path, *, strong: str = "") -> None:
@@ -62,9 +62,10 @@ def plot_methods(curves: dict[str, Sequence[tuple[float, float]]], path: Path, *
     axes.set_title("What each method learns", loc="left")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG."""
     with whole(path) as partial:
         figure.savefig(partial, format="png", dpi=130)

@@ -102,5 +102,7 @@ def parameter_summary(backbone: Tunable, title: str) -> str:
 
 
 def size_of(count: float) -> str:
-    """Bytes as people write them: 421 KB, 2.5 MB."""
+    """Bytes as people write them: 421 KB, 2.5 MB, 1.2 GB."""
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} KB"

@@ -1,0 +1,114 @@
+"""Comparisons of methods: what is searched, run, kept and told."""
+
+import json
+
+import pytest
+
+from aurora_petl import compare
+from aurora_petl.cli import main
+from aurora_petl.errors import AuroraError
+from aurora_petl.methods import OTHERS, find_method
+from aurora_petl.recipe import load_recipe
+from aurora_petl.report.comparison import Compared, comparison_json, comparison_table
+
+SMALL = ["train.batch_size=4", "train.max_steps=2", "train.evaluations=1", "task.queue_size=0", "method_options.r=4"]
+
+
+def weights_of(recipe):
+    return compare._adapter_weights(recipe)
+
+
+def test_a_method_of_a_size():
+    recipe = load_recipe("photos-mini")
+    ours = weights_of(recipe)
+    for word, times in (("lora:1x", 1), ("lora:10x", 10), ("dora:10x", 10)):
+        made = compare.recipe_of(word, recipe)
+        assert weights_of(made) == pytest.approx(times * ours, rel=0.5 if times == 1 else 0.1)
+        assert made.method_options["target_modules"] == recipe.method_options["target_modules"]
+        assert made.method_options["lora_alpha"] == made.method_options["r"]
+
+
+def test_methods_with_options():
+    recipe = load_recipe("photos-mini")
+    made = compare.recipe_of("lora:r=3,lora_alpha=6", recipe)
+    assert made.method == "lora" and made.method_options["r"] == 3 and made.method_options["lora_alpha"] == 6
+    assert compare.recipe_of("aurora", recipe) is recipe
+    assert compare.recipe_of("aurora:r=8", recipe).method_options["r"] == 8
+    assert compare.recipe_of("full", recipe).method_options == {}
+    for word, told in (
+        ("lorra", "no method 'lorra'; did you mean lora?"),
+        ("lora:rr=3", "method lora has no field method_options.rr; did you mean"),
+        ("heads:r=3", "method heads takes no method_options"),
+        ("full:2x", "method full has no rank r"),
+        ("fourierft:2x", "method fourierft has no rank r"),
+    ):
+        with pytest.raises(AuroraError, match=told):
+            compare.recipe_of(word, recipe)
+
+
+@pytest.mark.parametrize("name", ["tinylora", *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)])
+def test_other_methods_of_peft_train_are_saved_and_loaded(name, folder, tmp_path, capsys):
+    options = {"c3a": "method_options.block_size=64", "vblora": "method_options.vector_length=64"}.get(name)
+    words = [f"data={folder}", f"method={name}", *SMALL[:-1], *([options] if options else [])]
+    assert main(["train", *words, "--out", str(tmp_path / "run"), "--quiet"]) == 0, capsys.readouterr().err
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["weights"]["adapter"] > 0 and find_method(name).learns
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run"), "--json", str(tmp_path / "scores.json")]) == 0
+    assert json.loads((tmp_path / "scores.json").read_text())["metrics"] == pytest.approx(metrics["test"])
+
+
+def test_a_comparison_is_searched_run_taken_up_and_widened(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["compare", *SMALL, "--data", str(folder), "--also", str(folder), "--quiet", "--out", "out"]
+    words += ["--methods", "aurora", "--rates", "1e-3", "3e-3"]
+    assert main([*words, "--seeds", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()[2:4]] == ["zero-shot", "aurora"]
+    assert "one seed: differences may be chance" in out and "other data" in out.splitlines()[0]
+    assert "3/3 aurora, seed 0: rate" in err and (tmp_path / "out/comparison.png").stat().st_size > 5000
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    found = results["methods"]["aurora"]
+    chosen = max(found["search"], key=found["search"].get)
+    assert chosen == f"rate {found['rate']:g}" and found["also"] == found["scores"]  # the same data
+    assert found["aurora_minus"] == 0 and found["weights"]["adapter"] > 0 < found["bytes"]
+
+    monkeypatch.setattr(compare, "fit", None)  # what is there is not run again
+    assert main([*words, "--seeds", "2"]) == 0
+    out, err = capsys.readouterr()
+    assert "2 seeds" in out and "+-" in out
+    wider = json.loads((tmp_path / "out/results.json").read_text())["methods"]["aurora"]
+    assert wider["scores"][0] == found["scores"][0] and len(wider["scores"]) == 2
+
+    assert main([*words[:6], "train.batch_size=3", *words[6:]]) == 1
+    assert "holds a comparison of another recipe or other data" in capsys.readouterr().err
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/file").touch()
+    assert main([*words, "--out", "taken"]) == 1
+    assert "holds other files than a comparison's" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--methods", "lorra"], "no method 'lorra'; did you mean lora?"),
+        (["--seeds", "0"], "--seeds is 0; it must be at least 1"),
+        (["--rates", "0"], "--rates has 0; rates must lie above 0"),
+        (["--steps", "-1"], "--steps has -1"),
+        (["--also", "gone"], "gone"),
+    ],
+)
+def test_wrong_words_are_one_line(words, told, folder, tmp_path, capsys):
+    assert main(["compare", "--data", str(folder), "--out", str(tmp_path / "out"), *words]) == 1
+    err = capsys.readouterr().err
+    assert told in err and err.count("\n") == 1
+
+
+def test_the_table_pairs_by_seed():
+    weights = {"adapter": 10, "heads": 5, "trainable": 15}
+    ours = Compared("aurora", "mean_recall", (10.0, 20.0, 30.0), weights, rate=1e-3)
+    theirs = Compared("lora:r=1", "mean_recall", (9.0, 19.0, 29.0), weights, rate=1e-2, at_edge=True)
+    text = comparison_table([ours, theirs])
+    assert "+1.0 +- 0.0" in text and "20.0 +- 5.8" in text and "0.01*" in text and "edge" in text
+    figures = comparison_json([ours, theirs], "mine", "")["methods"]["lora:r=1"]
+    assert figures["aurora_minus"] == 1 and figures["aurora_minus_standard_error"] == 0 and figures["mean"] == 19
