@@ -18,7 +18,7 @@ LEVELS = [  # from the ground up; a room imports what stands before it, and its 
     {"tasks"},
     {"recipe", "checks", "selection"},
     {"report"},
-    {"examples", "train_arguments", "trainer", "plan", "run_folder", "training", "scoring"},
+    {"examples", "train_arguments", "trainer", "trainer_callbacks", "plan", "run_folder", "training", "scoring"},
     {"search"},
     {"compare", "demo", "terminal", "arguments", "commands", "cli"},
 ]

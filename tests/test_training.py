@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations import integration_utils
 
 from aurora_petl import files
 from aurora_petl.backbones.blip.attention import VisionAttention
@@ -24,9 +26,10 @@ from aurora_petl.data import load_dataset
 from aurora_petl.errors import AuroraError
 from aurora_petl.methods import METHODS
 from aurora_petl.recipe import load_recipe
+from aurora_petl.stopping import Signals
 from aurora_petl.tasks.retrieval import Retrieval
 from aurora_petl.train_arguments import one_gpu, training_arguments
-from aurora_petl.training import fit, load_run, prepare, train
+from aurora_petl.training import _fit, fit, load_run, prepare, train
 
 SMALL = ["train.batch_size=6", "train.max_steps=6", "train.evaluations=3", "task.queue_size=6", "method_options.r=4"]
 
@@ -337,3 +340,40 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
+
+
+def test_a_training_that_brings_nothing_more_ends_early(folder, tmp_path, monkeypatch):
+    recipe = load_recipe(None, settings(folder, "train.max_steps=8", "train.evaluations=8", "train.patience=2"))
+
+    def steps(out, values, resume=False):
+        def evaluate(*_, **__):
+            if (value := values.pop(0)) is None:
+                raise KeyboardInterrupt
+            return SimpleNamespace(metrics={"mean_recall": value}, choice={})
+
+        monkeypatch.setattr(Retrieval, "evaluate", evaluate)
+        out.mkdir(exist_ok=True)
+        with Signals() as signals:
+            run = _fit(out, prepare(recipe, check=False), signals, resume, False, None, None)
+        return run.metrics["steps"], run.metrics["best_step"], values
+
+    assert steps(tmp_path / "run", [10, 20, 30, 30, 25]) == (4, 2, [])
+    with pytest.raises(KeyboardInterrupt):  # in the evaluation that would have ended it
+        steps(tmp_path / "broken", [10, 20, 30, 30, None])
+    assert steps(tmp_path / "broken", [25], resume=True) == (4, 2, [])
+
+
+def test_trackers_are_told_of_the_run_and_refused_before_the_data(folder, tmp_path, monkeypatch, capsys):
+    heard = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **rest):
+            heard.append(logs)
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", Tracker)
+    monkeypatch.setattr("aurora_petl.train_arguments.get_available_reporting_integrations", lambda: ["wandb"])
+    train(load_recipe(None, settings(folder, "train.report_to=[wandb]")), tmp_path / "run", progress=False)
+    assert any("loss" in row for row in heard) and any("eval_mean_recall" in row for row in heard)
+    for name, told in (("clearml", "clearml is not installed; get it with"), ("wanbd", "did you mean wandb?")):
+        assert main(["train", "--data", "gone", f"train.report_to=[{name}]"]) == 1
+        assert told in capsys.readouterr().err

@@ -42,11 +42,13 @@ class TrainSettings(Settings):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto is bf16 where the hardware computes in it
     seed: int = number(0, 0, 2**32 - 1)
     evaluations: int = number(4, 1, 10_000)  # on the validation split, evenly spread
+    patience: int = number(0, 0, 10_000)  # evaluations without a better one that end the training early; 0: none do
     # best: the weights of the best evaluation | strength: the last weights, drawn back towards the untuned ones as far
     # as the validation split likes, all the way if it likes these best
     keep: Literal["best", "strength"] = "best"
     save_minutes: float = number(10.0, 0, 10**6)  # between two checkpoints at most; one is also written at evaluations
     workers: int = number(0, 0, 256)
+    report_to: list[str] = field(default_factory=list)  # trackers, as transformers' Trainer has them: wandb, ...
     augment: bool = True
     flip: bool = True
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from .devices import bfloat16_is_fast, choose
+from .errors import AuroraError, did_you_mean, short
 from .recipe import TrainSettings
 
 
@@ -19,10 +23,26 @@ def precision_of(settings: TrainSettings, device: torch.device) -> str:
     return "bf16" if bfloat16_is_fast(device) else "fp32"
 
 
+def check_trackers(settings: TrainSettings) -> None:
+    """Make sure that the trackers of ``report_to`` are installed.
+
+    Raises:
+        AuroraError: at the first that the Trainer does not know or that is not there.
+    """
+    for name in settings.report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            guess = did_you_mean(name, INTEGRATION_TO_CALLBACK, "choose one of")
+            raise AuroraError(f"train.report_to: the Trainer reports to no {short(name)}; {guess}")
+        if name not in get_available_reporting_integrations():
+            raise AuroraError(f"train.report_to: {name} is not installed; get it with python -m pip install {name}")
+
+
 def training_arguments(settings: TrainSettings, folder: Path, steps: int, progress: bool) -> TrainingArguments:
     """Arguments of a run of so many ``steps``, whose checkpoints lie in ``folder``."""
     device = choose()
     precision = precision_of(settings, device)
+    if "tensorboard" in settings.report_to:  # else it writes to the checkpoints' folder, which goes when a run ends
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder.parent / "tensorboard"))
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=settings.batch_size,
@@ -48,7 +68,7 @@ def training_arguments(settings: TrainSettings, folder: Path, steps: int, progre
         dataloader_pin_memory=device.type == "cuda",
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
-        report_to=[],
+        report_to=settings.report_to,
         disable_tqdm=not progress,
     )
     one_gpu(arguments)

@@ -34,6 +34,7 @@ from .selection import Kept
 from .stopping import Signals, Stopped
 from .tasks.base import Task
 from .train_arguments import training_arguments
+from .trainer_callbacks import AfterStep, Bar, Spent
 
 LOG = "losses.jsonl"
 
@@ -63,7 +64,14 @@ class TaskTrainer(Trainer):
         self._window: list[dict[str, float]] = []  # written steps since the last row of the history
         self._started = self._saved = time.monotonic()
         self._checkpoint: Checkpoint | None = None
-        self.add_callback(_AfterStep(self))
+        self.add_callback(AfterStep(self))
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().train(*args, **options)
+        except Spent:
+            self.signals.waits = False
+            return None
 
     # What is trained on
 
@@ -175,6 +183,14 @@ class TaskTrainer(Trainer):
         elif step == 0:  # the weights that the last ones will be drawn back to
             self.best = {"step": 0, "metric": metric}
         self._prune()
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the last ``train.patience`` evaluations brought nothing better than an earlier one."""
+        name = f"eval_{self.task.main_metric}"
+        metrics = [row[name] for row in self.state.log_history if name in row]
+        patience = self.settings.patience
+        return bool(patience) and len(metrics) > patience and max(metrics[-patience:]) <= max(metrics[:-patience])
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -302,52 +318,6 @@ class TaskTrainer(Trainer):
             self._load_from_checkpoint(str(checkpoints.path_of(self.folder / "checkpoints", int(self.best["step"]))))
 
 
-class _AfterStep(TrainerCallback):
-    """What happens between two steps: the evaluation that a resumed run owes, checkpoints by the clock, signals."""
-
-    def __init__(self, trainer: TaskTrainer) -> None:
-        self.trainer = trainer
-        self.stopped: int | None = None
-
-    def on_train_begin(self, args, state, control, **rest) -> None:
-        trainer = self.trainer
-        trainer.signals.waits = True
-        trainer._started = trainer._saved = time.monotonic()
-        if state.global_step == 0 and trainer.start_metrics is not None:
-            trainer.save()
-            trainer.note({f"eval_{name}": value for name, value in trainer.start_metrics.items()})
-        args.eval_on_start = trainer.evaluation_is_due
-
-    def on_step_end(self, args, state, control, **rest) -> None:
-        trainer = self.trainer
-        minutes = (time.monotonic() - trainer._saved) / 60
-        signum, late = distributed.largest(trainer.signals.received or 0, minutes >= trainer.settings.save_minutes)
-        if signum:
-            self.stopped = int(signum)
-            control.should_training_stop, control.should_evaluate = True, False
-        if signum or late:
-            control.should_save = True
-
-    def on_train_end(self, args, state, control, **rest) -> None:
-        self.trainer.signals.waits = False
-        if self.stopped is not None:
-            raise Stopped(self.stopped, state.global_step)
-
-
-class _Bar(ProgressCallback):
-    """The Trainer's progress bar with the newest loss and validation metric beside it, in place of printed dicts."""
-
-    def __init__(self, metric: str) -> None:
-        super().__init__()
-        self.shown = {"loss": "loss", f"eval_{metric}": f"validation {metric.replace('_', ' ')}"}
-
-    def on_log(self, args, state, control, logs=None, **rest) -> None:
-        if state.is_world_process_zero and self.training_bar is not None and logs:
-            shown = {self.shown[name]: f"{value:.3g}" for name, value in logs.items() if name in self.shown}
-            if shown:
-                self.training_bar.set_postfix(shown)
-
-
 def make_trainer(
     task: Task,
     training: TrainingExamples,
@@ -383,5 +353,5 @@ def make_trainer(
     trainer.remove_callback(PrinterCallback)
     if progress:
         trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(_Bar(task.main_metric))
+        trainer.add_callback(Bar(task.main_metric))
     return trainer

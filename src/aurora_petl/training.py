@@ -41,7 +41,7 @@ from .stopping import Signals
 from .tasks import task_class
 from .tasks.base import Task
 from .tasks.settings import TaskSettings
-from .train_arguments import precision_of
+from .train_arguments import check_trackers, precision_of
 from .trainer import make_trainer
 
 ADAPTER = "adapter"
@@ -81,6 +81,7 @@ def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False) -> Pr
     """
     distributed.start()
     with distributed.together():
+        check_trackers(recipe.train)
         dataset = _dataset(recipe, check_recipe(recipe))
     if check:
         dataset.check(progress=progress)
