@@ -111,7 +111,7 @@ def test_a_resumed_run_settles_the_same(folder, tmp_path):
         train(own(folder), tmp_path / "broken", progress=False, callbacks=[Break()])
     recipe = load_recipe(tmp_path / "broken/recipe.yaml")
     resumed = train(recipe, tmp_path / "broken", resume=True, progress=False)
-    for name in ("chosen", "best_step", "validation_best", "test", "zero_shot_test"):
+    for name in ("chosen", "best_step", "validation_best", "strength", "strengths", "test", "zero_shot_test"):
         assert resumed.metrics[name] == whole.metrics[name], name
 
 

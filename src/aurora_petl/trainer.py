@@ -60,6 +60,7 @@ class TaskTrainer(Trainer):
         self.start_metrics: dict[str, float] | None = None  # of the untuned model, if known already
         self.best: dict[str, float] | None = None  # step and metric of the weights that are kept beside the newest
         self.seconds_before = 0.0  # of training, before this process
+        self._outcomes: dict[int, Outcome] = {}  # of this process's first and newest evaluation, which `settle` needs
         self._parts: list[dict[str, Tensor]] = []  # of every micro-batch since the last written step
         self._window: list[dict[str, float]] = []  # written steps since the last row of the history
         self._started = self._saved = time.monotonic()
@@ -167,6 +168,9 @@ class TaskTrainer(Trainer):
             raise self._diverged(f"weights are not finite at step {self.state.global_step}")
         with self.interruptible(), self.compute_loss_context_manager():  # in the precision of training
             outcome = self.task.evaluate(self.validation)
+        if self.settings.keep == "strength":
+            self._outcomes = {step: self._outcomes[step] for step in (0,) if step in self._outcomes}
+            self._outcomes[self.state.global_step] = outcome
         named = {f"{metric_key_prefix}_{name}": value for name, value in (outcome.metrics | outcome.choice).items()}
         self.note(named)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, named)
@@ -301,14 +305,16 @@ class TaskTrainer(Trainer):
         start = checkpoints.read(checkpoints.path_of(self.folder / "checkpoints", 0)).tensors(checkpoints.STATE)
         ends = {name: weight.detach().clone() for name, weight in self.task.trained()}
         starts = {name: start[f"model.{name}"].to(weight) for name, weight in ends.items()}
-        outcomes: dict[float, Outcome] = {}
+        ran = {0.0: 0, 1.0: self.state.global_step}  # what training evaluated itself
+        outcomes = {strength: self._outcomes[step] for strength, step in ran.items() if step in self._outcomes}
         for strength in selection.STRENGTHS:
-            selection.blend(self.task.trained(), starts, ends, strength)
-            with self.compute_loss_context_manager():
-                outcomes[strength] = self.task.evaluate(self.validation)
-        strength = selection.choose_strength({strength: outcome.errors for strength, outcome in outcomes.items()})
+            if strength not in outcomes:
+                selection.blend(self.task.trained(), starts, ends, strength)
+                with self.compute_loss_context_manager():
+                    outcomes[strength] = self.task.evaluate(self.validation)
+        strength = selection.choose_strength({tried: outcomes[tried].errors for tried in selection.STRENGTHS})
         selection.blend(self.task.trained(), starts, ends, strength)
-        metrics = {tried: outcome.metrics[self.task.main_metric] for tried, outcome in outcomes.items()}
+        metrics = {tried: outcomes[tried].metrics[self.task.main_metric] for tried in selection.STRENGTHS}
         step = self.state.global_step if strength else 0
         return Kept(step, metrics[strength], outcomes[strength].choice, strength, metrics)
 
