@@ -107,7 +107,7 @@ def test_what_a_run_has_forgotten(run, tmp_path, capsys):
     other = make_folder(tmp_path / "other", 8)
     words = ["--also", str(other), "--json", str(tmp_path / "found.json"), "--strength", "0", "--no-cache"]
     assert main(["evaluate", str(run), *words]) == 0
-    assert "other/test, which the run was not tuned on:" in capsys.readouterr().out
+    assert "\nbeside it, other/test:\n" in capsys.readouterr().out
     found = json.loads((tmp_path / "found.json").read_text())
     also = found["also"]
     assert also["data"] == "other/test" and "gain" not in found

@@ -76,28 +76,28 @@ def evaluate(options: argparse.Namespace, progress: bool) -> None:
     )
     if rank():
         return
-    for place, (name, task) in enumerate(own.tasks.items()):
-        if len(options.runs) == 2:
-            print(one_line(f"{name}: {options.runs[place]}, {task.protocol}"))
+    if len(options.runs) == 2:
+        for folder, (name, protocol) in zip(options.runs, own.protocols.items(), strict=True):
+            print(one_line(f"{name}: {folder}, {protocol}"))
     figures = _print_scores(own, options.split)
     if len(options.runs) == 2:
-        figures["runs"] = dict(zip(own.tasks, map(str, options.runs), strict=True))
+        folders = (str(folder).encode("utf-8", "backslashreplace").decode() for folder in options.runs)
+        figures["runs"] = dict(zip(own.protocols, folders, strict=True))
     for other in also:
-        print(f"\n{one_line(other.split.name)}, which the run was not tuned on:")
+        print(f"\nbeside it, {one_line(other.split.name)}:")
         figures["also"] = {"data": other.split.name, **_print_scores(other, options.split)}
     if options.json:
         write_json(options.json, figures)
     if options.queries:
         report.write_queries(options.queries, own.outcomes)
     if options.upload:
-        name, task = list(own.tasks.items())[-1]
-        write_json(options.upload, task.upload(own.split, own.outcomes[name]))
+        write_json(options.upload, own.upload)
 
 
 def _print_scores(scored: scoring.Evaluation, split: str) -> dict[str, Any]:
     """Print the scores of a split; returns them for a file."""
     protocols = report.by_protocol(scored.outcomes)
-    named = {task.protocol for task in scored.tasks.values()}
+    named = set(scored.protocols.values())
     media = "clips" if scored.split.clips else "pictures"
     if scored.metrics:
         print(report.scores_table(protocols, {"": named.pop()} if len(named) == 1 else {}, media))

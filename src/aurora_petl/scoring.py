@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +46,20 @@ class Manner:
     progress: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class Evaluation:
-    """Models on a split: one, or two of which the second is compared with the first."""
+    """Models on a split: one, or two of which the second is compared with the first. It holds their scores alone, so
+    that two models need not fit into memory together.
+
+    Args:
+        protocols: what tables call the metrics, by the model's name.
+        upload: what the benchmark's server takes, if it was asked for.
+    """
 
     split: Rows[Any]
-    tasks: dict[str, Task]  # by the model's name
-    outcomes: dict[str, Outcome]
+    protocols: dict[str, str] = field(default_factory=dict)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    upload: list[dict[str, Any]] | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -78,7 +85,7 @@ def evaluate(
         data: another dataset than the run's own, ``root`` its folder if it is a benchmark.
         also: a folder, a tar or an embedded pack whose split is scored by the untuned and the tuned model, too.
         zero_shot: score the untuned model beside the tuned one.
-        upload: make sure beforehand that a file for the benchmark's server can be made.
+        upload: make what the benchmark's server takes, and see beforehand that it can be made.
 
     Returns:
         The evaluation of the run's data, and with ``also`` that of the other data.
@@ -96,18 +103,40 @@ def evaluate(
         if also:
             splits.append(_other_data(also, recipes[0]).split(split))
     names = PAIR if len(folders) == 2 else (TUNED if manner.strength == 1 else f"strength {manner.strength:g}",)
-    models = {name: (folder, manner, splits) for name, folder in zip(names, folders, strict=True)}
+    own_data, *other_data = found = [Evaluation(rows) for rows in splits]
     if zero_shot or also:
         plain = replace(manner, strength=0.0, merge=False)
-        models = {UNTUNED: (folders[0], plain, splits if zero_shot else splits[1:]), **models}
-    found = [Evaluation(rows, {}, {}) for rows in splits]
-    for name, (folder, how, wanted) in models.items():
-        task = _load(folder, how, wanted, upload and name != UNTUNED)
-        for evaluation in found[-len(wanted) :]:
-            cache = _cache(folder, how.strength, evaluation is not found[0]) if how.cache else None
-            evaluation.tasks[name] = task
-            evaluation.outcomes[name] = _score(task, evaluation.split, how, cache)
+        _add(UNTUNED, folders[0], plain, own_data if zero_shot else None, other_data)
+    for name, folder in zip(names, folders, strict=True):
+        _add(name, folder, manner, own_data, other_data, upload)
     return found
+
+
+def _add(
+    name: str,
+    folder: Path,
+    manner: Manner,
+    own_data: Evaluation | None,
+    other_data: Sequence[Evaluation],
+    upload: bool = False,
+) -> None:
+    """Score a run's model and add what comes of it to the evaluations under its name."""
+    place = folder / "features" / ("" if manner.strength == 1 else f"strength-{manner.strength:g}")
+    caches = [(own_data, place)] if own_data else []
+    caches += [(evaluation, place / "also") for evaluation in other_data]  # its name may be that of the own data
+    task = _load(folder, manner, [evaluation.split for evaluation, _ in caches], upload)
+    half = manner.dtype == torch.bfloat16
+    for evaluation, cache in caches:
+        with torch.autocast(choose().type, manner.dtype) if half else nullcontext():
+            evaluation.outcomes[name] = task.evaluate(
+                evaluation.split,
+                cache=cache if manner.cache else None,
+                rescore=manner.rescore,
+                progress=manner.progress and rank() == 0,
+            )
+        evaluation.protocols[name] = task.protocol
+    if upload and own_data:
+        own_data.upload = task.upload(own_data.split, own_data.outcomes[name])
 
 
 def _load(folder: Path, manner: Manner, splits: Sequence[Rows[Any]], upload: bool) -> Task:
@@ -128,18 +157,6 @@ def _load(folder: Path, manner: Manner, splits: Sequence[Rows[Any]], upload: boo
                 raise AuroraError(f"{folder} was tuned by {recipe.method}, which has nothing to merge")
             backbone.adapter.merge_adapter()
     return task
-
-
-def _score(task: Task, rows: Rows[Any], manner: Manner, cache: Path | None) -> Outcome:
-    half = manner.dtype == torch.bfloat16
-    with torch.autocast(choose().type, manner.dtype) if half else nullcontext():
-        return task.evaluate(rows, cache=cache, rescore=manner.rescore, progress=manner.progress and rank() == 0)
-
-
-def _cache(folder: Path, strength: float, other: bool) -> Path:
-    """Where features and scores of a run are kept, at each strength and of other data apart."""
-    place = folder / "features" / ("" if strength == 1 else f"strength-{strength:g}")
-    return place / "also" if other else place
 
 
 def _check_pair(folders: Sequence[Path], recipes: Sequence[Recipe], data: str) -> None:
