@@ -22,6 +22,8 @@ from transformers import (
     GemmaTokenizer,
     MetaClip2Config,
     MetaClip2Model,
+    Siglip2Config,
+    Siglip2Model,
     SiglipConfig,
     SiglipModel,
     SiglipTokenizer,
@@ -30,6 +32,7 @@ from transformers import (
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 SIZE, WIDTH, LONGEST = 32, 32, 16
 VISION_WIDTH, QUERIES = 24, 3  # of BLIP-2
@@ -112,8 +115,24 @@ def siglip(folder: Path) -> None:
 
 def siglip2(folder: Path) -> None:
     """SigLIP 2 of fixed size: SigLIP's classes with Gemma's tokenizer."""
+    _siglip(folder, _gemma())
+
+
+def naflex(folder: Path) -> None:
+    """SigLIP 2 for pictures of any shape."""
+    tokenizer = _gemma()
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": LONGEST, "projection_size": WIDTH}
+    vision = {**_TOWER, "num_patches": (SIZE // 8) ** 2, "patch_size": 8}
+    model = Siglip2Model(Siglip2Config(text_config=_TOWER | text, vision_config=vision))
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(10))
+        model.logit_bias.fill_(-10)
+    _save(folder, model, tokenizer, Siglip2ImageProcessorPil(patch_size=8, max_num_patches=(SIZE // 8) ** 2))
+
+
+def _gemma():
     words, merges = _bpe("", **{"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "<mask>": 4})
-    tokenizer = GemmaTokenizer(
+    return GemmaTokenizer(
         words,
         merges,
         model_max_length=LONGEST,
@@ -122,7 +141,6 @@ def siglip2(folder: Path) -> None:
         add_bos_token=False,
         add_eos_token=True,
     )
-    _siglip(folder, tokenizer)
 
 
 def _siglip(folder: Path, tokenizer) -> None:
@@ -179,6 +197,7 @@ DUAL: dict[str, Callable[[Path], None]] = {
     "metaclip_2": metaclip_2,
     "siglip": siglip,
     "siglip2": siglip2,
+    "naflex": naflex,
 }
 
 

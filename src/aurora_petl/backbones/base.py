@@ -96,7 +96,7 @@ class View(Protocol):
     """A picture as a model reads it; all chance is drawn from ``rng``."""
 
     def __call__(self, image: Image.Image, rng: random.Random | None = None) -> Tensor:
-        """RGB picture -> (3, H, W)"""
+        """RGB picture -> (3, H, W), or another tensor of three axes that `DualEncoder.encode_image` reads"""
         ...
 
 

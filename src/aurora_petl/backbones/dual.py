@@ -39,16 +39,11 @@ class Kind:
 
 
 _CLIP_HEADS = ("visual_projection", "text_projection", "logit_scale")
+SIGLIP_HEADS = ("text_model.head", "logit_scale", "logit_bias")  # that of pictures is a layer of 7 million weights
 KINDS: dict[str, Kind] = {
     "clip": Kind(CLIPModel, _CLIP_HEADS, "softmax", False, ("CLIPImageProcessor",)),
     "metaclip_2": Kind(MetaClip2Model, _CLIP_HEADS, "softmax", False, ("CLIPImageProcessor",)),
-    "siglip": Kind(
-        SiglipModel,
-        ("text_model.head", "logit_scale", "logit_bias"),  # that of pictures is a transformer layer, 7 million weights
-        "sigmoid",
-        True,
-        ("SiglipImageProcessor",),
-    ),
+    "siglip": Kind(SiglipModel, SIGLIP_HEADS, "sigmoid", True, ("SiglipImageProcessor",)),
 }
 
 
@@ -60,10 +55,10 @@ class DualBackbone(Backbone):
         tokenizer: the model's own; None for a model without weights.
         picture: how it reads pictures.
         name: what messages call it.
+        kind: what tells it from others.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, picture: PictureFormat, name: str) -> None:
-        kind = KINDS[model.config.model_type]
+    def __init__(self, model: Any, tokenizer: Any, picture: PictureFormat, name: str, kind: Kind) -> None:
         super().__init__(model, tokenizer, picture, name)
         self.heads, self.contrast, self._padded = kind.heads, kind.contrast, kind.padded
         self.longest: int = model.config.text_config.max_position_embeddings
@@ -76,8 +71,6 @@ class DualBackbone(Backbone):
             "ranking": "itc",
             "k_test": 0,
         }
-        # another size than the model's needs its position embeddings interpolated, which is done at every pass
-        self._resized = {"interpolate_pos_encoding": True} if picture.size != _own_size(model.config) else {}
 
     def texts(self, words: Sequence[str], longest: int = 0) -> Texts:
         length = min(longest or self.longest, self.longest)
@@ -90,11 +83,12 @@ class DualBackbone(Backbone):
         return Texts(ids, tokens["attention_mask"] if masked else ids.new_ones(ids.shape), fixed=self._padded)
 
     def encode_image(self, pixel_values: Tensor) -> Encoded:
-        output = self.model.get_image_features(pixel_values=pixel_values, **self._resized)
-        return Encoded(_unit(output))
+        # another size than the model's needs its position embeddings interpolated, which is done at every pass
+        resized = {"interpolate_pos_encoding": True} if self.image_size != _own_size(self.model.config) else {}
+        return Encoded(unit(self.model.get_image_features(pixel_values=pixel_values, **resized)))
 
     def encode_text(self, texts: Texts) -> Encoded:
-        return Encoded(_unit(self.model.get_text_features(input_ids=texts.ids, attention_mask=texts.mask)))
+        return Encoded(unit(self.model.get_text_features(input_ids=texts.ids, attention_mask=texts.mask)))
 
     def logits(self, similarities: Tensor) -> Tensor:
         if self.contrast == "sigmoid":
@@ -102,14 +96,14 @@ class DualBackbone(Backbone):
         return similarities * self.model.logit_scale.exp().clamp(max=MOST_SCALE)
 
 
-def _unit(output: Any) -> Tensor:
+def unit(output: Any) -> Tensor:
     """(B, P) of length 1 from what transformers gives."""
     return F.normalize(output.pooler_output.float(), dim=-1)
 
 
 def _width(model: Any) -> int:
     config = model.config
-    return config.vision_config.hidden_size if config.model_type == "siglip" else config.projection_dim
+    return config.vision_config.hidden_size if config.model_type in ("siglip", "siglip2") else config.projection_dim
 
 
 def _own_size(config: Any) -> int:
@@ -129,7 +123,8 @@ def configure(content: dict[str, Any], path: Path) -> Any:
 def empty(config: Any, name: str, task: str = "retrieval", image_size: int | None = None) -> DualBackbone:
     """The model without weights or tokenizer, on the current default device."""
     picture = PictureFormat(_own_size(config))
-    return DualBackbone(KINDS[config.model_type].model(config), None, _sized(picture, config, image_size), name)
+    kind = KINDS[config.model_type]
+    return DualBackbone(kind.model(config), None, _sized(picture, config, image_size), name, kind)
 
 
 def load(folder: Path, config: Any, name: str, task: str = "retrieval", image_size: int | None = None) -> DualBackbone:
@@ -140,8 +135,9 @@ def load(folder: Path, config: Any, name: str, task: str = "retrieval", image_si
             ``image_size``.
     """
     tokenizer, picture = _company(folder, config, name)
-    model, _ = read_model(KINDS[config.model_type].model, config, folder, name, task, "copy the model again")
-    return DualBackbone(model, tokenizer, _sized(picture, config, image_size), name)
+    kind = KINDS[config.model_type]
+    model, _ = read_model(kind.model, config, folder, name, task, "copy the model again")
+    return DualBackbone(model, tokenizer, _sized(picture, config, image_size), name, kind)
 
 
 def check(folder: Path, config: Any, name: str, image_size: int | None = None) -> None:
@@ -157,7 +153,7 @@ def _company(folder: Path, config: Any, name: str) -> tuple[Any, PictureFormat]:
     """The tokenizer and the picture format that a model has beside its weights."""
     picture = read_picture_format(folder, name, KINDS[config.model_type].processors, _own_size(config))
     tokenizer = read_tokenizer(folder, config, name)
-    _check_tokenizer(tokenizer, config, name)
+    check_tokenizer(tokenizer, config, name)
     return tokenizer, picture
 
 
@@ -168,7 +164,7 @@ def _sized(picture: PictureFormat, config: Any, image_size: int | None) -> Pictu
     return picture.of_size(image_size)
 
 
-def _check_tokenizer(tokenizer: Any, config: Any, name: str) -> None:
+def check_tokenizer(tokenizer: Any, config: Any, name: str) -> None:
     """Make sure that a tokenizer is the text tower's.
 
     Raises:
@@ -178,7 +174,7 @@ def _check_tokenizer(tokenizer: Any, config: Any, name: str) -> None:
     text = config.text_config
     check_words(tokenizer, text.vocab_size, name)
     end = text.eos_token_id
-    if config.model_type != "siglip" and end != 2 and tokenizer("a dog").input_ids[-1] != end:
+    if config.model_type not in ("siglip", "siglip2") and end != 2 and tokenizer("a dog").input_ids[-1] != end:
         raise AuroraError(
             f"model {name}: its tokenizer does not end a text with token {end}, which its text tower reads; {MEND}"
         )

@@ -1,9 +1,9 @@
 """The model families, by ``model_type`` of a transformers configuration; a table that needs no PyTorch to be read.
 
 A family is one module beside this file and a row here. The module has ``configure(content, path)``, which makes a
-transformers configuration of a ``config.json``; ``load(folder, config, name, task, image_size)``; and ``empty(config,
-name, task, image_size)``, the model without weights or tokenizer. If it has ``check(folder, config, name,
-image_size)``, that looks for what would stop ``load`` beside the weights.
+transformers configuration of a ``config.json``; ``load(folder, config, name, task, image_size)``; ``check(folder,
+config, name, image_size)``, which looks for what would stop ``load`` beside the weights; and ``empty(config, name,
+task, image_size)``, the model without weights or tokenizer.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ FAMILIES: dict[str, Family] = {
     "clip": Family("CLIP", "dual", ("retrieval",), recipe="photos-dual"),
     "metaclip_2": Family("MetaCLIP 2", "dual", ("retrieval",), recipe="photos-dual"),
     "siglip": Family("SigLIP, and SigLIP 2 of fixed size", "dual", ("retrieval",), recipe="photos-dual"),
+    "siglip2": Family("SigLIP 2 for pictures of any shape", "naflex", ("retrieval",), recipe="photos-dual"),
     "idefics3": Family("Idefics3, and SmolVLM", "writer", ("vqa",), large=True),
     "internvl": Family("InternVL", "writer", ("vqa",), large=True),
     "llava": Family("LLaVA", "writer", ("vqa",), large=True),

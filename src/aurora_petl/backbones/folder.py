@@ -48,11 +48,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def make_config(content: dict[str, Any], path: Path, towers: tuple[str, str]) -> Any:
+def make_config(content: dict[str, Any], path: Path, towers: tuple[str, str], size: str = "image_size") -> Any:
     """transformers' configuration of a ``config.json``, of the type that it names.
 
     Args:
         towers: fields of the parts that are towers of layers; the first is that of pictures.
+        size: field of the first with the size of what it reads.
 
     Raises:
         AuroraError: if transformers cannot make one of it, patches are no whole numbers or heads do not fit.
@@ -60,9 +61,9 @@ def make_config(content: dict[str, Any], path: Path, towers: tuple[str, str]) ->
     try:
         config = AutoConfig.for_model(content["model_type"], **{k: v for k, v in content.items() if k != "model_type"})
         pictures = getattr(config, towers[0])
-        with_patches = (pictures.image_size, pictures.patch_size)
+        with_patches = (getattr(pictures, size), pictures.patch_size)
         if not all(isinstance(value, int) and 0 < value <= 16_384 for value in with_patches):
-            raise ValueError(f"image_size and patch_size are {with_patches}, which must be whole numbers above 0")
+            raise ValueError(f"{size} and patch_size are {with_patches}, which must be whole numbers above 0")
         for tower in (getattr(config, name) for name in towers):
             if tower.hidden_size % tower.num_attention_heads:
                 raise ValueError(f"{tower.num_attention_heads} heads do not divide {tower.hidden_size}")

@@ -25,14 +25,8 @@ def read_picture_format(folder: Path, name: str, processors: tuple[str, ...], im
     Raises:
         AuroraError: if there is no such file, it is of another model, or it asks for what is not done here.
     """
-    path, content = _content(folder, name)
-    kind = content.get("image_processor_type", content.get("feature_extractor_type"))
-    plain = str(kind).removesuffix("Pil").removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
-    if kind is not None and plain not in processors:
-        raise AuroraError(f"{path} is of a {short(kind)}, the model wants {' or '.join(processors)}; copy it again")
-    for field in ("do_resize", "do_rescale", "do_normalize"):
-        if content.get(field, True) is not True:
-            raise AuroraError(f"{path}: {field} is {short(content[field])}, which is not done here; set it to true")
+    path, content = read_settings(folder, name, processors)
+    check_steps(content, path)
     size = content.get("size", image_size)
     size = {"shortest_edge": size} if isinstance(size, int) and not isinstance(size, bool) else size
     cropped = content.get("do_center_crop", "shortest_edge" in size) if isinstance(size, dict) else None
@@ -47,9 +41,6 @@ def read_picture_format(folder: Path, name: str, processors: tuple[str, ...], im
     edge = size.get("shortest_edge", image_size) if cropped else 0
     if not isinstance(edge, int) or not 0 <= edge <= 16_384:
         raise AuroraError(f"{path}: size.shortest_edge is {short(edge)}, no number of pixels; copy the model again")
-    factor = content.get("rescale_factor", 1 / 255)
-    if not isinstance(factor, float) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
-        raise AuroraError(f"{path}: rescale_factor is {short(factor)}, which is not done here; it must be 1/255")
     defaults = PictureFormat(image_size)
     half = (0.5, 0.5, 0.5)
     siglip = "SiglipImageProcessor" in processors
@@ -57,10 +48,38 @@ def read_picture_format(folder: Path, name: str, processors: tuple[str, ...], im
         image_size,
         crop=bool(cropped),
         edge=edge,
-        filter=_filter(content.get("resample", 3), path),
-        mean=_channels(content.get("image_mean", half if siglip else defaults.mean), "image_mean", path),
-        deviation=_channels(content.get("image_std", half if siglip else defaults.deviation), "image_std", path),
+        filter=read_filter(content.get("resample", 3), path),
+        mean=read_channels(content.get("image_mean", half if siglip else defaults.mean), "image_mean", path),
+        deviation=read_channels(content.get("image_std", half if siglip else defaults.deviation), "image_std", path),
     )
+
+
+def read_settings(folder: Path, name: str, processors: tuple[str, ...]) -> tuple[Path, dict[str, Any]]:
+    """The file of an image processor, and what it says.
+
+    Raises:
+        AuroraError: if there is none, or it is of a processor that is not among ``processors``.
+    """
+    path, content = _content(folder, name)
+    kind = content.get("image_processor_type", content.get("feature_extractor_type"))
+    plain = str(kind).removesuffix("Pil").removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
+    if kind is not None and plain not in processors:
+        raise AuroraError(f"{path} is of a {short(kind)}, the model wants {' or '.join(processors)}; copy it again")
+    return path, content
+
+
+def check_steps(content: dict[str, Any], path: Path) -> None:
+    """Make sure that an image processor does what is done here.
+
+    Raises:
+        AuroraError: if it leaves a step out, or scales values by another factor.
+    """
+    for field in ("do_resize", "do_rescale", "do_normalize"):
+        if content.get(field, True) is not True:
+            raise AuroraError(f"{path}: {field} is {short(content[field])}, which is not done here; set it to true")
+    factor = content.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, float) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+        raise AuroraError(f"{path}: rescale_factor is {short(factor)}, which is not done here; it must be 1/255")
 
 
 def _content(folder: Path, name: str) -> tuple[Path, dict[str, Any]]:
@@ -84,14 +103,16 @@ def _is_square(sides: dict[str, Any], image_size: int) -> bool:
     return sides.get("height") == sides.get("width") == image_size
 
 
-def _filter(value: Any, path: Path) -> Image.Resampling:
+def read_filter(value: Any, path: Path) -> Image.Resampling:
+    """Pillow's filter of that number."""
     try:
         return Image.Resampling(value)
     except ValueError as error:
         raise AuroraError(f"{path}: resample is {short(value)}, no filter of Pillow; it must be 0 to 5") from error
 
 
-def _channels(values: Any, field: str, path: Path) -> tuple[float, float, float]:
+def read_channels(values: Any, field: str, path: Path) -> tuple[float, float, float]:
+    """A number for each of red, green and blue."""
     fits = isinstance(values, (list, tuple)) and len(values) == 3
     if not fits or not all(isinstance(v, (int, float)) and math.isfinite(v) and v >= 0 for v in values):
         raise AuroraError(f"{path}: {field} is {short(values)}, not three numbers; copy the model again")
