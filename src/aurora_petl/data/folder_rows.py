@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ..errors import short
@@ -13,25 +15,30 @@ _MOST_ID = 1000
 _SPLIT_NAMES = {"val": "validation", "dev": "validation", "valid": "validation"}
 
 
-def item_row(row: dict[str, Any], line: int) -> Item:
-    """A checked row of captions; ValueError says what is wrong with it."""
-    image, split = _media(row), _split(row)
+def item_row(row: dict[str, Any], line: int, roots: Sequence[Path] = (), column: str = "caption") -> Item:
+    """A checked row of captions; ValueError says what is wrong with it.
+
+    Args:
+        roots: the folder that absolute paths of pictures must lie in, under each of its names.
+        column: what messages call the captions.
+    """
+    image, split = _media(row, roots), _split(row)
     captions = row.get("caption")
     if isinstance(captions, str):
         captions = [captions]
     if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
-        raise ValueError('"caption" must be text or a list of texts')
+        raise ValueError(f'"{column}" must be text or a list of texts')
     if not captions or not all(text.strip() for text in captions):
         raise ValueError(f"empty caption for {brief(image)}; write one or remove the row")
     for text in captions:
-        _check_length("caption", text)
+        _check_length(column, text)
     return Item(image, tuple(text.strip() for text in captions), _name(row, composed(image)), split, line)
 
 
-def question_row(row: dict[str, Any], line: int) -> Question:
-    """A checked row of questions; ValueError says what is wrong with it. Blanks among several answers are those of
-    annotators who said nothing."""
-    image, split, asked, said = _media(row), _split(row), row.get("question"), row.get("answer")
+def question_row(row: dict[str, Any], line: int, roots: Sequence[Path] = ()) -> Question:
+    """A checked row of questions, as `item_row`. Blanks among several answers are those of annotators who said
+    nothing."""
+    image, split, asked, said = _media(row, roots), _split(row), row.get("question"), row.get("answer")
     if not isinstance(asked, str) or not asked.strip():
         raise ValueError('"question" must be text')
     _check_length("question", asked)
@@ -68,7 +75,7 @@ def _weight(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e30
 
 
-def _media(row: dict[str, Any]) -> str:
+def _media(row: dict[str, Any], roots: Sequence[Path]) -> str:
     key = "clip" if "clip" in row else "image"
     what = "clip" if key == "clip" else "picture"
     image = row.get(key)
@@ -77,9 +84,25 @@ def _media(row: dict[str, Any]) -> str:
     if not name:
         raise ValueError(f'no "{key}"; name the {what}\'s file, relative to the folder')
     if parts[0] == "" or ".." in parts:
-        shown = brief("/" * (parts[0] == "") + name)
-        raise ValueError(f"{what} {shown} lies outside the folder; copy it inside and give its relative path")
+        inside = None if ".." in parts else _inside(f"/{name}", roots)
+        if inside is None:
+            shown = brief("/" * (parts[0] == "") + name)
+            raise ValueError(
+                f"{what} {shown} lies outside the folder; copy it inside and give its relative path, or name a folder "
+                "above it with --root"
+            )
+        name = inside
+    if "\udc80" <= max(name) <= "\udcff":
+        raise ValueError(f"the name of {what} {brief(name)} is not UTF-8; rename it")
     return name
+
+
+def _inside(path: str, roots: Sequence[Path]) -> str | None:
+    """An absolute path as it is relative to the first of the roots that it lies in."""
+    for root in map(str, roots):
+        if path.startswith(above := f"{root.rstrip('/')}/") and path != above:
+            return path[len(above) :]
+    return None
 
 
 def _split(row: dict[str, Any]) -> str:

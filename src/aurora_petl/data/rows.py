@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self
 
 import torch
 from PIL import Image
@@ -15,59 +16,31 @@ from tqdm import tqdm
 
 from ..distributed import objects, own_share, rank, together
 from ..errors import AuroraError, first_line, one_line, short
+from .items import SPLITS, Item, Question, Row, of_split, select
 from .media import load_image
 from .places import Files
 from .video import load_frames, sample
 
-SPLITS = ("train", "validation", "test")
+__all__ = ["Dataset", "ImageTextDataset", "Item", "Question", "QuestionDataset", "SPLITS"]
 SHOWN = 5  # problems that a message lists
-
-
-@dataclass(frozen=True)
-class Item:
-    """One picture or clip with its captions. ``line`` is its row in the caption file, counted from 1; ``source`` names
-    that file where a dataset has several."""
-
-    image: str
-    captions: tuple[str, ...]
-    id: str
-    split: str
-    line: int
-    source: str = ""
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question about a picture or clip. ``answers`` are distinct, ``weights`` their shares among the annotators
-    (both empty where the answers are not published); ``references`` is what each annotator said, as VQAv2's accuracy
-    wants it; ``kind`` groups questions in a breakdown of the score."""
-
-    image: str
-    question: str
-    answers: tuple[str, ...]
-    weights: tuple[float, ...]
-    id: str
-    split: str
-    line: int
-    source: str = ""
-    references: tuple[str, ...] = ()
-    kind: str = ""
-
-
-Row = TypeVar("Row", Item, Question)
+_UNITS = {".json": "row", ".parquet": "row", ".tar": "sample", "": "picture"}  # by the suffix of what holds them
+_MEND = 'name it in the rows\' "split", or leave split out of every row and have at least 3 pictures, then one is made'
 
 
 @dataclass
 class Dataset(Sequence[Row], Generic[Row]):
     """Rows, each of one picture or, with ``clips``, of one clip; one split of them, or all. ``broken`` says what
-    `check` does with those that do not decode: ``stop``, or ``skip`` their rows."""
+    `check` does with those that do not decode: ``stop``, or ``skip`` their rows. ``note`` says as what the data were
+    read, ``mend`` what to do about a split that has no rows."""
 
     name: str
-    items: list[Row]
+    items: Sequence[Row]
     files: Files = field(repr=False)
     source: str = "captions.jsonl"  # the file that holds the rows
     clips: bool = False
     broken: str = "stop"
+    note: str = ""
+    mend: str = _MEND
 
     def __post_init__(self) -> None:
         if self.broken not in ("stop", "skip"):
@@ -85,8 +58,7 @@ class Dataset(Sequence[Row], Generic[Row]):
     def where(self, index: int) -> str:
         """What messages call the picture or clip of a row: file, line and name."""
         item = self.items[index]
-        source = item.source or self.source
-        return f"{source}, {'row' if source.endswith('.json') else 'line'} {item.line}: {brief(item.image)}"
+        return f"{place(item.source or self.source, item.line)}: {brief(item.image)}"
 
     def read(self, index: int) -> bytes:
         """The encoded picture or clip of a row.
@@ -144,14 +116,11 @@ class Dataset(Sequence[Row], Generic[Row]):
         Raises:
             AuroraError: if it has none.
         """
-        chosen = [item for item in self.items if item.split == name]
+        chosen = of_split(self.items, name)
         if not chosen:
             counts = {split: sum(item.split == split for item in self.items) for split in SPLITS}
             held = ", ".join(f"{split} {count}" for split, count in counts.items() if count)
-            raise AuroraError(
-                f'{self.name}: no rows of split {short(name)} (it has {held}); name it in the rows\' "split", or leave '
-                "split out of every row and have at least 3 pictures, then one is made"
-            )
+            raise AuroraError(f"{self.name}: no rows of split {short(name)} (it has {held}); {self.mend}")
         return replace(self, name=f"{self.name}/{name}", items=chosen)
 
     def check(self, progress: bool = False) -> None:
@@ -165,7 +134,9 @@ class Dataset(Sequence[Row], Generic[Row]):
         """
         what = "clips" if self.clips else "pictures"
         broken: dict[str, str] = {}
-        first = {item.image: index for index, item in reversed(list(enumerate(self.items)))}
+        first: dict[str, int] = {}
+        for index, item in enumerate(self.items):
+            first.setdefault(item.image, index)
         share = own_share(len(first))
         own = sorted(first.values())[share.start : share.stop]
         for index in tqdm(own, f"checking {what}", leave=False, disable=None if progress else True):
@@ -174,7 +145,7 @@ class Dataset(Sequence[Row], Generic[Row]):
             except AuroraError as error:
                 broken[self.items[index].image] = str(error)
         broken = {name: why for part in objects(broken) for name, why in part.items()}
-        kept = [item for item in self.items if item.image not in broken]
+        kept = [index for index, item in enumerate(self.items) if item.image not in broken]
         if self.broken == "stop" or (broken and not kept):
             with together():
                 refuse(list(broken.values()))
@@ -183,7 +154,7 @@ class Dataset(Sequence[Row], Generic[Row]):
             if rank() == 0:
                 said = f"{self.name}: {len(broken):,} of {len(first):,} {what} left out, {rows:,} rows: "
                 print(one_line(said + listed(list(broken.values()))))
-            self.items = kept
+            self.items = select(self.items, kept)
 
 
 @dataclass
@@ -227,6 +198,11 @@ def need_frames(dataset: Dataset[Any], frames: int) -> None:
     """
     if dataset.clips and frames < 1:
         raise AuroraError(f"{dataset.name} holds clips; say how many frames to take of each, like task.frames=8")
+
+
+def place(source: str, line: int) -> str:
+    """Where a row stands, as messages say it: ``mine/captions.jsonl, line 3``."""
+    return f"{source}, {_UNITS.get(os.path.splitext(source)[1], 'line')} {line}"
 
 
 def refuse(problems: list[str]) -> None:

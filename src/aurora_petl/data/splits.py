@@ -1,0 +1,64 @@
+"""Splits: made by hash where rows name none, and read from the names of files and folders."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..errors import AuroraError
+from .items import SPLITS, Item, PackedItems, Row
+from .protocol import composed
+from .rows import place
+
+TOLD = 50  # ids that a made validation or test split has if there are enough
+WORDS = {  # what splits are called in names of files, folders and columns, as Hugging Face datasets reads them
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+
+
+def named_split(path: str) -> str:
+    """The split that a path tells by a word in its nearest part that has one: ``train2017/a.json``, ``val-00.tar``; ""
+    if none does."""
+    for part in reversed(path.split("/")):
+        named = {WORDS[word] for word in re.findall("[a-z]+", part.lower()) if word in WORDS}
+        if len(named) == 1:
+            return named.pop()
+    return ""
+
+
+def with_splits(rows: Sequence[Row], where: str) -> Sequence[Row]:
+    """Rows with a split each: their own, or a made one if none names one. Questions are split by their picture, so that
+    none is in two splits.
+
+    Raises:
+        AuroraError: if some rows name a split and others do not.
+    """
+    if any(row.split for row in rows):
+        bare = next((row for row in rows if not row.split), None)
+        if bare is not None:
+            count = sum(not row.split for row in rows)
+            raise AuroraError(
+                f"{place(bare.source or where, bare.line)}: no split, though other rows name one; name it in all "
+                f"{count} rows without, or in none"
+            )
+        return rows
+    return divided(rows, (row.id if isinstance(row, Item) else composed(row.image) for row in rows))
+
+
+def divided(rows: Sequence[Row], groups: Iterable[str]) -> Sequence[Row]:
+    """Rows in splits by the hash of their groups, none of which is in two. Validation and test have a tenth of the
+    groups each, but up to a quarter where `TOLD` would be missed: figures of fewer say little."""
+    digests = np.fromiter((hashlib.sha256(name.encode()).digest() for name in groups), "S32", len(rows))
+    every, which = np.unique(digests, return_inverse=True)
+    count = len(every)
+    part = max(1, round(count / 10), min(TOLD, count // 4)) if count >= 3 else 0
+    codes = np.where(which < part, SPLITS.index("test"), np.where(which < 2 * part, SPLITS.index("validation"), 0))
+    if isinstance(rows, PackedItems):
+        return rows.with_splits(codes)
+    return [replace(row, split=SPLITS[code]) for row, code in zip(rows, codes.tolist(), strict=True)]
