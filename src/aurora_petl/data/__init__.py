@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,14 +11,14 @@ from ..errors import AuroraError, short
 from .coco import read_coco
 from .didemo import read_didemo
 from .flickr30k import read_flickr30k
-from .folder import read_folder
+from .forms import is_pattern, may_be_data, read_data
 from .msrvtt import read_msrvtt
 from .msrvtt_qa import read_msrvtt_qa
 from .packs import load_pack, pack_names
 from .rows import ImageTextDataset, QuestionDataset
 from .vqav2 import read_vqav2
 
-__all__ = ["ImageTextDataset", "QuestionDataset", "READERS", "load_dataset", "pack_names"]
+__all__ = ["ImageTextDataset", "QuestionDataset", "READERS", "is_pattern", "load_dataset", "pack_names"]
 
 # name -> what reads a benchmark's folder, called with root, files and broken; docs/benchmarks.md says what each wants
 READERS: dict[str, Callable[[Path, Mapping[str, Any], str], Any]] = {
@@ -41,14 +40,14 @@ def load_dataset(
     files: Mapping[str, Any] | None = None,
     broken: str = "stop",
 ) -> Any:
-    """A published benchmark, an embedded pack, or a user's own folder.
+    """A published benchmark, an embedded pack, or a user's own data in one of `forms.FORMS`.
 
     Args:
-        name_or_path: a benchmark of ``READERS``, a pack of `pack_names`, a folder with ``captions.jsonl``,
-            ``captions.csv`` or ``questions.jsonl``, or a ``.tar`` of one.
-        root: a benchmark's folder.
-        files: a benchmark's tables and media that are called otherwise, see `published.Published`; of a folder,
-            ``rows`` names its caption or question file.
+        name_or_path: a benchmark of ``READERS``, a pack of `pack_names`, a folder, a ``.tar`` of one, a table, a
+            pattern of shards, or a dataset's id on the hub.
+        root: a benchmark's folder; of own data, the folder that pictures' names are relative to, if it is another.
+        files: a benchmark's tables and media that are called otherwise, see `published.Published`; of own data, how
+            they are to be read, see ``docs/data.md``.
         broken: ``stop`` at media that are missing from a benchmark or do not decode, or ``skip`` their rows.
 
     Returns:
@@ -65,12 +64,13 @@ def load_dataset(
         if not root:
             raise AuroraError(f"{name} is a benchmark whose files you have; give their folder with --root FOLDER")
         return READERS[name](Path(root), files, broken)
-    if root:
-        raise AuroraError(f"--root is the folder of a benchmark ({', '.join(READERS)}), and {short(name)} is none")
     if name in pack_names():
+        if root:
+            raise AuroraError(f"--root is the folder of a benchmark ({', '.join(READERS)}), and {short(name)} is none")
         return load_pack(name)
-    if os.path.exists(name):  # of a name that no system takes False, where Path raises
-        return read_folder(name, files.get("rows"), broken)
+    if may_be_data(name):
+        return read_data(name, root, files, broken)
     raise AuroraError(
-        f"no dataset {short(name)}: it is neither {packs}, a benchmark ({', '.join(READERS)}) nor a folder or .tar here"
+        f"no dataset {short(name)}: it is neither {packs}, a benchmark ({', '.join(READERS)}) nor a folder, .tar or "
+        "table here"
     )

@@ -63,8 +63,8 @@ def read_own(source: Source) -> ImageTextDataset | QuestionDataset:
         AuroraError: with the first few wrong rows and how many there are.
     """
     chosen = rows_file(source)
-    held = set(source.names)
-    if chosen is None or chosen not in held:
+    if chosen is None or chosen not in source.names:
+        held = list(source.names)
         tables = sorted(name for name in held if name.endswith((".jsonl", ".csv", ".json")))
         near = difflib.get_close_matches(chosen or ROW_FILES[0], tables[:_COMPARED], 1) or tables
         raise AuroraError(
@@ -86,7 +86,7 @@ def rows_file(source: Source) -> str | None:
     named = source.options.get("rows")
     if named is not None and not isinstance(named, str):
         raise AuroraError(f"files.rows is {short(named)}; name the file in {source.path} that holds the rows")
-    return named or next((name for name in ROW_FILES if source.names.find(name)), None)
+    return named or next((name for name in ROW_FILES if name in source.names), None)
 
 
 def _choices() -> str:

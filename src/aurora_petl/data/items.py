@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self, TypeVar, overload
 
 import numpy as np
@@ -130,10 +130,18 @@ class PackedItems(Sequence[Item]):
         return self.select(np.flatnonzero(self._splits[self._rows] == code))
 
     def with_splits(self, codes: np.ndarray) -> Self:
-        """The same items in other splits, which `SPLITS` has under these numbers."""
+        """The same items in the splits that `SPLITS` has under these numbers; -1 is none."""
         splits = self._splits.copy()
-        splits[self._rows] = codes
+        splits[self._rows] = np.where(codes < 0, len(SPLITS), codes)
         return type(self)(self._store, splits, self._rows)
+
+
+def in_splits(items: Sequence[Row], codes: np.ndarray) -> Sequence[Row]:
+    """The same rows in the splits that `SPLITS` has under these numbers, one each; -1 is none."""
+    if isinstance(items, PackedItems):
+        return items.with_splits(codes)
+    names = (*SPLITS, "")
+    return [replace(item, split=names[code]) for item, code in zip(items, codes.tolist(), strict=True)]
 
 
 def select(items: Sequence[Row], indices: Sequence[int]) -> Sequence[Row]:

@@ -20,7 +20,11 @@ class Names(Protocol):
     """Names of files, relative and with forward slashes."""
 
     def __iter__(self) -> Iterator[str]:
-        """Those that are known, at least all that rows may be in."""
+        """Those that are known, at least all that rows may be in, in their order."""
+        ...
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a name is among these."""
         ...
 
     def find(self, name: str, folders: bool = False) -> str | None:
@@ -44,6 +48,9 @@ class AllNames:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sorted)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.held
 
     def find(self, name: str, folders: bool = False) -> str | None:
         """Systems differ in how they write a letter with its accent."""
@@ -114,6 +121,9 @@ class NamesAsAsked:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.known)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.known
 
     def find(self, name: str, folders: bool = False) -> str | None:
         above, _, last = name.rpartition("/")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import AuroraError, first_line, short
@@ -25,7 +25,7 @@ class Source:
         options: ``files`` of a recipe; ``docs/data.md`` has the keys.
         broken: what `Dataset.check` does with what does not decode.
         absent: takes the names of media that are missing, whose rows are then left out; None: they are refused.
-        table: the one file under ``path`` that was named in its place; other files are then not listed.
+        named: the files under ``path`` that were named in its place; others are then not listed.
 
     Raises:
         AuroraError: if ``path`` is no plain tar, or ``root`` no folder.
@@ -36,7 +36,7 @@ class Source:
     options: Mapping[str, Any] = field(default_factory=dict)
     broken: str = "stop"
     absent: list[str] | None = None
-    table: str = ""
+    named: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.files: Files = Tar(self.path) if self.path.is_file() else Folder(self.path)
@@ -46,7 +46,17 @@ class Source:
     @cached_property
     def names(self) -> Names:
         """The names of the place's files; listed when they are first asked for."""
-        return NamesAsAsked(self.path, (self.table,)) if self.table else AllNames(self.files)
+        return NamesAsAsked(self.path, self.named) if self.named else AllNames(self.files)
+
+    @cached_property
+    def visible(self) -> list[str]:
+        """The same in their order, without hidden files and those of hidden folders."""
+        return [name for name in self.names if not any(part.startswith(".") for part in name.split("/"))]
+
+    @property
+    def title(self) -> str:
+        """What the data are called."""
+        return PurePosixPath(self.named[0]).stem if len(self.named) == 1 else self.path.stem
 
     @property
     def roots(self) -> tuple[Path, ...]:
@@ -62,20 +72,20 @@ class Source:
         """
         return parse_text(self.data(name), self.where(name))
 
-    def data(self, name: str) -> bytes:
-        """A file's bytes.
+    def data(self, name: str, most: int = -1) -> bytes:
+        """A file's bytes, from the first on; with ``most`` at -1 all of them.
 
         Raises:
             AuroraError: if it cannot be read.
         """
         try:
-            return self.files.read(name)
+            return self.files.read(name) if most < 0 else self.files.read(name, most)
         except OSError as error:
             raise AuroraError(f"{self.where(name)} cannot be read: {error.strerror or first_line(error)}") from error
 
     def where(self, name: str) -> str:
         """What messages call a file."""
-        return f"{self.path.name}/{name}"
+        return f"{self.path.name}/{name}" if self.path.name else name
 
     def reader(self, where: str, anywhere: bool = False) -> RowReader:
         """What reads rows whose pictures lie here, or under ``root``."""
@@ -89,7 +99,19 @@ class Source:
         Raises:
             AuroraError: if it is something else.
         """
-        value = self.options.get(key, default)
+        value = self.options.get(key, default) or ""
         if not isinstance(value, str):
             raise AuroraError(f"files.{key} is {short(value)}; it must be text")
         return value
+
+    def options_of(self, key: str) -> list[str]:
+        """An option that is one text or several.
+
+        Raises:
+            AuroraError: if it is something else.
+        """
+        value = self.options.get(key) or []
+        several = [value] if isinstance(value, str) else value
+        if not isinstance(several, list) or not all(isinstance(text, str) for text in several):
+            raise AuroraError(f"files.{key} is {short(value)}; it must be text or a list of texts")
+        return several

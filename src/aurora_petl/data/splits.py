@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from ..errors import AuroraError
-from .items import SPLITS, Item, PackedItems, Row
+from .items import SPLITS, Item, Row, in_splits
 from .protocol import composed
 from .rows import place
 
 TOLD = 50  # ids that a made validation or test split has if there are enough
+_TRAIN, _VALIDATION, _TEST = range(len(SPLITS))
 WORDS = {  # what splits are called in names of files, folders and columns, as Hugging Face datasets reads them
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -54,11 +54,22 @@ def with_splits(rows: Sequence[Row], where: str) -> Sequence[Row]:
 def divided(rows: Sequence[Row], groups: Iterable[str]) -> Sequence[Row]:
     """Rows in splits by the hash of their groups, none of which is in two. Validation and test have a tenth of the
     groups each, but up to a quarter where `TOLD` would be missed: figures of fewer say little."""
-    digests = np.fromiter((hashlib.sha256(name.encode()).digest() for name in groups), "S32", len(rows))
-    every, which = np.unique(digests, return_inverse=True)
-    count = len(every)
+    which, count = _ranked(groups, len(rows))
     part = max(1, round(count / 10), min(TOLD, count // 4)) if count >= 3 else 0
-    codes = np.where(which < part, SPLITS.index("test"), np.where(which < 2 * part, SPLITS.index("validation"), 0))
-    if isinstance(rows, PackedItems):
-        return rows.with_splits(codes)
-    return [replace(row, split=SPLITS[code]) for row, code in zip(rows, codes.tolist(), strict=True)]
+    return in_splits(rows, np.where(which < part, _TEST, np.where(which < 2 * part, _VALIDATION, _TRAIN)))
+
+
+def with_validation(rows: Sequence[Row], groups: Iterable[str]) -> Sequence[Row]:
+    """Rows of training and test splits with a tenth of the training groups, at most 500, as validation split."""
+    codes = np.fromiter((SPLITS.index(row.split) for row in rows), np.int64, len(rows))
+    training = codes == _TRAIN
+    which, count = _ranked((group for group, own in zip(groups, training, strict=True) if own), int(training.sum()))
+    codes[training] = np.where(which < min(500, max(1, count // 10)), _VALIDATION, _TRAIN)
+    return in_splits(rows, codes)
+
+
+def _ranked(groups: Iterable[str], rows: int) -> tuple[np.ndarray, int]:
+    """The place of each row's group among all groups in the order of their hashes, and how many groups there are."""
+    digests = np.fromiter((hashlib.sha256(name.encode()).digest() for name in groups), "S32", rows)
+    every, which = np.unique(digests, return_inverse=True)
+    return which, len(every)

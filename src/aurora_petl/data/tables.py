@@ -7,13 +7,14 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ..errors import AuroraError, first_line, short
 from ..files import parse_json
 from .rows import brief
 
-_QUOTE = "put the caption in double quotes if it has a comma or a line end in it"
+_DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 
 
 def json_lines(text: str, where: str, mend: str, problems: list[str]) -> Iterator[tuple[int, Any]]:
@@ -38,27 +39,29 @@ def json_lines(text: str, where: str, mend: str, problems: list[str]) -> Iterato
 
 
 def csv_rows(
-    text: str, where: str, columns: Sequence[str], problems: list[str]
+    text: str, where: str, columns: Sequence[str], problems: list[str], delimiter: str = ","
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Rows of CSV as mappings, with the lines that they begin in; blank rows are left out, and what is wrong is noted.
 
     Args:
         columns: those that there must be.
+        delimiter: what stands between two fields.
 
     Raises:
         AuroraError: if the first line does not name these columns, each once.
     """
+    quote = f"put the caption in double quotes if it has a {_DELIMITERS[delimiter]} or a line end in it"
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise AuroraError(f"{where}, line {line}: holds NUL, so it is no text; save the file as UTF-8")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     before = 0
     header: list[str] | None = None
     while True:
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            problems.append(_not_csv(error, where, before + 1))
+            problems.append(_not_csv(error, where, before + 1, quote))
             return
         line, before = before + 1, reader.line_num
         if fields is None:
@@ -71,20 +74,28 @@ def csv_rows(
             yield line, dict(zip(header, fields, strict=True))
         else:
             count = f"{len(fields)} field{'s' if len(fields) > 1 else ''}"
-            problems.append(
-                f"{where}, line {line}: {count}, where the first line names {len(header)} columns; {_QUOTE}"
-            )
+            problems.append(f"{where}, line {line}: {count}, where the first line names {len(header)} columns; {quote}")
     if header is None:
         raise AuroraError(f"{where} is empty; its first line must be {','.join(columns)}")
 
 
-def _not_csv(error: csv.Error, where: str, line: int) -> str:
+def csv_header(line: str) -> tuple[list[str], str]:
+    """The columns that the first line of a CSV names, and the delimiter between them: the one that makes the most."""
+    every = {}
+    for delimiter in _DELIMITERS:
+        with suppress(csv.Error):
+            every[delimiter] = [field.strip() for field in next(csv.reader([line], delimiter=delimiter), [])]
+    delimiter = max(every, key=lambda delimiter: len(every[delimiter]), default=",")
+    return every.get(delimiter, []), delimiter
+
+
+def _not_csv(error: csv.Error, where: str, line: int, quote: str) -> str:
     what = first_line(error)
     if what.startswith("unexpected end"):
         what = "a double quote is open to the end of the file"
     elif what.startswith("field larger"):
         what = f"a field of more than {csv.field_size_limit():,} characters, so a double quote may be open"
-    return f"{where}, line {line}: not CSV ({what}); {_QUOTE}, and write a double quote inside twice"
+    return f"{where}, line {line}: not CSV ({what}); {quote}, and write a double quote inside twice"
 
 
 def _header(fields: list[str], where: str, columns: Sequence[str]) -> list[str]:

@@ -1,0 +1,134 @@
+"""Pictures in tables of the library ``datasets``: what parquet files, saved folders and the hub have in common. Tables
+are mapped into memory, not read; each picture is taken when it is wanted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ...errors import AuroraError, first_line, install
+from ...files import read_bytes
+from ..folder_rows import item_row
+from ..items import Item, PackedItems
+from ..reading import MOST_PROBLEMS
+from ..rows import ImageTextDataset, brief, listed, place, refuse
+from ..source import Source
+from .common import caption_column, column, fields_of, finished
+
+_IMAGES = ("image", "img", "picture", "jpg", "png", "webp")
+_ROWS = 1000  # texts that are read at a time
+
+
+class Tables:
+    """Pictures in columns of tables, called by table and row: ``train/00000017``."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.tables: dict[str, tuple[Any, str]] = {}  # each with its column of pictures, which are not decoded
+
+    def names(self) -> set[str]:
+        return {f"{name}/{row:08}" for name, (table, _) in self.tables.items() for row in range(len(table))}
+
+    def read(self, name: str, most: int = -1) -> bytes:
+        key, _, row = name.rpartition("/")
+        table, column = self.tables.get(key, ((), ""))
+        if not row.isdecimal() or int(row) >= len(table):
+            raise FileNotFoundError(name)
+        value = table[int(row)][column]
+        if isinstance(value, Mapping):
+            if value.get("bytes") is None and value.get("path"):
+                return read_bytes(Path(value["path"]), most)
+            value = value.get("bytes")
+        if not isinstance(value, bytes):
+            raise FileNotFoundError(name)
+        return value if most < 0 else value[:most]
+
+    def frames(self, name: str) -> list[str]:
+        return []
+
+    def why(self, name: str) -> str | None:
+        return None
+
+
+def library(what: str) -> ModuleType:
+    """The library ``datasets``.
+
+    Raises:
+        AuroraError: if it is not installed.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise AuroraError(f"{what} needs the library datasets: {install('datasets')}") from error
+    if sys.stderr is None or not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    return datasets
+
+
+def read_tables(source: Source, where: str, tables: Mapping[str, tuple[Any, str]], files: Tables) -> ImageTextDataset:
+    """The dataset of tables of ``datasets`` by name, each with its split.
+
+    Raises:
+        AuroraError: with the first few wrong rows and how many there are.
+    """
+    problems: list[str] = []
+    made = PackedItems.pack(
+        item for name, (table, split) in tables.items() for item in _items(source, name, table, split, files, problems)
+    )
+    if source.broken == "stop" or not made:
+        refuse(problems)
+    if not made:
+        raise AuroraError(f"{where} holds no rows")
+    dataset = finished(source, where, made, files)
+    if problems:
+        dataset.note += f"; {len(problems):,} rows left out: {listed(problems)}"
+    return dataset
+
+
+def _items(source: Source, name: str, table: Any, split: str, files: Tables, problems: list[str]) -> Iterator[Item]:
+    datasets = library(title := source.where(name))
+    columns = list(table.column_names)
+    image = column(source, "image_column", _image_columns(datasets, table), columns, title)
+    if not image:
+        raise AuroraError(
+            f"{title}: no column of pictures among {brief(', '.join(columns))}; name it, as in files.image_column=NAME"
+        )
+    text = caption_column(source, columns, title)
+    if isinstance(table.features[image], datasets.Image):
+        table = table.cast_column(image, datasets.Image(decode=False))
+    table = table.with_format(None)
+    files.tables[name] = table.select_columns([image]), image
+    wanted = [text, source.option("split_column", "split"), source.option("id_column")]
+    texts = table.select_columns([name for name in dict.fromkeys(wanted) if name in columns])
+    row = 0
+    for part in texts.iter(batch_size=_ROWS):
+        for values in zip(*part.values(), strict=True):
+            fields = dict(zip(part, values, strict=True))
+            label = fields_of(source, fields, f"{name}/{row:08}", fields[text], split)
+            row += 1
+            try:
+                item = item_row(label, row, column=text)
+            except ValueError as error:
+                problems.append(f"{place(title, row)}: {error}")
+                if len(problems) >= MOST_PROBLEMS:
+                    refuse(problems)
+            else:
+                yield Item(item.image, item.captions, item.id, item.split, row, title)
+
+
+def _image_columns(datasets: ModuleType, table: Any) -> list[str]:
+    """The columns of pictures: those of that type, then those of bytes that are called so."""
+    typed = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]
+    return typed + [name for name in _IMAGES if name in table.features and not _is_text(table.features[name])]
+
+
+def _is_text(kind: Any) -> bool:
+    return getattr(kind, "dtype", None) in ("string", "large_string")
+
+
+def failed(what: str, error: Exception) -> AuroraError:
+    """One line on what ``datasets`` raised."""
+    return AuroraError(f"{what} cannot be read by datasets: {first_line(error)}")

@@ -1,0 +1,54 @@
+"""Pictures by class: folders that are named after what their pictures show, ``cats/1.jpg`` or ``train/cats/1.jpg``. The
+captions are made of templates, and all pictures of a class are right answers for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ...errors import AuroraError, short
+from ..kinds import CLIP_SUFFIXES, PICTURE_SUFFIXES
+from ..reading import Raw, RowReader
+from ..rows import ImageTextDataset, brief
+from ..source import Source
+from ..splits import WORDS
+from .common import Look, fields_of, read_rows, split_of
+
+TEMPLATE = "a photo of {}"
+
+
+def look(source: Source) -> Look:
+    """Whether all pictures lie in two or more folders, those of splits left out."""
+    media = [name for name in source.visible if name.lower().endswith((*PICTURE_SUFFIXES, *CLIP_SUFFIXES))]
+    classes = {name: _class(name) for name in media}
+    if len(set(classes.values())) > 1 and all(classes.values()):
+        return Look(media, more=classes)
+    return Look()
+
+
+def _class(name: str) -> str:
+    folders = name.split("/")[:-1]
+    if folders and folders[0].lower() in WORDS:
+        folders = folders[1:]
+    return folders[0] if folders else ""
+
+
+def read(source: Source, look: Look) -> ImageTextDataset:
+    """The dataset."""
+    templates = source.options_of("templates") or [TEMPLATE]
+    if wrong := [template for template in templates if "{}" not in template]:
+        raise AuroraError(f"files.templates has {short(wrong[0])}, which lacks {{}} for the class, as in '{TEMPLATE}'")
+
+    def rows(reader: RowReader) -> Iterator[Raw]:
+        for number, (name, label) in enumerate(look.more.items(), 1):
+            split = split_of(source, name.partition("/")[0] if name.count("/") > 1 else "")
+            if split is None:
+                continue
+            words = label.replace("_", " ").replace("-", " ").strip() or label
+            captions = [template.replace("{}", words) for template in templates]
+            yield Raw(source.title, number, {**fields_of(source, {}, name, captions, split), "id": label})
+
+    labels = sorted(set(look.more.values()))
+    named = brief(", ".join(labels[:5])) + (", ..." if len(labels) > 5 else "")
+    dataset = read_rows(source, source.title, rows, by_picture=True)
+    dataset.note += f"; {len(labels):,} classes: {named}"
+    return dataset

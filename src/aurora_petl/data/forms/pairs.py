@@ -1,0 +1,52 @@
+"""Pictures with their captions beside them, as kohya's scripts have them: ``a.jpg`` and ``a.txt`` or ``a.caption``.
+Each line that is not blank is a caption. Folders train, validation and test are splits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from ..kinds import CLIP_SUFFIXES, PICTURE_SUFFIXES
+from ..reading import Raw, RowReader
+from ..rows import ImageTextDataset, brief
+from ..source import Source
+from .common import Look, fields_of, read_rows, split_of
+
+_TEXTS = (".txt", ".caption")  # the first wins where a picture has both
+
+
+def look(source: Source) -> Look:
+    """Whether a picture has such a file beside it."""
+    media = [name for name in source.visible if name.lower().endswith((*PICTURE_SUFFIXES, *CLIP_SUFFIXES))]
+    texts: dict[str, str] = {}
+    for suffix in reversed(_TEXTS):
+        texts |= {name[: -len(suffix)]: name for name in source.visible if name.lower().endswith(suffix)}
+    of_media = {name: texts.get(os.path.splitext(name)[0], "") for name in media}
+    if any(of_media.values()):
+        return Look([text for text in of_media.values() if text], more=of_media)
+    if not media:
+        return Look()
+    first, base = brief(media[0]), brief(os.path.splitext(media[0])[0])
+    count = f"{len(media):,} picture{'s' if len(media) > 1 else ''} without captions"
+    return Look(almost=f"{count}; put a text beside each ({base}.txt for {first}), or write captions.jsonl")
+
+
+def read(source: Source, look: Look) -> ImageTextDataset:
+    """The dataset."""
+
+    def rows(reader: RowReader) -> Iterator[Raw]:
+        for name, text in look.more.items():
+            split = split_of(source, name.rpartition("/")[0])
+            if split is None:
+                continue
+            if not text:
+                if source.absent is None:
+                    lacking = f"{os.path.splitext(name)[0]}{_TEXTS[0]}"
+                    said = f"there is no such file beside {brief(name)}; write its caption in it"
+                    reader.problem(Raw(source.where(lacking), 1, {}), said)
+                continue
+            lines = [(n, line) for n, line in enumerate(source.text(text).splitlines(), 1) if line.strip()]
+            for number, line in lines or [(1, "")]:
+                yield Raw(source.where(text), number, fields_of(source, {}, name, line, split))
+
+    return read_rows(source, source.title, rows)
