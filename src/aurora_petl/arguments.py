@@ -113,10 +113,14 @@ def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argpars
     )
     train.add_argument(
         "--data",
-        help="a folder with captions.jsonl, captions.csv or questions.jsonl, a .tar of one, or the name of an embedded "
-        "pack or of a benchmark",
+        help="pictures with captions, in any of the forms of docs/data.md: a folder, a .tar, a table, shards such as "
+        "'data/{00000..00099}.tar' or an id of the Hugging Face hub; or the name of an embedded pack or of a benchmark",
     )
-    train.add_argument("--root", help="the folder of a benchmark, such as flickr30k (see docs/benchmarks.md)")
+    train.add_argument(
+        "--root",
+        help="the folder of a benchmark, such as flickr30k (see docs/benchmarks.md); of own data, the folder that the "
+        "names of pictures are relative to, if it is another",
+    )
     train.add_argument("--model", help="blip-mini, a model folder, or a hub id such as Salesforce/blip-itm-base-coco")
     train.add_argument("--method", help="aurora, lora, dora, vera, heads or full")
     train.add_argument("--out", type=Path, help="folder of the run (default: runs/ and the recipe's or data's name)")
@@ -133,14 +137,21 @@ def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argpars
     )
     evaluate.add_argument("--split", default="test", help="train, validation or test (default: %(default)s)")
     evaluate.add_argument("--data", help="another dataset than the run's own")
-    evaluate.add_argument("--root", help="the folder of a benchmark, if not the run's own")
+    evaluate.add_argument("--root", help="the folder of a benchmark or of pictures, if not the run's own")
+    evaluate.add_argument(
+        "--files",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="how the data are read, like caption_column=text; may be given several times (see docs/data.md)",
+    )
     evaluate.add_argument(
         "--zero-shot", action="store_true", help="score the model before tuning as well, and the gain"
     )
     evaluate.add_argument(
         "--also",
         metavar="DATA",
-        help="score other data as well, before and after tuning, to see what was forgotten: a folder, a .tar of one or "
+        help="score other data as well, before and after tuning, to see what was forgotten: own data in any form, or "
         "an embedded pack",
     )
     evaluate.add_argument(
@@ -242,7 +253,7 @@ def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argpars
     )
 
     index = _command(commands, "index", runs, "encode the pictures of a folder, so that they can be searched")
-    index.add_argument("folder", type=Path, metavar="FOLDER", help="folder with pictures, captions.jsonl if it has one")
+    index.add_argument("folder", type=Path, metavar="FOLDER", help="folder with pictures, and with captions")
     index.add_argument(
         "--model",
         required=True,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .interrupts import at_once
 
@@ -70,7 +70,7 @@ def _train(options: argparse.Namespace) -> None:
         name, overrides = _recipe_words(options)
         fields = ("data", "root", "model", "method")
         given = {field: value for field in fields if (value := getattr(options, field)) is not None}
-        folder = options.out or Path("runs") / Path(name or options.data or "photos").stem
+        folder = options.out or Path("runs") / _stem(name or options.data or "photos")
         if options.resume:
             if name or overrides or given:
                 raise AuroraError("--resume takes the run's own recipe: give --out only, no recipe and no overrides")
@@ -122,6 +122,12 @@ def _compare(options: argparse.Namespace) -> None:
     _work(options).compare(options, recipe, progress(options.quiet))
 
 
+def _stem(name: str) -> str:
+    """What a run is called by default: after its recipe or its data, of a pattern of files after their folder."""
+    path = Path(name)
+    return path.parent.name or "shards" if any(mark in path.name for mark in "{*?[") else path.stem
+
+
 def _own_recipe(model: str) -> str:
     """The recipe for one's own pictures with a model."""
     if model == "blip-mini":
@@ -148,7 +154,18 @@ def _evaluate(options: argparse.Namespace) -> None:
     for path in (options.json, options.queries, options.upload):
         if path:
             check_output(path)
-    _work(options).evaluate(options, progress(options.quiet))
+    files = _files(options.files)
+    _work(options).evaluate(options, files, progress(options.quiet))
+
+
+def _files(words: Sequence[str]) -> dict[str, Any]:
+    """How data are to be read, of ``key=value`` each."""
+    if not words:
+        return {}
+    with at_once():
+        from .recipe import load_recipe
+
+        return load_recipe(None, [f"files.{word}" for word in words]).files
 
 
 def _params(options: argparse.Namespace) -> None:

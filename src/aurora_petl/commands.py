@@ -54,8 +54,9 @@ def train(recipe: Recipe, folder: Path, *, resume: bool, progress: bool) -> None
     print("\n" + "\n".join(f"{name.partition('.')[0]:<10}{path}" for name, path in made.items()))
 
 
-def evaluate(options: argparse.Namespace, progress: bool) -> None:
-    """Score a finished run, or two, by the options of ``aurora evaluate`` and print and write the scores."""
+def evaluate(options: argparse.Namespace, files: dict[str, Any], progress: bool) -> None:
+    """Score a finished run, or two, by the options of ``aurora evaluate``, data being read as ``files`` says, and print
+    and write the scores."""
     manner = scoring.Manner(
         strength=options.strength,
         merge=options.merge,
@@ -69,6 +70,7 @@ def evaluate(options: argparse.Namespace, progress: bool) -> None:
         split=options.split,
         data=options.data or "",
         root=options.root or "",
+        files=files,
         also=options.also or "",
         zero_shot=options.zero_shot,
         upload=bool(options.upload),

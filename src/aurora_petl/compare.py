@@ -23,6 +23,7 @@ from .backbones import load_backbone
 from .baselines import apply_method, weight_counts
 from .data import load_dataset
 from .data.rows import Dataset as Rows
+from .data.rows import announced
 from .errors import AuroraError
 from .evaluation.outcome import Outcome
 from .files import lock, read_json, write_json
@@ -177,7 +178,7 @@ class _Untuned:
 
 def _compare(plan: Plan, recipes: dict[str, Recipe], out: Path, progress: bool) -> list[Compared]:
     recipe = plan.recipe
-    dataset = load_dataset(recipe.data, recipe.root, recipe.files, recipe.broken)
+    dataset = announced(load_dataset(recipe.data, recipe.root, recipe.files, recipe.broken))
     dataset.check(progress=progress)
     other = load_dataset(plan.also, broken=recipe.broken).split("test") if plan.also else None
     start = _start(recipe, dataset, other, progress)

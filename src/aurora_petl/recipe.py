@@ -69,8 +69,8 @@ class Recipe(Settings):
     train_heads: bool = True  # projections, ITM head and temperature beside the adapter
     task: TaskSettings = field(default_factory=RetrievalSettings)  # task.name chooses which
     train: TrainSettings = field(default_factory=TrainSettings)
-    root: Place = ""  # folder of a benchmark
-    # what a benchmark's folder calls otherwise: {train: my.json}
+    root: Place = ""  # folder of a benchmark, or the one that the names of own pictures are relative to
+    # what a benchmark's folder calls otherwise, {train: my.json}, or how own data are read, {caption_column: text}
     files: dict[str, str | list[str] | None] = field(default_factory=dict)
     # at pictures and clips that do not decode, or are missing from a benchmark
     broken: Literal["stop", "skip"] = "stop"
@@ -93,13 +93,13 @@ def located(recipe: Recipe) -> Recipe:
     be resumed and evaluated from any folder. Names of embedded data and models, of benchmarks and of the hub stay;
     ``files`` are relative to the data's folder already."""
     from .backbones.load import embedded_models
-    from .data import READERS, pack_names
+    from .data import READERS, is_pattern, pack_names
 
     names = {"model": set(embedded_models()), "data": {*READERS, *pack_names()}, "root": set[str]()}
     made = dataclasses.replace(recipe)
     for name, taken in names.items():
         value = getattr(recipe, name)
-        if value and value not in taken and Path(value).exists():
+        if value and value not in taken and (Path(value).exists() or (name == "data" and is_pattern(value))):
             setattr(made, name, str(Path(value).absolute()))
     return made
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from . import distributed
 from .data import READERS, load_dataset
 from .data.rows import Dataset as Rows
+from .data.rows import announced
 from .devices import choose
 from .distributed import rank
 from .errors import AuroraError
@@ -73,6 +74,7 @@ def evaluate(
     split: str = "test",
     data: str = "",
     root: str = "",
+    files: Mapping[str, Any] | None = None,
     also: str = "",
     zero_shot: bool = False,
     upload: bool = False,
@@ -82,7 +84,8 @@ def evaluate(
     all scores.
 
     Args:
-        data: another dataset than the run's own, ``root`` its folder if it is a benchmark.
+        data: another dataset than the run's own.
+        root, files: how it is read, see `load_dataset`; without ``data``, in the place of the run's own.
         also: a folder, a tar or an embedded pack whose split is scored by the untuned and the tuned model, too.
         zero_shot: score the untuned model beside the tuned one.
         upload: make what the benchmark's server takes, and see beforehand that it can be made.
@@ -99,7 +102,8 @@ def evaluate(
         recipes = [saved_recipe(folder) for folder in folders]
         _check_pair(folders, recipes, data)
         own = ("", {}) if data else (recipes[0].root, recipes[0].files)
-        splits = [load_dataset(data or recipes[0].data, root or own[0], own[1], recipes[0].broken).split(split)]
+        read_as = root or own[0], {**own[1], **(files or {})}
+        splits = [announced(load_dataset(data or recipes[0].data, *read_as, recipes[0].broken)).split(split)]
         if also:
             splits.append(_other_data(also, recipes[0]).split(split))
     names = PAIR if len(folders) == 2 else (TUNED if manner.strength == 1 else f"strength {manner.strength:g}",)
@@ -177,5 +181,4 @@ def _check_pair(folders: Sequence[Path], recipes: Sequence[Recipe], data: str) -
 def _other_data(name: str, recipe: Recipe) -> Rows[Any]:
     if name in READERS:
         raise AuroraError(f"--also takes a folder, a .tar or an embedded pack, and {name} is a benchmark; see --data")
-    rows: Rows[Any] = load_dataset(name, broken=recipe.broken)
-    return rows
+    return announced(load_dataset(name, broken=recipe.broken))

@@ -22,7 +22,7 @@ from .backbones import Tunable, checkpoint_layers, find_family, load_backbone
 from .baselines import apply_method, load_adapter, save_adapter, weight_counts
 from .checks import check as check_recipe
 from .data import load_dataset
-from .data.rows import SPLITS
+from .data.rows import SPLITS, announced
 from .data.rows import Dataset as Rows
 from .devices import choose
 from .distributed import rank, ranks
@@ -91,7 +91,7 @@ def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False) -> Pr
 
 def _dataset(recipe: Recipe, settings: TaskSettings) -> Rows[Any]:
     method, kind = find_method(recipe.method), task_class(recipe.task.name)
-    dataset: Rows[Any] = load_dataset(recipe.data, recipe.root, recipe.files, recipe.broken)
+    dataset: Rows[Any] = announced(load_dataset(recipe.data, recipe.root, recipe.files, recipe.broken))
     if method.learns:
         for needed in SPLITS:
             dataset.split(needed)

@@ -46,6 +46,7 @@ class RowReader:
     anywhere: bool = False
     problems: list[str] = field(default_factory=list)
     clips: bool = False
+    missing: int = 0  # rows whose picture or clip is not there
 
     def read(self, rows: Iterable[Raw], make: Callable[[dict[str, Any], int], Row]) -> Iterator[Row]:
         """The rows that are right and whose files are there; what is wrong with others is noted."""
@@ -107,6 +108,7 @@ class RowReader:
         return several[0] if several else None
 
     def _missing(self, raw: Raw, what: str, name: str) -> None:
+        self.missing += 1
         said = f"{what} {brief(name)} is missing from {self.holder}"
         if why := self.files.why(name):
             said += f": {why}"

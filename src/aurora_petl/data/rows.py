@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -198,6 +199,13 @@ def need_frames(dataset: Dataset[Any], frames: int) -> None:
     """
     if dataset.clips and frames < 1:
         raise AuroraError(f"{dataset.name} holds clips; say how many frames to take of each, like task.frames=8")
+
+
+def announced(dataset: Any) -> Any:
+    """The dataset, whose `note`, if it has one, the first rank has printed to stderr."""
+    if dataset.note and rank() == 0:
+        print(one_line(f"aurora: {dataset.note}"), file=sys.stderr)
+    return dataset
 
 
 def place(source: str, line: int) -> str:

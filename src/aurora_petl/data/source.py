@@ -26,6 +26,7 @@ class Source:
         broken: what `Dataset.check` does with what does not decode.
         absent: takes the names of media that are missing, whose rows are then left out; None: they are refused.
         named: the files under ``path`` that were named in its place; others are then not listed.
+        called: what messages call it, if not by the path's last part.
 
     Raises:
         AuroraError: if ``path`` is no plain tar, or ``root`` no folder.
@@ -37,6 +38,7 @@ class Source:
     broken: str = "stop"
     absent: list[str] | None = None
     named: tuple[str, ...] = ()
+    called: str = ""
 
     def __post_init__(self) -> None:
         self.files: Files = Tar(self.path) if self.path.is_file() else Folder(self.path)
@@ -85,7 +87,8 @@ class Source:
 
     def where(self, name: str) -> str:
         """What messages call a file."""
-        return f"{self.path.name}/{name}" if self.path.name else name
+        called = self.called or self.path.name
+        return f"{called}/{name}" if called else name
 
     def reader(self, where: str, anywhere: bool = False) -> RowReader:
         """What reads rows whose pictures lie here, or under ``root``."""

@@ -60,11 +60,12 @@ def divided(rows: Sequence[Row], groups: Iterable[str]) -> Sequence[Row]:
 
 
 def with_validation(rows: Sequence[Row], groups: Iterable[str]) -> Sequence[Row]:
-    """Rows of training and test splits with a tenth of the training groups, at most 500, as validation split."""
+    """Rows of training and test splits with a tenth of the training groups, at least 1 and at most 500, as validation
+    split; none where training has a single one."""
     codes = np.fromiter((SPLITS.index(row.split) for row in rows), np.int64, len(rows))
     training = codes == _TRAIN
     which, count = _ranked((group for group, own in zip(groups, training, strict=True) if own), int(training.sum()))
-    codes[training] = np.where(which < min(500, max(1, count // 10)), _VALIDATION, _TRAIN)
+    codes[training] = np.where(which < min(500, max(1, count // 10), count - 1), _VALIDATION, _TRAIN)
     return in_splits(rows, codes)
 
 

@@ -62,6 +62,7 @@ class Update:
     skipped: dict[str, str]  # path -> why
     others: dict[str, int] = field(default_factory=dict)  # suffix -> files that look like pictures and are not indexed
     absent: list[str] = field(default_factory=list)  # pictures that have captions and are not there
+    note: str = ""  # as what captions were read, or why they were not
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class _Content:
     others: dict[str, int]
     texts: list[str]
     absent: list[str]
+    note: str
 
 
 def build_index(folder: Path, out: Path, model: str, *, progress: bool = True) -> Update:
@@ -128,6 +130,7 @@ def build_index(folder: Path, out: Path, model: str, *, progress: bool = True) -
                 skipped,
                 content.others,
                 content.absent,
+                content.note,
             )
             after.prune({picture.sha256 for picture in pictures})
             Shards(out, "captions", keys).prune({digest(text.encode()) for text in texts})

@@ -16,6 +16,8 @@ def summary(out: Path, update: Update) -> str:
         f"{out}: {update.pictures:,} pictures ({update.encoded:,} encoded now, {update.removed:,} removed), "
         f"{update.texts:,} captions"
     ]
+    if update.note:
+        lines.append(update.note)
     if update.skipped:
         lines.append(f"{len(update.skipped)} skipped; mend or remove them and run aurora index again:")
         lines += [f"  {why}" for why in update.skipped.values()]

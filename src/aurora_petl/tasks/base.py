@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -53,7 +53,7 @@ class Task(nn.Module):
 
     @classmethod
     @abstractmethod
-    def examples(cls, dataset: Any) -> list[tuple[int, dict[str, Any]]]:
+    def examples(cls, dataset: Any) -> Sequence[tuple[int, dict[str, Any]]]:
         """Training examples of a split: a row of ``dataset``, and what `collate` needs beside its ``pixels``."""
 
     @classmethod

@@ -10,9 +10,11 @@ are drawn within each rank, or from all of them (``negative_all_rank``).
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -31,6 +33,38 @@ from .base import Task
 from .objectives import Averages, Contrast, Matching, Pairs, sigmoid_loss
 from .objectives.contrast import Teacher, fit_queue
 from .settings import RetrievalSettings
+
+
+class CaptionPairs(Sequence[tuple[int, dict[str, Any]]]):
+    """The (picture, caption) pairs of a split, made when they are asked for: a million captions need not be objects."""
+
+    def __init__(self, dataset: ImageTextDataset) -> None:
+        self.dataset = dataset
+        numbers: dict[str, int] = {}
+        counts, ids = array("q"), array("q")
+        for item in dataset:
+            counts.append(len(item.captions))
+            ids.append(numbers.setdefault(item.id, len(numbers)))
+        self.ids = ids  # of each picture, its number
+        self.rows = np.repeat(np.arange(len(counts)), counts)  # of each pair, its picture
+        self.first = np.cumsum(counts, dtype=np.int64) - np.asarray(counts)  # of each picture, its first pair
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[int, dict[str, Any]]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[int, dict[str, Any]]]: ...
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        row = int(self.rows[place])
+        caption = self.dataset[row].captions[place - int(self.first[row])]
+        return row, {"caption": caption, "id": self.ids[row]}
 
 
 class Retrieval(Task):
@@ -107,13 +141,9 @@ class Retrieval(Task):
         return f"{contrast} + ITM" if self.settings.itm_weight else contrast
 
     @classmethod
-    def examples(cls, dataset: ImageTextDataset) -> list[tuple[int, dict[str, Any]]]:
+    def examples(cls, dataset: ImageTextDataset) -> CaptionPairs:
         """Every (picture, caption) pair of a split; pictures of the same id have the same number."""
-        numbers: dict[str, int] = {}
-        ids = [numbers.setdefault(item.id, len(numbers)) for item in dataset]
-        return [
-            (row, {"caption": caption, "id": ids[row]}) for row, item in enumerate(dataset) for caption in item.captions
-        ]
+        return CaptionPairs(dataset)
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         texts = self.backbone.texts([row["caption"] for row in rows], self.settings.longest_text)

@@ -84,6 +84,11 @@ def read_beside(folder: Path, absent: list[str]) -> ImageTextDataset | None:
 
 
 def _read(key: str, source: Source, look: Look) -> Any:
+    if source.root and not FORMS[key].names_files:
+        raise AuroraError(
+            f"{source.path}: --root is for tables that name the files of pictures, but this is {FORMS[key].title}; "
+            "leave it out"
+        )
     dataset = _module(key).read(source, look)
     if dataset.note:
         dataset.note = f"reads {FORMS[key].title}: {dataset.note}"

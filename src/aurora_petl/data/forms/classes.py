@@ -11,7 +11,7 @@ from ..reading import Raw, RowReader
 from ..rows import ImageTextDataset, brief
 from ..source import Source
 from ..splits import WORDS
-from .common import Look, fields_of, read_rows, split_of
+from .common import Look, fields_of, read_rows, splits_of
 
 TEMPLATE = "a photo of {}"
 
@@ -39,13 +39,16 @@ def read(source: Source, look: Look) -> ImageTextDataset:
         raise AuroraError(f"files.templates has {short(wrong[0])}, which lacks {{}} for the class, as in '{TEMPLATE}'")
 
     def rows(reader: RowReader) -> Iterator[Raw]:
+        folders = {name: name.partition("/")[0] if name.count("/") > 1 else "" for name in look.more}
+        splits = splits_of(source, dict.fromkeys(folders.values()))
         for number, (name, label) in enumerate(look.more.items(), 1):
-            split = split_of(source, name.partition("/")[0] if name.count("/") > 1 else "")
-            if split is None:
+            if folders[name] not in splits:
                 continue
             words = label.replace("_", " ").replace("-", " ").strip() or label
             captions = [template.replace("{}", words) for template in templates]
-            yield Raw(source.title, number, {**fields_of(source, {}, name, captions, split), "id": label})
+            yield Raw(
+                source.title, number, {**fields_of(source, {}, name, captions, splits[folders[name]]), "id": label}
+            )
 
     labels = sorted(set(look.more.values()))
     named = brief(", ".join(labels[:5])) + (", ..." if len(labels) > 5 else "")

@@ -12,7 +12,7 @@ from ...files import parse_json
 from ..reading import Raw, RowReader
 from ..rows import ImageTextDataset
 from ..source import Source
-from .common import Look, fields_of, read_rows, split_of, tables
+from .common import Look, fields_of, read_rows, splits_of, tables
 
 _HEAD = 1 << 16  # bytes
 _MOST = 1000  # files that are looked at: there may be one for each picture
@@ -36,10 +36,8 @@ def read(source: Source, look: Look) -> ImageTextDataset:
     where = source.where(look.shown_by[0]) if len(look.shown_by) == 1 else source.title
 
     def rows(reader: RowReader) -> Iterator[Raw]:
-        for name in look.shown_by:
-            split = split_of(source, name)
-            if split is not None:
-                yield from _rows(source, name, split, reader)
+        for name, split in splits_of(source, look.shown_by).items():
+            yield from _rows(source, name, split, reader)
 
     return read_rows(source, where, rows, anywhere=True)
 

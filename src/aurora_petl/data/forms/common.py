@@ -43,13 +43,20 @@ def tables(source: Source, *suffixes: str) -> list[str]:
     return [name for name in held if any(_matches(name, pattern) for pattern in wanted)] if wanted else held
 
 
-def split_of(source: Source, name: str) -> str | None:
-    """The split of a file or folder by the options ``train``, ``validation`` and ``test``, or, without these, by the
-    words in its path; "" if that tells none, None if the options leave it out."""
+def splits_of(source: Source, names: Iterable[str]) -> dict[str, str]:
+    """The split of each file or folder by the options ``train``, ``validation`` and ``test``, which leave out what they
+    do not name. Without these, by the words in each path; "" for all if there is one that tells none."""
     given = {split: source.options_of(split) for split in SPLITS}
     if not any(given.values()):
-        return named_split(name)
-    return next((split for split in SPLITS if any(_matches(name, pattern) for pattern in given[split])), None)
+        told = {name: named_split(name) for name in names}
+        return told if all(told.values()) else dict.fromkeys(told, "")
+    found = {}
+    for name in names:
+        for split in SPLITS:
+            if any(_matches(name, pattern) for pattern in given[split]):
+                found[name] = split
+                break
+    return found
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -120,9 +127,9 @@ def read_rows(
     """
     reader = source.reader(where, anywhere)
     items: Sequence[Item] = reader.captions(rows(reader), partial(item_row, roots=source.roots, column=text))
+    if reader.missing and not items and not source.root:
+        reader.problems[0] += f" ({reader.missing:,} such rows); if the pictures lie elsewhere, give --root FOLDER"
     reader.settle(items)
-    if not all(item.split for item in items) and not source.option("split_column"):
-        items = _without_splits(items)  # a folder called test among others says nothing
     return finished(source, where, items, reader.files, clips=reader.clips, by_picture=by_picture)
 
 
@@ -140,7 +147,7 @@ def finished(
     made = ""
     named = {item.split for item in items}
     if named == {"train"}:
-        items, named = _without_splits(items), {""}
+        items, named = in_splits(items, np.full(len(items), -1)), {""}
     groups = (item.image if by_picture else item.id for item in items)
     if named == {""}:
         items, made = divided(items, groups), "; splits are made by hash"
@@ -153,10 +160,12 @@ def finished(
         counts[item.split] += 1
         captions += len(item.captions)
     each = ", ".join(f"{split} {count:,}" for split, count in counts.items() if count)
-    note = f"{len(items):,} {'clips' if clips else 'pictures'}, {captions:,} captions ({each}{made})"
+    media = counted(len(items), "clip" if clips else "picture")
+    note = f"{media}, {counted(captions, 'caption')} ({each}{made})"
     mend = _MEND.format(next((split for split, count in counts.items() if not count), "test"))
     return ImageTextDataset(source.title, items, files, where, clips, source.broken, note, mend)
 
 
-def _without_splits(items: Sequence[Item]) -> Sequence[Item]:
-    return in_splits(items, np.full(len(items), -1))
+def counted(count: int, what: str) -> str:
+    """``1 picture``, ``2 pictures``."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

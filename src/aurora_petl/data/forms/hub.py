@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from ...errors import AuroraError
 from ..rows import ImageTextDataset
 from ..source import Source
 from .arrow import Tables, failed, library, read_tables
-from .common import Look, split_of
+from .common import Look, splits_of
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 
@@ -30,6 +31,7 @@ def read(source: Source, look: Look) -> ImageTextDataset:
         AuroraError: if there is none of that id, or ``datasets`` is not installed.
     """
     name = str(source.path)
+    source = replace(source, called=name)
     datasets = library(f"{name}, which is no folder here but may be a dataset of the hub,")
     try:
         found = datasets.load_dataset(name, source.option("config") or None)
@@ -37,6 +39,5 @@ def read(source: Source, look: Look) -> ImageTextDataset:
         raise failed(f"{name} is no folder here, and as a dataset of the hub it", error) from error
     if not isinstance(found, datasets.DatasetDict):
         raise AuroraError(f"{name} is a dataset that {type(found).__name__} reads; download it to a folder")
-    splits = {split: split_of(source, split) for split in found}
-    tables = {key: (found[key], split) for key, split in splits.items() if split is not None}
+    tables = {name: (found[name], split) for name, split in splits_of(source, map(str, found)).items()}
     return read_tables(source, name, tables, Tables(name))

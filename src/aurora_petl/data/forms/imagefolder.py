@@ -11,7 +11,8 @@ from ...errors import AuroraError
 from ..reading import Raw, RowReader
 from ..rows import ImageTextDataset, brief
 from ..source import Source
-from .common import Look, caption_column, column, fields_of, read_rows, split_of, tables
+from ..splits import named_split
+from .common import Look, caption_column, column, fields_of, read_rows, splits_of, tables
 from .tabular import columns_of, rows_of
 
 _NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -36,13 +37,17 @@ def read(source: Source, look: Look) -> ImageTextDataset:
     where = source.where(look.shown_by[0]) if len(look.shown_by) == 1 else source.title
 
     def rows(reader: RowReader) -> Iterator[Raw]:
+        found: list[tuple[Raw, str]] = []
         for folder, name in folders.items():
             image, caption = texts[name]
             for line, row in rows_of(source, name, reader, [image, caption]):
-                place = f"{folder}/{row.get(image)}".lstrip("/").rpartition("/")[0]
-                if (split := split_of(source, name if folder else place)) is not None:
-                    fields = fields_of(source, row, row.get(image), row.get(caption), split)
-                    yield Raw(source.where(name), line, fields, folder)
+                raw = Raw(source.where(name), line, fields_of(source, row, row.get(image), row.get(caption)), folder)
+                inside = f"{folder}/{row.get(image)}".lstrip("/").rpartition("/")[0]
+                found.append((raw, folder if named_split(folder) else inside))
+        splits = splits_of(source, dict.fromkeys(place for _, place in found))
+        for raw, place in found:
+            if place in splits:
+                yield raw._replace(fields={**raw.fields, "split": raw.fields["split"] or splits[place]})
 
     return read_rows(source, where, rows, text=text)
 

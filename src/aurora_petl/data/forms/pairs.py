@@ -10,7 +10,7 @@ from ..kinds import CLIP_SUFFIXES, PICTURE_SUFFIXES
 from ..reading import Raw, RowReader
 from ..rows import ImageTextDataset, brief
 from ..source import Source
-from .common import Look, fields_of, read_rows, split_of
+from .common import Look, counted, fields_of, read_rows, splits_of
 
 _TEXTS = (".txt", ".caption")  # the first wins where a picture has both
 
@@ -27,17 +27,20 @@ def look(source: Source) -> Look:
     if not media:
         return Look()
     first, base = brief(media[0]), brief(os.path.splitext(media[0])[0])
-    count = f"{len(media):,} picture{'s' if len(media) > 1 else ''} without captions"
-    return Look(almost=f"{count}; put a text beside each ({base}.txt for {first}), or write captions.jsonl")
+    count = counted(len(media), "picture")
+    return Look(
+        almost=f"{count} without captions; put a text beside each ({base}.txt for {first}), or write captions.jsonl"
+    )
 
 
 def read(source: Source, look: Look) -> ImageTextDataset:
     """The dataset."""
 
     def rows(reader: RowReader) -> Iterator[Raw]:
+        folders = {name: name.rpartition("/")[0] for name in look.more}
+        splits = splits_of(source, dict.fromkeys(folders.values()))
         for name, text in look.more.items():
-            split = split_of(source, name.rpartition("/")[0])
-            if split is None:
+            if folders[name] not in splits:
                 continue
             if not text:
                 if source.absent is None:
@@ -47,6 +50,6 @@ def read(source: Source, look: Look) -> ImageTextDataset:
                 continue
             lines = [(n, line) for n, line in enumerate(source.text(text).splitlines(), 1) if line.strip()]
             for number, line in lines or [(1, "")]:
-                yield Raw(source.where(text), number, fields_of(source, {}, name, line, split))
+                yield Raw(source.where(text), number, fields_of(source, {}, name, line, splits[folders[name]]))
 
     return read_rows(source, source.title, rows)

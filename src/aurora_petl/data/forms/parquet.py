@@ -7,7 +7,7 @@ from __future__ import annotations
 from ..rows import ImageTextDataset
 from ..source import Source
 from .arrow import Tables, failed, library, read_tables
-from .common import Look, split_of, tables
+from .common import Look, splits_of, tables
 
 
 def look(source: Source) -> Look:
@@ -22,9 +22,8 @@ def read(source: Source, look: Look) -> ImageTextDataset:
         AuroraError: if a file is no parquet, or ``datasets`` is not installed.
     """
     datasets = library(source.where(look.shown_by[0]))
-    read_as = {name: split for name in look.shown_by if (split := split_of(source, name)) is not None}
     held = {}
-    for name, split in read_as.items():
+    for name, split in splits_of(source, look.shown_by).items():
         try:  # one by one, so that rows keep their numbers in their file
             table = datasets.Dataset.from_parquet(str(source.path / name))
         except Exception as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..rows import ImageTextDataset
 from ..source import Source
 from .arrow import Tables, failed, library, read_tables
-from .common import Look, split_of
+from .common import Look, splits_of
 
 _MARKS = ("dataset_dict.json", "state.json")
 
@@ -27,6 +27,5 @@ def read(source: Source, look: Look) -> ImageTextDataset:
     except Exception as error:
         raise failed(str(source.path), error) from error
     held = dict(found) if isinstance(found, datasets.DatasetDict) else {"rows": found}
-    splits = {name: split_of(source, name) for name in held}
-    tables = {name: (held[name], split) for name, split in splits.items() if split is not None}
+    tables = {name: (held[name], split) for name, split in splits_of(source, held).items()}
     return read_tables(source, source.title, tables, Tables(str(source.path)))

@@ -16,34 +16,37 @@ class Form:
     title: str
     module: str  # beside this file
     shown_by: str  # what it is recognised by
-    beside: bool = False  # whether its pictures are files of the folder that `aurora index` is given
+    names_files: bool = False  # whether it has a table that names the files of pictures, which may lie elsewhere
+    beside: bool = False  # whether its pictures are files of a folder, as `aurora index` wants them
 
 
 FORMS: dict[str, Form] = {  # in the order that they are looked for; the first that fits is taken
-    "own": Form("aurora's own captions or questions", "own", "captions.jsonl, captions.csv or questions.jsonl"),
+    "own": Form("own rows", "own", "captions.jsonl, captions.csv or questions.jsonl", names_files=True),
     "imagefolder": Form(
         "a Hugging Face imagefolder",
         "imagefolder",
-        "metadata.jsonl, metadata.csv or metadata.parquet, in the folder or in train, validation and test",
+        "metadata.jsonl, metadata.csv or metadata.parquet with file_name",
+        names_files=True,
         beside=True,
     ),
     "coco": Form(
-        "COCO captions", "coco_captions", "a .json with images and annotations, which have a caption", beside=True
-    ),
-    "table": Form(
-        "a table of files and texts, as open_clip's CSV",
-        "text_table",
-        "a .csv or .tsv with a column of files (filepath, image) and one of texts (title, caption)",
+        "COCO captions",
+        "coco_captions",
+        "JSON with images and annotations that have a caption",
+        names_files=True,
         beside=True,
     ),
-    "webdataset": Form(
-        "webdataset shards, as img2dataset writes them", "webdataset", "tars with 0001.jpg and 0001.txt or 0001.json"
+    "table": Form(
+        "a table of files and texts",
+        "text_table",
+        "CSV, TSV or JSONL with a column of files and one of texts, such as open_clip's filepath and title",
+        names_files=True,
+        beside=True,
     ),
+    "webdataset": Form("webdataset shards", "webdataset", "tars with 0001.jpg and 0001.txt or 0001.json"),
     "saved": Form("a folder that datasets saved", "saved", "dataset_dict.json or state.json"),
     "parquet": Form("parquet with pictures in it", "parquet", ".parquet files with a column of pictures"),
-    "pairs": Form(
-        "pictures with their captions beside them", "pairs", "a.jpg and a.txt or a.caption side by side", beside=True
-    ),
+    "pairs": Form("pictures with texts beside them", "pairs", "a.jpg and a.txt or a.caption side by side", beside=True),
     "classes": Form("pictures by class", "classes", "two or more folders of pictures, named after what they show"),
     "hub": Form("a dataset of the Hugging Face hub", "hub", "an id such as nlphuji/flickr30k that is no folder here"),
 }

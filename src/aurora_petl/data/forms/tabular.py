@@ -45,7 +45,10 @@ def rows_of(source: Source, name: str, reader: RowReader, columns: list[str]) ->
     """
     where = source.where(name)
     if name.endswith(".parquet"):
-        yield from enumerate(_parquet(source, name).read(columns).to_pylist(), 1)
+        wanted = {*columns, source.option("split_column", "split"), source.option("id_column")}
+        table = _parquet(source, name)
+        held = [column for column in table.schema_arrow.names if column in wanted]
+        yield from enumerate(table.read(held).to_pylist(), 1)
     elif name.endswith(".jsonl"):
         mend = f'a line looks like {{"{columns[0]}": "cat.jpg", "{columns[1]}": "a cat"}}'
         for line, row in json_lines(source.text(name), where, mend, reader.problems):

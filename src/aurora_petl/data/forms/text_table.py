@@ -9,7 +9,7 @@ from ...errors import AuroraError
 from ..reading import Raw, RowReader
 from ..rows import ImageTextDataset, brief
 from ..source import Source
-from .common import CAPTION_COLUMNS, IMAGE_COLUMNS, Look, fields_of, read_rows, split_of, tables
+from .common import CAPTION_COLUMNS, IMAGE_COLUMNS, Look, fields_of, read_rows, splits_of, tables
 from .tabular import columns_of, rows_of
 
 
@@ -42,18 +42,16 @@ def _first(named: str, known: Sequence[str], held: Sequence[str]) -> str:
 def read(source: Source, look: Look) -> ImageTextDataset:
     """The dataset."""
     names = look.shown_by
-    if len(names) > 1 and (bare := [name for name in names if split_of(source, name) == ""]):
+    splits = splits_of(source, names)
+    if len(names) > 1 and "" in splits.values():
         raise AuroraError(
-            f"{source.path} has several tables of captions ({brief(', '.join(names))}), and the name of {bare[0]} "
-            f"tells no split; name them, as in files.rows={names[0]} or files.train={names[0]} files.test={names[1]}"
+            f"{source.path} has several tables of captions ({brief(', '.join(names))}), whose names do not all "
+            f"tell a split; name them, as in files.rows={names[0]} or files.train={names[0]} files.test={names[1]}"
         )
     where = source.where(names[0]) if len(names) == 1 else source.title
 
     def rows(reader: RowReader) -> Iterator[Raw]:
-        for name in names:
-            split = split_of(source, name)
-            if split is None:
-                continue
+        for name, split in splits.items():
             image, caption = look.more[name]
             for line, row in rows_of(source, name, reader, look.more[name]):
                 fields = fields_of(source, row, row.get(image), row.get(caption), split)

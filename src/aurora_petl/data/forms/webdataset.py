@@ -22,13 +22,14 @@ import numpy as np
 from ...errors import AuroraError
 from ...files import parse_json, parse_text
 from ..folder_rows import item_row
-from ..items import Item, PackedItems
+from ..items import SPLITS, Item, PackedItems
 from ..kinds import CLIP_SUFFIXES, PICTURE_SUFFIXES
 from ..places import members
 from ..reading import MOST_PROBLEMS
 from ..rows import ImageTextDataset, brief, listed, place, refuse
 from ..source import Source
-from .common import CAPTION_COLUMNS, Look, fields_of, finished, split_of, tables
+from ..splits import named_split
+from .common import CAPTION_COLUMNS, Look, fields_of, finished, splits_of, tables
 
 _MEDIA = [suffix[1:] for suffix in (*PICTURE_SUFFIXES, *CLIP_SUFFIXES)]
 _COLUMNS = ("caption_column", "split_column", "id_column")  # options for what a .json says
@@ -114,19 +115,30 @@ def read(source: Source, look: Look) -> ImageTextDataset:
     """
     shards = Shards(str(source.path))
     problems: list[str] = []
-    splits = {name: split for name in look.shown_by if (split := split_of(source, name)) is not None}
+    splits = splits_of(source, look.shown_by).items()
     made = PackedItems.pack(
-        item for name, split in splits.items() for item in _Reading(source, name, split, problems).items(shards)
+        item for name, split in splits for item in _Reading(source, name, split, problems).items(shards)
     )
     if source.broken == "stop" or not made:
         refuse(problems)
     if not made:
         raise AuroraError(f"{source.path} holds no samples")
+    if source.path.is_file() and not made[0].split:
+        made = _by_folder(made, len(source.path.name) + 1)
     clips = made[0].image.lower().endswith(CLIP_SUFFIXES)
     dataset = finished(source, source.title, made, shards, clips=clips)
     if problems:
         dataset.note += f"; {len(problems):,} samples left out: {listed(problems)}"
     return dataset
+
+
+def _by_folder(items: PackedItems, prefix: int) -> PackedItems:
+    """Samples of one tar in the splits that their folders in it tell, as if it were unpacked, if all tell one."""
+    folders = [item.image[prefix:].rpartition("/")[0] for item in items]
+    told = {folder: named_split(folder) for folder in dict.fromkeys(folders)}
+    if not all(told.values()):
+        return items
+    return items.with_splits(np.array([SPLITS.index(told[folder]) for folder in folders]))
 
 
 @dataclass
@@ -188,11 +200,11 @@ class _Reading:
                 self._problem(self.numbers[row], f"{named} is in sample {self.numbers[before]} as well; keep one")
 
     def _take(self, sample: _Sample, member: tarfile.TarInfo, file: BinaryIO, suffix: str) -> None:
-        if suffix in _MEDIA:
+        if suffix in _MEDIA and member.size >= 0:
             if not sample.media or _MEDIA.index(suffix) <= _MEDIA.index(sample.media):
                 sample.media, sample.name = suffix, member.name
                 sample.offset, sample.size = member.offset_data, member.size
-        elif suffix in ("txt", "json") and member.size <= _LARGEST:
+        elif suffix in ("txt", "json") and 0 <= member.size <= _LARGEST:
             file.seek(member.offset_data)
             data = file.read(member.size)
             sample.text, sample.more = (data, sample.more) if suffix == "txt" else (sample.text, data)
