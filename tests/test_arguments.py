@@ -57,7 +57,7 @@ def test_help_says_what_every_word_is_for(command, capsys):
 @pytest.mark.parametrize("command", subparsers(PARSER))
 def test_an_unknown_option_is_refused_by_every_command_and_none_is_abbreviated(command, refusal):
     parser = subparsers(PARSER)[command]
-    needed = ["x" for action in parser._actions if not action.option_strings and action.nargs is None]
+    needed = ["x" for action in parser._actions if not action.option_strings and action.nargs in (None, "+")]
     needed += [
         word
         for action in parser._actions
@@ -73,8 +73,14 @@ def test_an_unknown_option_is_refused_by_every_command_and_none_is_abbreviated(c
 
 def test_every_long_command_shows_bars_quietly_and_takes_a_device():
     have = {name: {o for a in parser._actions for o in a.option_strings} for name, parser in subparsers(PARSER).items()}
-    assert {name for name, options in have.items() if "--quiet" in options} == {"demo", "train", "evaluate", "index"}
-    devices = {"demo", "train", "evaluate", "index", "search", "serve"}
+    assert {name for name, options in have.items() if "--quiet" in options} == {
+        "demo",
+        "train",
+        "evaluate",
+        "compare",
+        "index",
+    }
+    devices = {"demo", "train", "evaluate", "compare", "index", "search", "serve"}
     assert {name for name, options in have.items() if "--device" in options} == devices
 
 

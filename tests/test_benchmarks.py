@@ -10,7 +10,13 @@ from tests.helpers import benchmarks
 
 SMALL = [
     *("model=blip-mini", "image_size=96", "method_options.r=16", "train.augment=false", "train.workers=0"),
-    *("train.batch_size=16", "train.evaluations=1", "train.weight_decay=0", "train.learning_rate=1e-2"),
+    *(
+        "train.precision=fp32",
+        "train.batch_size=16",
+        "train.evaluations=1",
+        "train.weight_decay=0",
+        "train.learning_rate=1e-2",
+    ),
 ]
 RETRIEVAL = [*SMALL, "task.queue_size=0", "task.momentum=0", "task.momentum_init=copy", "task.alpha=0"]
 RETRIEVAL += ["train.head_learning_rate=3e-3", "train.max_steps=60"]

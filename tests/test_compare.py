@@ -11,7 +11,14 @@ from aurora_petl.methods import OTHERS, find_method
 from aurora_petl.recipe import load_recipe
 from aurora_petl.report.comparison import Compared, comparison_json, comparison_table
 
-SMALL = ["train.batch_size=4", "train.max_steps=2", "train.evaluations=1", "task.queue_size=0", "method_options.r=4"]
+SMALL = [
+    "train.precision=fp32",
+    "train.batch_size=4",
+    "train.max_steps=2",
+    "train.evaluations=1",
+    "task.queue_size=0",
+    "method_options.r=4",
+]
 
 
 def weights_of(recipe):

@@ -31,7 +31,14 @@ from aurora_petl.tasks.retrieval import Retrieval
 from aurora_petl.train_arguments import one_gpu, training_arguments
 from aurora_petl.training import _fit, fit, load_run, prepare, train
 
-SMALL = ["train.batch_size=6", "train.max_steps=6", "train.evaluations=3", "task.queue_size=6", "method_options.r=4"]
+SMALL = [
+    "train.precision=fp32",
+    "train.batch_size=6",
+    "train.max_steps=6",
+    "train.evaluations=3",
+    "task.queue_size=6",
+    "method_options.r=4",
+]
 
 
 def command(*words: object) -> list[str]:

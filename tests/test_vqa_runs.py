@@ -16,7 +16,14 @@ from aurora_petl.training import train
 from tests.helpers.pictures import make_questions
 from tests.test_training import Break
 
-SMALL = ["data=colours", "task.name=vqa", "train.batch_size=6", "train.evaluations=2", "method_options.r=4"]
+SMALL = [
+    "train.precision=fp32",
+    "data=colours",
+    "task.name=vqa",
+    "train.batch_size=6",
+    "train.evaluations=2",
+    "method_options.r=4",
+]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +52,13 @@ def named(colours, monkeypatch, tmp_path):
 def test_overfits_its_training_questions(colours, tmp_path, capsys):
     """Questions, answers, pictures and loss line up: what was trained on is answered."""
     fields = ["train.batch_size=12", "train.max_steps=60", "train.learning_rate=3e-2", "train.evaluations=1"]
-    fields += ["train.augment=false", "task.label_smoothing=0", "method_options.r=16", "train.weight_decay=0"]
+    fields += [
+        "train.augment=false",
+        "train.keep=best",
+        "task.label_smoothing=0",
+        "method_options.r=16",
+        "train.weight_decay=0",
+    ]
     assert main(["train", *SMALL, *fields, "--out", "run", "--quiet"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == ["zero-shot", "tuned", "gain", "p"]

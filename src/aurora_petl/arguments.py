@@ -36,7 +36,8 @@ class _Parser(argparse.ArgumentParser):
         override = _override(wrong, message) if any(a.dest == "overrides" for a in self._actions) else None
         if not wrong or wrong in known or not (close or override):
             return ""
-        return f"; did you mean {override or close[0]}?"
+        cut = bool(close) and close[0].startswith(wrong)
+        return f"; did you mean {close[0] if cut or not override else override}?"
 
 
 def _override(option: str, message: str) -> str | None:
