@@ -189,6 +189,11 @@ def test_where_values_cannot_be_looked_at_each_pass_forms_anew(blocks):
     for passes in range(1, 3):
         model(x).sum().backward()
         assert len(blocks) == 3 * passes
+    blocks.clear()
+    model.requires_grad_(False)  # nobody trains it
+    for _ in range(2):
+        model(x)
+    assert len(blocks) == 3
 
 
 def test_a_change_between_forward_and_backward_raises():

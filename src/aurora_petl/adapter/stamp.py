@@ -55,8 +55,10 @@ class Stamp:
         )
 
     def has_same_values(self) -> bool:
-        """Whether the values are those of then; False if they were not kept."""
-        return self.values is not None and np.array_equal(self.values, _bytes(self.tensor.detach()))
+        """Whether the values are those of then. Where they were not kept: whether the weight is frozen."""
+        if self.values is None:
+            return not self.learns
+        return np.array_equal(self.values, _bytes(self.tensor.detach()))
 
     def is_changed(self) -> bool:
         """Whether autograd counted a change in place, as for tensors that it saves."""

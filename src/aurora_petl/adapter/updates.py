@@ -123,9 +123,9 @@ class Formed:
         """Whether all that it was formed of is as it was.
 
         A change in place through ``.data`` leaves no trace. So as soon as a unit asks again, or a backward pass has
-        been, the values of the adapter's weights are compared with those of then, on a CPU; elsewhere, where to look at
-        values is to wait for them, all is formed anew. Gradient checkpointing, which asks again within the backward
-        pass, repeats what was.
+        been, the values of the adapter's weights are compared with those of then, on a CPU. Elsewhere, where to look at
+        values is to wait for them, all is formed anew if a weight is trained. Gradient checkpointing, which asks again
+        within the backward pass, repeats what was.
         """
         if not all(stamp.fits() for stamp in self._stamps):
             return False
@@ -187,7 +187,7 @@ class Block:
         return self._tokens
 
     def begins_pass(self) -> bool:
-        """Begin another pass; False if values have changed, or cannot be looked at."""
+        """Begin another pass; False if values have changed, or may have."""
         if not all(stamp.has_same_values() for stamp in (*self.shared, *self.own)):
             return False
         self.passes, self.sources.spent = self.passes + 1, False
