@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from aurora_petl.adapter.layer import project_once
+from aurora_petl.adapter.together import project
 
 from .tiny import aurora_config
 
@@ -50,7 +50,7 @@ def test_of_every_pair(weight, autocast):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int64], ids=str)
-@pytest.mark.parametrize("state", ["two", "mixed", "merged", "disabled", "noted"])
+@pytest.mark.parametrize("state", ["two", "mixed", "merged", "disabled", "together"])
 def test_refusal_in_every_state(state, dtype):
     model = get_peft_model(nn.Sequential(nn.Linear(8, 8)), aurora_config(target_modules=["0"])).eval()
     model.add_adapter("other", aurora_config(target_modules=["0"]))
@@ -61,8 +61,10 @@ def test_refusal_in_every_state(state, dtype):
         more = {"adapter_names": ["default"] * 2 + ["other"] * 2}
     elif state == "merged":
         model.merge_adapter()
-    elif state == "noted":
-        project_once(model.base_model.model[0], x)
+    elif state == "together":
+        with pytest.raises(RuntimeError, match="dtype|scalar type"):
+            project(x, model.base_model.model[0])
+        return
     elif state == "disabled":
         with model.disable_adapter(), pytest.raises(RuntimeError, match="dtype|scalar type"):
             model(x)

@@ -1,4 +1,4 @@
-"""x U formed once for layers that share x, against the same layers without the note."""
+"""Layers that read the same x computed together, against the same layers by themselves."""
 
 import gc
 import weakref
@@ -9,9 +9,9 @@ from peft import get_peft_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from aurora_petl.adapter.frozen import Projection
-from aurora_petl.adapter.layer import AuroraLinear, project_once
+from aurora_petl.adapter import together
 from aurora_petl.adapter.norm import RecomputableLayerNorm
+from aurora_petl.adapter.together import crossing, project
 
 from .tiny import aurora_config
 
@@ -24,20 +24,19 @@ class Readers(nn.Module):
     def __init__(self):
         super().__init__()
         self.norm = RecomputableLayerNorm(8)
-        self.query, self.key, self.qkv = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 24)
-        self.once, self.between = True, lambda x: None
+        self.query, self.key, self.qkv = nn.Linear(8, 8), nn.Linear(8, 8, bias=False), nn.Linear(8, 24)
+        self.between = lambda x: None
 
     def forward(self, h):
         x = self.norm(h)
-        if self.once:
-            project_once(self.key, x)
         self.between(x)
-        return torch.cat([self.query(x), self.key(x), self.qkv(x)], -1)
+        return torch.cat(project(x, self.query, self.key, self.qkv), -1)
 
 
-def adapted(**fields):
+def adapted(dtype=torch.float32, **fields):
     torch.manual_seed(0)
-    model = get_peft_model(Readers(), aurora_config(target_modules=["query", "key", "qkv"], **fields))
+    config = aurora_config(target_modules=["query", "key", "qkv"], **fields)
+    model = get_peft_model(Readers().to(dtype), config)
     return model, model.base_model.model
 
 
@@ -52,67 +51,77 @@ def gradients(model, h, run=None):
 
 
 @pytest.fixture
-def projections(monkeypatch):
-    """How often x U was formed for several layers, and how often a layer was given it."""
-    found = {"formed": 0, "given": 0}
-    project, projected = Projection.apply, AuroraLinear._projected
+def alone(monkeypatch):
+    """A switch: layers by themselves."""
+    return lambda: monkeypatch.setattr(together, "_unit", lambda *_: ())
 
-    def formed(*args):
-        found["formed"] += 1
-        return project(*args)
 
-    def given(self, x, adapter):
-        h = projected(self, x, adapter)
-        found["given"] += h is not None
-        return h
+@pytest.fixture
+def joined(monkeypatch):
+    """The number of layers of each product for several."""
+    seen, formed_for = [], together.formed_for
 
-    monkeypatch.setattr(Projection, "apply", formed)
-    monkeypatch.setattr(AuroraLinear, "_projected", given)
-    return found
+    def asked(layers, *args):
+        found = formed_for(layers, *args)
+        seen.extend([len(layers)] if found is not None else [])
+        return found
+
+    monkeypatch.setattr(together, "formed_for", asked)
+    return seen
 
 
 @pytest.mark.parametrize("core", ["diagonal", "full"])
 @pytest.mark.parametrize("tokens", [FEW, MANY])
-def test_equals_layers_on_their_own(projections, core, tokens):
-    model, block = adapted(core=core)
+def test_equals_layers_on_their_own(joined, alone, core, tokens):
+    model, _ = adapted(core=core, scale=0.7)
     h = torch.randn(*tokens, 8, requires_grad=True)
-    shared = gradients(model, h)
-    assert projections == {"formed": 1, "given": 3}
-    block.once = False
-    for mine, theirs in zip(shared, gradients(model, h), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
-    assert projections == {"formed": 1, "given": 3}
+    mine = gradients(model, h)
+    assert joined == [3]
+    alone()
+    for ours, theirs in zip(mine, gradients(model, h), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert joined == [3]
 
 
-def test_under_autocast(projections):
-    model, block = adapted()
-    h = torch.randn(*MANY, 8, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        shared = gradients(model, h)
-        block.once = False
-        alone = gradients(model, h)
-    assert projections["given"] == 3 and shared[0].dtype == torch.bfloat16
-    for mine, theirs in zip(shared, alone, strict=True):
-        assert (mine - theirs).norm() <= 0.02 * theirs.norm()
+@pytest.mark.parametrize("autocast", [True, False])
+def test_in_bfloat16(joined, alone, autocast):
+    dtype = torch.float32 if autocast else torch.bfloat16
+    model, _ = adapted(dtype)
+    h = torch.randn(*MANY, 8).to(dtype).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        mine = gradients(model, h)
+        alone()
+        theirs = gradients(model, h)
+    assert joined == [3] and mine[0].dtype == torch.bfloat16
+    for ours, apart in zip(mine, theirs, strict=True):
+        assert ours.dtype == apart.dtype and (ours - apart).norm() <= 0.02 * apart.norm()
 
 
-def test_other_adapters_changes_in_place_and_no_gradient_go_without(projections):
+@torch.no_grad()
+def test_without_gradients_each_is_the_pretrained_layer_to_the_bit(joined):
+    model, block = adapted(init_weights=True)
+    x = torch.randn(*MANY, 8)
+    bases = [layer.base_layer for layer in (block.query, block.key, block.qkv)]
+    found = project(x, block.query, block.key, block.qkv)
+    assert joined == [3] and all(torch.equal(y, base(x)) for y, base in zip(found, bases, strict=True))
+
+
+def test_other_adapters_and_hooks_go_each_by_itself(joined):
     model, block = adapted()
     model.add_adapter("other", aurora_config(target_modules=["query"]))
     h = torch.randn(*MANY, 8, requires_grad=True)
-
-    block.between = lambda x: model.set_adapter("other")  # query has both adapters, x the first one's note
+    model.base_model.set_adapter(["default", "other"])  # query has both
     model(h)
-    assert projections == {"formed": 1, "given": 0}
-
     model.set_adapter("default")
-    block.between = lambda x: x.detach().add_(1)  # the version of x counts it
-    model(h)
-    with torch.no_grad():
-        model(h)
     with model.disable_adapter():
         model(h)
-    assert projections == {"formed": 2, "given": 0}
+    seen = []
+    handle = block.key.register_forward_hook(lambda *_: seen.append(1))
+    model(h)
+    assert joined == [] and seen == [1]
+    handle.remove()
+    model(h)
+    assert joined == [3]
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -125,22 +134,30 @@ def test_gradient_checkpointing_equals_none(reentrant):
         torch.testing.assert_close(mine, theirs)
 
 
-def test_a_note_of_factors_that_have_changed_since_is_not_used(projections):
+def test_a_note_of_what_has_changed_since_is_not_used():
     model, block = adapted()
-    x = torch.randn(*MANY, 8, requires_grad=True)
-    project_once(block.key, x)
-    block.query(x)
+    x = torch.randn(*MANY, 8, requires_grad=True) * 1
+    assert crossing(x, block.key, first=False) is None
+    first = crossing(x, block.key, first=True)
+    assert crossing(x, block.qkv, first=False).z is first.z
     with torch.no_grad():  # a step of an optimizer
         block.key.aurora_factors["default"].U_8.mul_(2)
-    block.query(x)
-    assert projections == {"formed": 1, "given": 1}
+    assert crossing(x, block.qkv, first=False) is None
+    assert crossing(x, block.key, first=True).z is not first.z
+    x.detach().add_(1)  # the version of x counts it
+    assert crossing(x, block.qkv, first=False) is None
 
 
 def test_what_is_not_used_is_freed():
-    """The note must not keep its own tensor alive."""
+    """Neither a note on x nor what was formed for the layers keeps x alive."""
     model, block = adapted()
     seen = []
-    block.between = lambda x: seen.append(weakref.ref(x))
+
+    def between(x):
+        crossing(x, block.key, first=True)
+        seen.append(weakref.ref(x))
+
+    block.between = between
     y = model(torch.randn(*MANY, 8, requires_grad=True))
     assert y.requires_grad
     del y

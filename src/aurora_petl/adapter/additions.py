@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .config import AuroraConfig
 from .layer import AuroraLayer, check_mixed_batch
+from .updates import SharedFactors
 
 
 class Pass(threading.local):
@@ -83,7 +84,7 @@ class AuroraAddition(nn.Module, AuroraLayer):
         """The tuner model lets go of `parent`, whose child `name` this is: stay, frozen, with what is merged, or go."""
         for adapter in set(self.aurora_form) - set(self.merged_adapters):
             self.delete_adapter(adapter)
-        object.__setattr__(self, "aurora_factors", nn.ModuleDict())
+        object.__setattr__(self, "aurora_factors", SharedFactors())
         self.requires_grad_(False)
         if not self.merged:
             for handle in self.handles:

@@ -55,9 +55,9 @@ class AuroraFactors(nn.Module):
         self.dtype = like.dtype
         # lambda stays clear of 0, so that no component starts dead; C keeps the norm of U^T x for P ~ N(0, 1)
         if self.core == "diagonal":
-            self.register_parameter("lambda_", self._uniform((self.r,), 0.5, 1.5, like.device))
+            self.register_parameter(self.core_name, self._uniform((self.r,), 0.5, 1.5, like.device))
         else:
-            self.register_parameter("C", self._normal((self.r,) * 3, 1 / self.r, like.device))
+            self.register_parameter(self.core_name, self._normal((self.r,) * 3, 1 / self.r, like.device))
 
     def add(self, in_width: int, out_width: int, slices: int, device: torch.device) -> nn.Parameter:
         """Make U and V for these widths where they are missing; return fresh rows of P, (slices, R)."""
@@ -68,6 +68,11 @@ class AuroraFactors(nn.Module):
             bound = 0.0 if self.init_weights else 1 / math.sqrt(self.r)
             self.register_parameter(f"V_{out_width}", self._uniform((out_width, self.r), -bound, bound, device))
         return self._normal((slices, self.r), 1.0, device)
+
+    @property
+    def core_name(self) -> str:
+        """The name of lambda or C."""
+        return "lambda_" if self.core == "diagonal" else "C"
 
     def of_layer(
         self, rows: torch.Tensor, in_width: int, out_width: int, training: bool = False
@@ -97,12 +102,21 @@ class AuroraFactors(nn.Module):
         Returns:
             "diagonal": the diagonals, (slices, R). "full": the matrices, (slices, R, R).
         """
-        core: torch.Tensor = getattr(self, "lambda_" if self.core == "diagonal" else "C").to(rows.device)
+        core: torch.Tensor = getattr(self, self.core_name).to(rows.device)
         mode = core * rows if self.core == "diagonal" else torch.einsum("abs,ks->kab", core, rows)
         if training and self.dropout > 0:
             keep = torch.empty_like(rows).bernoulli_(1 - self.dropout) / (1 - self.dropout)
             mode = mode * (keep if self.core == "diagonal" else keep[:, None, :])
-        return mode * self.scale
+        return mode if self.scale == 1.0 else mode * self.scale
+
+    def mode_backward(
+        self, core: torch.Tensor, rows: torch.Tensor, gradient: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gradients of lambda or C, and of the rows, from that of what `mode` returned without dropout."""
+        gradient = gradient if self.scale == 1.0 else gradient * self.scale
+        if self.core == "diagonal":
+            return (gradient * rows).sum(0), gradient * core
+        return torch.einsum("kab,ks->abs", gradient, rows), torch.einsum("abs,kab->ks", core, gradient)
 
     def _uniform(self, shape: tuple[int, ...], low: float, high: float, device: torch.device) -> nn.Parameter:
         return nn.Parameter(torch.empty(shape, device=device, dtype=self.dtype).uniform_(low, high))
@@ -124,8 +138,8 @@ def thin(U: torch.Tensor, V: torch.Tensor, mode: torch.Tensor, columns: bool) ->
     """
     with no_autocast(mode.device):
         if columns:
-            return V, _expand(U, mode if mode.dim() == 2 else mode.mT)
-        return _expand(V, mode), U
+            return V, expand(U, mode if mode.dim() == 2 else mode.mT)
+        return expand(V, mode), U
 
 
 def thin_backward(
@@ -138,13 +152,13 @@ def thin_backward(
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """The gradients of U, V and mode from those of E and D, None where they come from a None."""
     if columns:
-        dU, dmode = _expand_backward(U, mode if mode.dim() == 2 else mode.mT, dD)
+        dU, dmode = expand_backward(U, mode if mode.dim() == 2 else mode.mT, dD)
         return dU, dE, dmode if dmode is None or mode.dim() == 2 else dmode.mT
-    dV, dmode = _expand_backward(V, mode, dE)
+    dV, dmode = expand_backward(V, mode, dE)
     return dD, dV, dmode
 
 
-def _expand(factor: torch.Tensor, mode: torch.Tensor) -> torch.Tensor:
+def expand(factor: torch.Tensor, mode: torch.Tensor) -> torch.Tensor:
     """factor M_k of every slice, stacked by rows: (slices * width, R).
 
     Args:
@@ -156,7 +170,7 @@ def _expand(factor: torch.Tensor, mode: torch.Tensor) -> torch.Tensor:
     return stacked.flatten(0, 1)
 
 
-def _expand_backward(
+def expand_backward(
     factor: torch.Tensor, mode: torch.Tensor, gradient: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Gradients of `factor` and `mode` from that of what `_expand` returned."""

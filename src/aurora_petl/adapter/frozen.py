@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from torch.autograd import forward_ad
 
 from .factors import no_autocast, thin, thin_backward
 from .norm import NormInputs
+
+if TYPE_CHECKING:
+    from .updates import Formed
 
 
 def plain_operations() -> bool:
@@ -53,36 +56,34 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-class Projection(torch.autograd.Function):
-    """x U, for layers that share x and U. Keeps x, or what x was formed from."""
+class Extension(torch.autograd.Function):
+    """x beside x U, (..., in + R), for layers that share x and U. Of the size of x it keeps its output."""
 
     @staticmethod
-    def forward(x: Tensor, U: Tensor, from_norm: NormInputs | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, U: Tensor, dtype: torch.dtype) -> Tensor:
         with no_autocast(x.device):
-            return x @ U.to(x.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, U, from_norm = inputs
-        # x carries the output, by `layer.project_once`: kept itself, it would keep itself alive
-        _keep(ctx, x.detach(), from_norm, U)
+            taken = x.to(dtype)
+            z = torch.cat([taken, taken @ U.to(dtype)], -1)
+        ctx.save_for_backward(z, U)
+        return z
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
-        x, (U,) = _kept(ctx, dh.dtype)
-        dx = dU = None
-        with no_autocast(dh.device):
+    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
+        z, U = ctx.saved_tensors
+        width, dx, dU = len(U), None, None
+        rows = _rows(dz)
+        with no_autocast(dz.device):
             if ctx.needs_input_grad[0]:
-                dx = dh @ U.t().to(dh.dtype)
+                dx = torch.addmm(rows[:, :width], rows[:, width:], U.t().to(dz.dtype)).view(*dz.shape[:-1], width)
             if ctx.needs_input_grad[1]:
-                dU = (x.reshape(-1, x.shape[-1]).t() @ dh.reshape(-1, dh.shape[-1])).to(U.dtype)
+                dU = (_rows(z)[:, :width].t() @ rows[:, width:]).to(U.dtype)
         return dx, dU, None
 
 
 class FrozenLinear(torch.autograd.Function):
-    """y = x (W + E D^T)^T + b with W and b frozen. Of the size of x it keeps x, or what x was formed from; given
-    h = x D (`layer.project_once`), h alone."""
+    """y = x (W + E D^T)^T + b with W and b frozen, by itself: for what `updates.py` does not form. Of the size of x it
+    keeps x, or what x was formed from."""
 
     @staticmethod
     def forward(
@@ -92,7 +93,6 @@ class FrozenLinear(torch.autograd.Function):
         U: Tensor,
         V: Tensor,
         mode: Tensor,
-        h: Tensor | None,
         columns: bool,
         merge: bool,
         from_norm: NormInputs | None,
@@ -102,47 +102,119 @@ class FrozenLinear(torch.autograd.Function):
             bias = None if bias is None else bias.to(x.dtype)
             if merge:
                 return F.linear(x, _merged(weight, E, D).to(x.dtype), bias)
-            h = x @ D.to(x.dtype) if h is None else h
-            return F.linear(x, weight.to(x.dtype), bias) + F.linear(h, E.to(x.dtype))
+            return F.linear(x, weight.to(x.dtype), bias) + F.linear(x @ D.to(x.dtype), E.to(x.dtype))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, _, U, V, mode, h, ctx.columns, ctx.merge, from_norm = inputs
-        learns = any(ctx.needs_input_grad[3:6])
-        _keep(ctx, x if learns and h is None else None, from_norm, weight, U, V, mode, h)
+        x, weight, _, U, V, mode, ctx.columns, ctx.merge, from_norm = inputs
+        _keep(ctx, x if any(ctx.needs_input_grad[3:6]) else None, from_norm, weight, U, V, mode)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, (weight, U, V, mode, h) = _kept(ctx, dy.dtype)
-        need_x, _, _, need_U, need_V, need_mode, need_h, *_ = ctx.needs_input_grad
-        given = h is not None
+        x, (weight, U, V, mode) = _kept(ctx, dy.dtype)
+        need_x, _, _, need_U, need_V, need_mode, *_ = ctx.needs_input_grad
         need_E = need_V or (need_mode and not ctx.columns)
-        need_D = not given and (need_U or (need_mode and ctx.columns))
+        need_D = need_U or (need_mode and ctx.columns)
         dx = dE = dD = None
         dh: Any = None
         with no_autocast(dy.device):
             E, D = thin(U, V, mode, ctx.columns)
             dy_rows = dy.reshape(-1, dy.shape[-1])  # (tokens, out)
-            merge = ctx.merge and not given and not (need_D and len(dy_rows) < len(weight))
-            if need_D or need_h or not (merge or given):
+            merge = ctx.merge and not (need_D and len(dy_rows) < len(weight))
+            if need_D or not merge:
                 dh = dy_rows @ E.to(dy.dtype)  # (tokens, R)
             if need_x:
                 if merge:
                     dx = dy_rows @ _merged(weight, E, D).to(dy.dtype)
                 else:
-                    dx = dy_rows @ weight.to(dy.dtype)
-                    if not given:  # else it comes by way of h
-                        dx.addmm_(dh, D.t().to(dy.dtype))
+                    dx = (dy_rows @ weight.to(dy.dtype)).addmm_(dh, D.t().to(dy.dtype))
                 dx = dx.view(*dy.shape[:-1], D.shape[0])
             if need_D:
                 dD = (x.reshape(-1, D.shape[0]).t() @ dh).to(D.dtype)
             if need_E:
-                h_rows = (h if given else x @ D.to(x.dtype)).reshape(-1, D.shape[1])
-                dE = (dy_rows.t() @ h_rows).to(E.dtype)
+                dE = (dy_rows.t() @ (x @ D.to(x.dtype)).reshape(-1, D.shape[1])).to(E.dtype)
             dU, dV, dmode = thin_backward(U, V, mode, ctx.columns, dE, dD)
-        dh = dh.view(*dy.shape[:-1], D.shape[1]) if need_h else None
-        return dx, None, None, dU, dV, dmode, dh, None, None, None
+        return dx, None, None, dU, dV, dmode, None, None, None
+
+
+class FormedLinear(torch.autograd.Function):
+    """Linear layers that read the same x, with what `updates.py` formed for them: y = x (W + E U^T)^T + b, cut into the
+    given widths. Of the size of x it keeps x, or what x was formed from; and x U, where the forward pass has it.
+
+    A single layer of one width returns a tensor by itself. Otherwise x U comes with y of one product, if there is a
+    stack, and outputs are parts of one tensor.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        formed: Formed,
+        from_norm: NormInputs | None,
+        widths: list[int] | None,
+        of_U: Tensor | None,
+        *of_E: Tensor,
+    ) -> Any:
+        out, stack, weight = len(formed.E), formed.stack, formed.weight
+        h: Any = None
+        with no_autocast(x.device):
+            taken = x.to(formed.E.dtype)
+            if widths is not None and stack is not None:
+                both = F.linear(taken, stack, formed.bias)
+                y, h = both[..., :out], both[..., out:]
+            else:
+                bias = None if formed.bias is None else formed.bias[:out]
+                y = F.linear(taken, _weight(formed, weight), bias)
+                h = None if formed.merged else taken @ formed.U
+            if not formed.merged:
+                y.view(-1, out).addmm_(_rows(h), formed.E.t())
+        need_U, need_E = ctx.needs_input_grad[4], any(ctx.needs_input_grad[5:])
+        ctx.formed = formed
+        _keep(ctx, x if need_U or (need_E and h is None) else None, from_norm, h if need_E or need_U else None, weight)
+        return y if widths is None else y.split(widths, -1)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, *parts: Tensor) -> tuple[Tensor | None, ...]:
+        formed: Formed = ctx.formed
+        out, stack, E, U = len(formed.E), formed.stack, formed.E, formed.U
+        x, (h, weight) = _kept(ctx, E.dtype)
+        need_x, _, _, _, need_U, *need_E = ctx.needs_input_grad
+        rows = [_rows(part) for part in parts]
+        dx: Any = None
+        dh: Any = None
+        with no_autocast(E.device):
+            if len(rows) > 1 and not formed.merged and stack is not None and h is not None:
+                both = torch.cat([*rows, _rows(h)], 1)  # x U makes place for its gradient
+                dy = both[:, :out]
+                dh = torch.mm(dy, E, out=both[:, out:])
+                dx = both @ stack if need_x else None
+            else:
+                dy = rows[0] if len(rows) == 1 else torch.cat(rows, 1)
+                if need_U or not formed.merged:
+                    dh = dy @ E
+                if need_x:
+                    dx = dy @ _weight(formed, weight)
+                    if not formed.merged:
+                        dx.addmm_(dh, U.t())
+            dE: Any = [None] * len(need_E)
+            if any(need_E):
+                dE = (dy.t() @ (_rows(x) @ U if h is None else _rows(h))).split(formed.rows)
+            dU = _rows(x).t() @ dh if need_U else None
+        return None if dx is None else dx.view(*parts[0].shape[:-1], -1), None, None, None, dU, *dE
+
+
+def _weight(formed: Formed, weight: Tensor | None) -> Tensor:
+    """(out, in), of the stack or as the layer has it."""
+    if formed.stack is not None:
+        return formed.stack[: len(formed.E)]
+    assert weight is not None
+    return weight.to(formed.E.dtype)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
 
 
 def _keep(ctx: Any, x: Tensor | None, from_norm: NormInputs | None, *others: Tensor | None) -> None:
@@ -156,7 +228,7 @@ def _keep(ctx: Any, x: Tensor | None, from_norm: NormInputs | None, *others: Ten
 def _kept(ctx: Any, dtype: torch.dtype) -> tuple[Any, list[Any]]:
     x, *others = ctx.saved_tensors
     if ctx.eps is None:
-        return x, others
+        return None if x is None else x.to(dtype), others
     norm_weight, norm_bias, *others = others
     return NormInputs(x, norm_weight, norm_bias, ctx.eps).output().to(dtype), others
 

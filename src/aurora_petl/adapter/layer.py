@@ -18,11 +18,12 @@ which for a fused qkv layer is 8 products of size T x d x R. The gradient of x i
 where there are too few tokens for the sum to pay.
 
 Of the size of x, the backward pass needs x alone. Where x is the output of a frozen layer norm (`norm.py`), not even
-that is kept: the norm's own backward pass keeps its input, from which x is formed again. E and D are formed again too.
+that is kept: the norm's own backward pass keeps its input, from which x is formed again.
 
-Slices by rows of one input width share D = U. Where several layers read the same x (query, key and value of a text
-layer; key and value of every layer that meets a picture), `project_once` forms x U for all of them. They keep that in
-place of x, and the rest of the backward pass happens once, after their sum: dU = x^T d(x U), and dx gets d(x U) U^T.
+What does not depend on x, E and W + E U^T, is formed for all layers together, once for each set of weights, and so are
+the gradients of V, P and lambda (`updates.py`). A layer forms its own under torch.compile, where shards of its weights
+come and go, with rank dropout, and for slices by columns. Layers that read the same x, as query, key and value of an
+attention do, can be computed as one (`together.py`).
 
 Adding an update to bfloat16 weights would lose whatever is below half a unit in W's last place, so the merged
 forward is for base weights of float32 and up; under autocast the sum is formed in float32 and then rounded.
@@ -32,7 +33,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +41,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
 from .factors import AuroraFactors, autocast_dtype, no_autocast, thin
-from .frozen import FrozenLinear, Projection, apply, merge_pays, plain_operations
+from .frozen import FormedLinear, FrozenLinear, apply, merge_pays, plain_operations
 from .norm import norm_inputs
+from .updates import LAYER, Formed, SharedFactors
 
 
 class AuroraLayer(BaseTunerLayer):
@@ -51,7 +53,7 @@ class AuroraLayer(BaseTunerLayer):
     tuner model alone registers them, so they appear once in `parameters()` and in a state dict.
     """
 
-    aurora_factors: nn.ModuleDict
+    aurora_factors: SharedFactors
 
 
 class AuroraLinear(nn.Module, AuroraLayer):
@@ -67,7 +69,7 @@ class AuroraLinear(nn.Module, AuroraLayer):
     adapter_layer_names: tuple[str, ...] = ("aurora_P", "aurora_factors")
     other_param_names: tuple[str, ...] = ("aurora_split",)
 
-    def __init__(self, base_layer: nn.Module, factors: nn.ModuleDict) -> None:
+    def __init__(self, base_layer: nn.Module, factors: SharedFactors) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.aurora_P = nn.ParameterDict()  # adapter name -> (slices, R)
@@ -76,12 +78,17 @@ class AuroraLinear(nn.Module, AuroraLayer):
         self.merged_adapters = []
         linear = base_linear(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
+        factors.updates.know(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.aurora_factors.updates.know(self)  # copies of updates know no layers
 
     def add_adapter(self, name: str, split: tuple[int, int]) -> None:
         """Give the layer its rows of the adapter `name`, whose factors exist already."""
         self.aurora_split[name] = split
         self.aurora_P[name] = self._factors(name).add(
-            *self._widths(name), math.prod(split), base_linear(self).weight.device
+            *self.slice_widths(name), math.prod(split), base_linear(self).weight.device
         )
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
@@ -114,13 +121,15 @@ class AuroraLinear(nn.Module, AuroraLayer):
         adapters = [name for name in self.active_adapters if name in self.aurora_P]
         if self.merged or not adapters:
             return self._base(x, *args, **kwargs)
-        if len(adapters) == 1 and not args and not kwargs and _one_step(self.base_layer, x):
-            linear = base_linear(self)
-            weight, bias = linear.weight, linear.bias
-            h, from_norm, columns = self._projected(x, adapters[0]), norm_inputs(x), self._columns(adapters[0])
-            x, merge = x.to(_taken_as(x)), merge_pays(x, weight)
-            factors = self._of_layer(adapters[0], self.training)
-            return apply(FrozenLinear, x, weight, bias, *factors, h, columns, merge, from_norm)
+        if len(adapters) == 1 and not args and not kwargs and one_step(self.base_layer, x):
+            formed, from_norm = formed_for((self,), adapters[0], x, LAYER), norm_inputs(x)
+            if formed is not None:
+                of_U, of_E = formed.tokens()
+                return apply(FormedLinear, x, formed, from_norm, None, of_U, *of_E)
+            linear, columns = base_linear(self), self.is_split_by_columns(adapters[0])
+            x, factors = x.to(taken_as(x)), self.of_layer(adapters[0])
+            merge = merge_pays(x, linear.weight)
+            return apply(FrozenLinear, x, linear.weight, linear.bias, *factors, columns, merge, from_norm)
         y = self._base(x, *args, **kwargs)
         for adapter in adapters:
             y = y + self._low_rank(x, adapter).to(y.dtype)
@@ -145,6 +154,7 @@ class AuroraLinear(nn.Module, AuroraLayer):
         Raises:
             ValueError: with `safe_merge`, if the sum is not finite.
         """
+        self.aurora_factors.updates.forget()
         for name in check_adapters_to_merge(self, adapter_names):
             if name in self.aurora_P:
                 merged = self._shifted_base_weight(name, sign=1)
@@ -168,41 +178,24 @@ class AuroraLinear(nn.Module, AuroraLayer):
     def _factors(self, adapter: str) -> AuroraFactors:
         return self.aurora_factors[adapter]  # type: ignore[return-value]
 
-    def _widths(self, adapter: str) -> tuple[int, int]:
+    def slice_widths(self, adapter: str) -> tuple[int, int]:
         """Input and output width of the layer's slices."""
         rows, columns = self.aurora_split[adapter]
         return self.in_features // columns, self.out_features // rows
 
-    def _columns(self, adapter: str) -> bool:
+    def is_split_by_columns(self, adapter: str) -> bool:
         return self.aurora_split[adapter][1] > 1
 
-    def _of_layer(self, adapter: str, training: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """U, V and mode of the layer's update, on the layer's own device."""
-        return self._factors(adapter).of_layer(self.aurora_P[adapter], *self._widths(adapter), training)
+    def of_layer(self, adapter: str, training: bool | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """U, V and mode of the layer's update, on the layer's own device, with rank dropout in training."""
+        training = self.training if training is None else training
+        return self._factors(adapter).of_layer(self.aurora_P[adapter], *self.slice_widths(adapter), training)
 
     def _thin(self, adapter: str, training: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """E (out_features, R) and D (in_features, R) of dW = E D^T."""
-        return thin(*self._of_layer(adapter, training), self._columns(adapter))
+        return thin(*self.of_layer(adapter, training), self.is_split_by_columns(adapter))
 
-    def _project(self, x: torch.Tensor) -> None:
-        """Leave x U of the active adapter as a note on x, see `project_once`."""
-        adapter = self._only_adapter()
-        if adapter is None or self._columns(adapter) or not _one_step(self.base_layer, x):
-            return
-        U: torch.Tensor = getattr(self._factors(adapter), f"U_{self.in_features}")
-        if torch.is_grad_enabled() and U.requires_grad:
-            h = apply(Projection, x.to(_taken_as(x)), U.to(x.device), norm_inputs(x))
-            x._aurora_projection = (h, U, (U._version, x._version))  # type: ignore[attr-defined]
-
-    def _projected(self, x: torch.Tensor, adapter: str) -> torch.Tensor | None:
-        """What `_project` of any layer left on x, if this layer has the same U and both are untouched since."""
-        if torch.compiler.is_compiling() or self._columns(adapter) or not torch.is_grad_enabled():
-            return None
-        h, noted, versions = getattr(x, "_aurora_projection", (None, None, None))
-        U: torch.Tensor = getattr(self._factors(adapter), f"U_{self.in_features}")
-        return h if noted is U and versions == (U._version, x._version) else None
-
-    def _only_adapter(self) -> str | None:
+    def only_adapter(self) -> str | None:
         """The adapter, if exactly one is at work."""
         adapters = [name for name in self.active_adapters if name in self.aurora_P]
         return adapters[0] if len(adapters) == 1 and not (self.disable_adapters or self.merged) else None
@@ -227,42 +220,21 @@ class AuroraLinear(nn.Module, AuroraLayer):
         return "aurora." + super().__repr__()
 
 
-def project_once(layer: nn.Module, x: torch.Tensor) -> None:
-    """Form x U for all adapted layers that read this very x, by a note on it that no operation carries over.
-
-    Nothing happens where it would not help: without gradients, under torch.compile, with other than one adapter active.
-
-    Args:
-        layer: one of those that read x; it need not be adapted.
-        x: (..., in_features)
-    """
-    if isinstance(layer, AuroraLinear) and not torch.compiler.is_compiling():
-        layer._project(x)
-
-
-class FrozenUpdate(NamedTuple):
-    """A frozen linear layer with its update, y = x (weight + E U^T)^T + bias, and x U."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    E: torch.Tensor  # (out_features, R), with gradient
-    U: torch.Tensor  # (in_features, R), without: it gets its own through x U
-    projected: torch.Tensor  # (..., R)
-
-
-def frozen_update(layer: nn.Module, x: torch.Tensor) -> FrozenUpdate | None:
-    """The parts of a layer for code that computes it itself, if nothing else happens in it: one active adapter, no
-    hooks, x U there by `project_once`, float32 and no autocast, and tokens enough for the merged forward to pay."""
-    if not isinstance(layer, AuroraLinear) or torch.compiler.is_compiling() or _has_hooks(layer):
+def formed_for(layers: tuple[AuroraLinear, ...], adapter: str, x: torch.Tensor, form: str) -> Formed | None:
+    """What `updates.py` formed for layers that read x; None where each has to form its own: under torch.compile and in
+    CUDA graphs, which would not notice that weights change, with rank dropout, drawn anew for each, for slices by
+    columns, and for what `Updates.of` refuses."""
+    first = layers[0]
+    factors = first.aurora_factors
+    if (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+        or (first._factors(adapter).dropout > 0 and any(layer.training for layer in layers))
+        or any(layer.is_split_by_columns(adapter) for layer in layers)
+    ):
         return None
-    adapter = layer._only_adapter()
-    if adapter is None or not _one_step(layer.base_layer, x):
-        return None
-    linear, h = base_linear(layer), layer._projected(x, adapter)
-    if h is None or h.dtype != torch.float32 or linear.weight.dtype != h.dtype or not merge_pays(x, linear.weight):
-        return None
-    E, U = layer._thin(adapter, layer.training)
-    return FrozenUpdate(linear.weight, linear.bias, E, U.detach(), h)
+    return factors.updates.of(layers, adapter, taken_as(x), form)
 
 
 def base_linear(module: nn.Module | BaseTunerLayer) -> nn.Linear:
@@ -287,26 +259,26 @@ def check_mixed_batch(items: int, adapter_names: list[str], merged: bool) -> Non
         )
 
 
-def _one_step(layer: nn.Module, x: torch.Tensor) -> bool:
+def one_step(layer: nn.Module, x: torch.Tensor) -> bool:
     """Whether `FrozenLinear` may stand in for `layer` and an update: the layer is F.linear with frozen weights, no
     subclass, no hook, no patched forward; it takes x; and derivatives are first ones in reverse mode.
     """
     return (
         type(layer) is nn.Linear
         and not (layer.weight.requires_grad or (layer.bias is not None and layer.bias.requires_grad))
-        and not _has_hooks(layer)
+        and not has_hooks(layer)
         and "forward" not in vars(layer)
-        and (x.dtype == layer.weight.dtype or _taken_as(x) == _taken_as(layer.weight))
+        and (x.dtype == layer.weight.dtype or taken_as(x) == taken_as(layer.weight))
         and not plain_operations()
     )
 
 
-def _has_hooks(layer: nn.Module) -> bool:
+def has_hooks(layer: nn.Module) -> bool:
     hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
     return any(hooks)
 
 
-def _taken_as(tensor: torch.Tensor) -> torch.dtype:
+def taken_as(tensor: torch.Tensor) -> torch.dtype:
     """The dtype in which F.linear takes a tensor under the current autocast state."""
     dtype = autocast_dtype(tensor.device)
     if dtype is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:

@@ -26,6 +26,7 @@ from .factors import AuroraFactors
 from .fit import misfit
 from .layer import AuroraLayer, AuroraLinear, base_linear
 from .targets import TARGET_MODULES, default_slices, default_targets, suggested_targets
+from .updates import SharedFactors
 
 
 class AuroraModel(BaseTuner):
@@ -46,10 +47,10 @@ class AuroraModel(BaseTuner):
     prefix = "aurora_"
     tuner_layer_cls = AuroraLayer
     target_module_mapping = TARGET_MODULES  # type: ignore[assignment]  # rows may be a regex, as peft's own
-    aurora_factors: nn.ModuleDict
+    aurora_factors: SharedFactors
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        self.aurora_factors = nn.ModuleDict()
+        self.aurora_factors = SharedFactors()
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         """Fill in the default targets, and how many slices the fused layers of this model are.

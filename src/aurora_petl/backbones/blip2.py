@@ -25,7 +25,7 @@ from transformers.models.blip_2.modeling_blip_2 import (
     Blip2TextEmbeddings,
 )
 
-from ..adapter.layer import project_once
+from ..adapter.together import project
 from ..data.media import PictureFormat
 from ..errors import AuroraError
 from .base import Encoded, Texts
@@ -82,8 +82,7 @@ class CrossAttention(Blip2QFormerMultiHeadAttention):
         if meeting.kept is not None and self.layer_idx in meeting.kept:
             key, value = meeting.kept[self.layer_idx]
         else:
-            project_once(self.key, encoder_hidden_states)
-            key, value = self.key(encoder_hidden_states), self.value(encoder_hidden_states)
+            key, value = project(encoder_hidden_states, self.key, self.value)
             if meeting.kept is not None:
                 meeting.kept[self.layer_idx] = key, value
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0

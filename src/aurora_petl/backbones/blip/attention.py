@@ -30,11 +30,11 @@ from transformers.models.blip.modeling_blip_text import (
 )
 from transformers.pytorch_utils import apply_chunking_to_forward
 
-from ...adapter.layer import project_once
 from ...adapter.norm import RecomputableLayerNorm
+from ...adapter.together import project
 from ...errors import AuroraWarning
 from ..sharing import Sharing, attend, finite_mask, seat
-from .crossing import cross, cross_layers
+from .crossing import cross, crossing_of
 
 
 @dataclass
@@ -63,7 +63,7 @@ class VisionAttention(BlipAttention):
     def forward(self, hidden_states, **kwargs):
         if _wants_probabilities(self.config, kwargs):
             return super().forward(hidden_states, **kwargs)
-        query, key, value = self.qkv(hidden_states).chunk(3, -1)
+        query, key, value = project(hidden_states, self.qkv, chunks=3)
         context = attend(query, key, value, self.num_heads, dropout=_rate(self.dropout))
         return self.projection(context), None
 
@@ -83,23 +83,23 @@ class TextAttention(BlipTextAttention):
             # the mask twice: self-attention reads the first, cross-attention the second
             context, probabilities = inner(hidden_states, attention_mask, states, attention_mask, cache)
             return self.output(context, hidden_states), probabilities
-        if states is None:
-            project_once(inner.key, hidden_states)
-            key, value = inner.key(hidden_states), inner.value(hidden_states)
-            if meeting.first_only and inner.layer_idx == inner.config.num_hidden_layers - 1:
-                hidden_states = hidden_states[:, :1]
-        elif meeting.kept is None:
-            if inner.layer_idx == 0:  # all layers read them
-                project_once(inner.key, states)
-            if (context := self._cross(hidden_states, states, attention_mask, meeting)) is not None:
-                return self.output(context, hidden_states), None
-            key, value = inner.key(states), inner.value(states)
+        if states is not None:
+            if meeting.kept is None:
+                if (context := self._cross(hidden_states, states, attention_mask, meeting)) is not None:
+                    return self.output(context, hidden_states), None
+                key, value = project(states, inner.key, inner.value)
+            else:
+                if inner.layer_idx not in meeting.kept:
+                    key, value = project(states, inner.key, inner.value)
+                    meeting.kept[inner.layer_idx] = key, value
+                key, value = meeting.kept[inner.layer_idx]
+            (query,) = project(hidden_states, inner.query)
         else:
-            if inner.layer_idx not in meeting.kept:
-                meeting.kept[inner.layer_idx] = inner.key(states), inner.value(states)
-            key, value = meeting.kept[inner.layer_idx]
+            query, key, value = project(hidden_states, inner.query, inner.key, inner.value)
+            if meeting.first_only and inner.layer_idx == inner.config.num_hidden_layers - 1:
+                query, hidden_states = query[:, :1], hidden_states[:, :1]
         context = attend(
-            inner.query(hidden_states),
+            query,
             key,
             value,
             inner.num_attention_heads,
@@ -117,14 +117,15 @@ class TextAttention(BlipTextAttention):
         if not one_row_each or meeting.frames is not None or _rate(inner.dropout):
             return None
         heads, size = inner.num_attention_heads, 1 if sharing is None else sharing.size
-        layers = cross_layers(inner.key, inner.value, states, size * tokens, heads)
-        if layers is None:
+        first = inner.layer_idx == 0  # all layers read them
+        parts = crossing_of(inner.key, inner.value, states, size * tokens, heads, first)
+        if parts is None:
             return None
-        query = inner.query(hidden_states)
+        (query,) = project(hidden_states, inner.query)
         if sharing is not None:
             query = seat(query, sharing, len(states)).view(len(states), -1, width)
         mask = None if mask is None else finite_mask(mask[:, :, :1], query.dtype)
-        context = cross(query, states, layers, heads, mask).view(-1, tokens, width)
+        context = cross(query, parts, heads, mask).view(-1, tokens, width)
         return context if sharing is None else context.index_select(0, sharing.seats)
 
 

@@ -37,6 +37,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextEncoder, BlipTex
 from ...adapter.additions import Adder, AuroraAddition, on_items, register
 from ...adapter.config import AuroraConfig
 from ...adapter.factors import no_autocast
+from ...adapter.frozen import apply, first_order, plain_operations
 
 BANK = 128  # texts; 400 KB at a width of 768, as much as the rest of BLIP-base's adapter
 RELEASED = 0.1  # the constant of the released code's gates and context
@@ -105,14 +106,41 @@ class AuroraGate(AuroraAddition):
             PASS.gate, PASS.states = None, ()
         for name, items in self.applied(len(output), output.device):
             a, b = self.aurora_a[name].to(output.device), self.aurora_b[name].to(output.device)
-            if self.aurora_form[name] == "released":
-                a, b = RELEASED * a, RELEASED * b
-            else:
-                gate = self.aurora_gamma[name].to(output.device).tanh()[:, None]
-                a, b = gate * a, gate * b
-            added = s * a[0] + m * a[1] + b.sum(0)
+            released = self.aurora_form[name] == "released"
+            gamma = None if released else self.aurora_gamma[name].to(output.device)
+            if gamma is not None and items is None and not (torch.compiler.is_compiling() or plain_operations()):
+                output = apply(_Gated, output, s, m, a, b, gamma)
+                continue
+            gate = RELEASED if gamma is None else gamma.tanh()[:, None]
+            added = s * (gate * a)[0] + m * (gate * a)[1] + (gate * b).sum(0)
             output = output + on_items(items, added).to(output.dtype)
         return output
+
+
+class _Gated(torch.autograd.Function):
+    """h + g_s (s * a_s + b_s) + g_m (m * a_m + b_m), g = tanh(gamma), in few kernels, both branches at once."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, s: Tensor, m: Tensor, a: Tensor, b: Tensor, gamma: Tensor) -> Tensor:
+        with no_autocast(h.device):
+            gate = gamma.tanh()
+            scale = gate[:, None] * a
+            added = torch.addcmul(gate @ b, s, scale[0]).addcmul_(m, scale[1])
+            ctx.save_for_backward(s, m, a, b, gate, scale)
+            return added.add_(h).to(h.dtype)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
+        s, m, a, b, gate, scale = ctx.saved_tensors
+        with no_autocast(dh.device):
+            ds, dm = (dh * scale[:, None, None].to(dh.dtype)).unbind()
+            shift = dh.sum((0, 1), dtype=b.dtype)
+            of_scale = (torch.stack([s, m]) * dh).sum((1, 2), dtype=a.dtype)
+            of_gate = torch.addcmul(of_scale * a, shift, b).sum(1)
+            da, db = of_scale * gate[:, None], gate[:, None] * shift
+            dgamma = torch.ops.aten.tanh_backward(of_gate, gate)
+        return dh, ds, dm, da, db, dgamma
 
 
 class AuroraContext(AuroraAddition):

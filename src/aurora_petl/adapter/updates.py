@@ -1,0 +1,358 @@
+"""The updates of all layers, formed together and used until a weight changes.
+
+All slices of a width share U and V, so a few batched products form every update at once:
+
+    E = V M of all slices         (out, R) each       one product, after one of lambda * P
+    W + E U^T of all layers       (out, in) each      one copy of every W, one product for each size of layer
+
+A layer by itself needs as many, at each pass. What is formed serves every pass over the same weights (pictures, texts,
+both, evaluation), see `Formed.fits`; `gather.py` takes the gradients. E is formed for all layers of a width that have
+the adapter. What else a layer computes with is formed from when it asks first, by itself or with those that read the
+same x: a unit.
+
+Memory: merged weights are a copy of the adapted ones in the dtype of compute, for the adapter that was used last. All
+copies together take no more than `LIMIT`; layers beyond it are computed one by one (`frozen.FrozenLinear`). As long as
+autograd's graph of a pass lives, so does what the pass used.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .factors import AuroraFactors, expand, no_autocast
+from .gather import Gather, Sources, Tokens
+from .stamp import Stamp, is_plain
+
+if TYPE_CHECKING:
+    from .layer import AuroraLinear
+
+LIMIT = 2**30  # bytes of copies of weights, for each tuner model
+LOCK = threading.Lock()  # several threads may run one model
+
+LAYER = "layer"  # one layer, whose weight is used as it is
+JOINT = "joint"  # layers that read the same x: their weights above U^T
+CROSS = "cross"  # the same: their weights beside E
+
+
+class Unit:
+    """Layers that are computed in one step, and what was formed for them last. It keeps their parts, not the layers,
+    which keep it.
+
+    Args:
+        layers: of one width and dtype, with slices by rows.
+        dtype: of compute.
+        form: LAYER, JOINT or CROSS.
+    """
+
+    def __init__(self, layers: Sequence[AuroraLinear], adapter: str, dtype: torch.dtype, form: str) -> None:
+        self.adapter, self.form, self.dtype = adapter, form, dtype
+        self.parts: list[dict[str, Any]] = [layer._modules for layer in layers]
+        self.linears: list[nn.Linear] = [part["base_layer"] for part in self.parts]
+        self.P: list[nn.ParameterDict] = [part["aurora_P"] for part in self.parts]
+        self.merged = form == JOINT and merges(layers[0])
+        self.group = adapter, dtype, layers[0].slice_widths(adapter)
+        self.rows = [linear.out_features for linear in self.linears]
+        self.size = sum(self.rows)
+        self.bytes = 0 if form == LAYER else self.size * self.linears[0].in_features * dtype.itemsize
+        self.formed: Formed | None = None
+        self._bias: tuple[list[Stamp], Tensor | None] | None = None
+
+    def is_of(self, layers: Sequence[AuroraLinear]) -> bool:
+        """Whether it was made for these layers, and they still are what they were."""
+        return self.is_whole() and all(part is layer._modules for part, layer in zip(self.parts, layers, strict=True))
+
+    def is_whole(self) -> bool:
+        """Whether the layers have their linear layers and adapter still."""
+        return all(
+            part["base_layer"] is linear and self.adapter in part["aurora_P"]
+            for part, linear in zip(self.parts, self.linears, strict=True)
+        )
+
+    def frozen_weights(self) -> list[tuple[nn.Module, str]]:
+        """W and b of every layer."""
+        own = [(linear, name) for linear in self.linears for name in ("weight", "bias")]
+        return [(owner, name) for owner, name in own if owner._parameters.get(name) is not None]
+
+    def bias(self, R: int) -> Tensor | None:
+        """The biases of the layers in the dtype of compute, with R zeros more for JOINT; formed once."""
+        if self._bias is None or not all(stamp.fits() for stamp in self._bias[0]):
+            stamps = [Stamp(owner, name) for owner, name in self.frozen_weights() if name == "bias"]
+            self._bias = stamps, None
+            if stamps:
+                biases = [
+                    linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias.detach()
+                    for linear in self.linears
+                ]
+                biases += [biases[0].new_zeros(R)] if self.form == JOINT else []
+                self._bias = stamps, (torch.cat(biases) if len(biases) > 1 else biases[0]).to(self.dtype)
+        return self._bias[1]
+
+
+class Formed:
+    """What a unit computes with, in the dtype of compute.
+
+    Attributes:
+        stack: JOINT: (out + R, in), the weights of the layers above U^T. CROSS: (out, in + R), the weights beside E.
+        merged: whether the weights in `stack` hold their updates.
+        weight: LAYER: (out, in), without the update.
+        bias: (out,), for JOINT (out + R,); None if no layer has one.
+        E: (out, R)
+        U: (in, R)
+        rows: out of each layer.
+    """
+
+    stack: Tensor | None = None
+
+    def __init__(self, unit: Unit, block: Block) -> None:
+        self.merged, self.rows, self.U = unit.merged, unit.rows, block.U
+        self.weight = unit.linears[0].weight if unit.form == LAYER else None
+        self._block, self._places, self._pass = block, [block.places[id(P)] for P in unit.P], -1
+        self.E = block.rows_of(self._places, block.E)
+        self.bias = unit.bias(block.U.shape[1])
+        frozen = [Stamp(owner, name) for owner, name in unit.frozen_weights()]
+        self._stamps = [*block.shared, *(block.own[place] for place in self._places), *frozen]
+
+    def fits(self) -> bool:
+        """Whether all that it was formed of is as it was.
+
+        A change in place through ``.data`` leaves no trace. So as soon as a unit asks again, or a backward pass has
+        been, the values of the adapter's weights are compared with those of then, on a CPU. Elsewhere, where to look at
+        values is to wait for them, all is formed anew if a weight is trained. Gradient checkpointing, which asks again
+        within the backward pass, repeats what was.
+        """
+        if not all(stamp.fits() for stamp in self._stamps):
+            return False
+        if torch._C._current_graph_task_id() == -1:
+            if (self._pass == self._block.passes or self._block.sources.spent) and not self._block.begins_pass():
+                return False
+            self._pass = self._block.passes
+        return True
+
+    def tokens(self) -> tuple[Tensor | None, list[Tensor]]:
+        """What takes the gradient of U, and those of E, for each layer; none where nothing is to learn."""
+        tokens = self._block.tokens() if torch.is_grad_enabled() else ()
+        return (
+            (tokens[2 * self._places[0] + 1], [tokens[2 * place] for place in self._places]) if tokens else (None, [])
+        )
+
+
+class Block:
+    """E of all layers of a width.
+
+    Args:
+        adapter: its name in each of `P`.
+        P: of the layers.
+    """
+
+    def __init__(self, factors: AuroraFactors, group: tuple[Any, ...], P: Sequence[nn.ParameterDict]) -> None:
+        adapter, dtype, (in_width, out_width) = group
+        names = f"U_{in_width}", f"V_{out_width}", factors.core_name
+        self.shared = [Stamp(factors, name, values=True) for name in names]
+        self.own = [Stamp(own, adapter, values=True) for own in P]
+        self.places = {id(own): place for place, own in enumerate(P)}
+        rows = torch.cat([stamp.data for stamp in self.own])
+        U, V, _ = (stamp.data for stamp in self.shared)
+        self.sources = Sources(factors, self.shared, rows, factors.mode(rows), [len(stamp.data) for stamp in self.own])
+        self.wide = expand(V, self.sources.mode)
+        self.E, self.U = self.wide.to(dtype), U.to(dtype)
+        self.passes = 0
+        self._heights = [len(stamp.data) * out_width for stamp in self.own]
+        self._tokens: Tokens = ()
+
+    def holds(self, unit: Unit) -> bool:
+        """Whether it is of this unit's layers, as they are."""
+        here = all(self.places.get(id(P)) is not None for P in unit.P)
+        return here and all(stamp.fits() for stamp in (*self.shared, *(self.own[self.places[id(P)]] for P in unit.P)))
+
+    def rows_of(self, places: Sequence[int], E: Tensor) -> Tensor:
+        """The rows of `E`, `self.E` or `self.wide`, of some layers: a view where these lie side by side."""
+        if list(places) == list(range(places[0], places[0] + len(places))):
+            start = sum(self._heights[: places[0]])
+            return E[start : start + sum(self._heights[place] for place in places)]
+        return torch.cat([self.rows_of([place], E) for place in places])
+
+    def tokens(self) -> Tokens:
+        """Of E and of U by turns, for each layer; none where nothing is to learn."""
+        if not self._tokens:
+            inputs = [stamp.tensor for stamp in (*self.shared, *self.own)]
+            if any(weight.requires_grad for weight in inputs):
+                self._tokens = Gather.apply(self.sources, self.E, *inputs)  # type: ignore[no-untyped-call]
+        return self._tokens
+
+    def begins_pass(self) -> bool:
+        """Begin another pass; False if values have changed, or may have."""
+        if not all(stamp.has_same_values() for stamp in (*self.shared, *self.own)):
+            return False
+        self.passes, self.sources.spent = self.passes + 1, False
+        return True
+
+
+class Updates:
+    """What was formed last of the factors of a tuner model."""
+
+    def __init__(self) -> None:
+        self._layers: list[weakref.ref[AuroraLinear]] = []
+        self._units: dict[tuple[Any, ...], Unit] = {}
+        self._blocks: dict[tuple[Any, ...], Block] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Updates:
+        return Updates()  # the layers of a copy come by themselves
+
+    def __reduce__(self) -> tuple[type[Updates], tuple[()]]:
+        return Updates, ()
+
+    def know(self, layer: AuroraLinear) -> None:
+        """Form the updates of this layer too."""
+        self._layers.append(weakref.ref(layer))
+
+    def forget(self) -> None:
+        """Form everything anew when it is asked for next."""
+        self._blocks = {}
+        for unit in list(self._units.values()):
+            unit.formed = None
+
+    def of(self, layers: tuple[AuroraLinear, ...], adapter: str, dtype: torch.dtype, form: str) -> Formed | None:
+        """What the layers compute with; None if they have to be computed one by one.
+
+        Args:
+            layers: of the same widths, with slices by rows.
+            dtype: of compute.
+            form: LAYER, JOINT or CROSS. A layer whose update is merged into its weight is JOINT.
+        """
+        if form == LAYER and merges(layers[0]):
+            form = JOINT
+        key = adapter, dtype, form, *map(id, layers)
+        unit = self._units.get(key)
+        formed = None if unit is None else unit.formed
+        if unit is not None and formed is not None and unit.is_of(layers) and formed.fits():
+            return formed
+        with LOCK:
+            return self._form(key, layers)
+
+    def _form(self, key: tuple[Any, ...], layers: tuple[AuroraLinear, ...]) -> Formed | None:
+        adapter, dtype, form, *_ = key
+        factors: Any = layers[0].aurora_factors[adapter]
+        units = {name: unit for name, unit in self._units.items() if unit.is_whole()}
+        unit = units.get(key)
+        if unit is None or not unit.is_of(layers):
+            unit = units[key] = Unit(layers, adapter, dtype, form)
+        own = sum(other.bytes for other in units.values() if other.adapter == adapter)
+        if own > LIMIT or not _can_form(factors, unit):
+            return None
+        self._units, group = units, unit.group
+        with torch.inference_mode(False), torch.no_grad(), no_autocast(unit.linears[0].weight.device):
+            block = self._blocks.get(group)
+            wanted = [unit]
+            if unit.formed is not None or block is None or not block.holds(unit):
+                self._blocks = {name: other for name, other in self._blocks.items() if name[0] == adapter}
+                self._blocks.pop(group, None)
+                for other in units.values():
+                    if other.group == group or other.adapter != adapter:
+                        other.formed = None
+                P = [own for own in self._P(group) if _is_beside(own, adapter, unit)]
+                block = self._blocks[group] = Block(factors, group, P)
+                wanted = [other for other in units.values() if other.group == group and _can_form(factors, other)]
+            form_units(wanted, block)
+        formed = unit.formed
+        if type(block.E) is not Tensor:  # of a mode that computes with stand-ins
+            self.forget()
+        elif formed is not None:
+            formed.fits()  # the first time that it is asked for
+        return formed
+
+    def _P(self, group: tuple[Any, ...]) -> list[nn.ParameterDict]:
+        """Of all layers of a group."""
+        adapter, _, widths = group
+        self._layers = [known for known in self._layers if known() is not None]
+        layers = [layer for known in self._layers if (layer := known()) is not None and adapter in layer.aurora_P]
+        return [
+            layer.aurora_P
+            for layer in layers
+            if layer.slice_widths(adapter) == widths and not layer.is_split_by_columns(adapter)
+        ]
+
+
+class SharedFactors(nn.ModuleDict):
+    """The factors of every adapter of a tuner model by name, and what was formed of them last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.updates = Updates()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> SharedFactors:
+        self.updates.forget()
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return self
+
+
+def merges(layer: AuroraLinear) -> bool:
+    """Whether an update can be added to the layer's weight without being rounded away: see `layer.py`."""
+    weight: Tensor = layer._modules["base_layer"].weight  # type: ignore[union-attr, assignment]
+    return weight.dtype.itemsize >= 4
+
+
+def _can_form(factors: AuroraFactors, unit: Unit) -> bool:
+    """Whether the weights are tensors like any other, all on one device."""
+    in_width, out_width = unit.group[-1]
+    weights: list[tuple[nn.Module, str]] = [
+        *((factors, name) for name in (f"U_{in_width}", f"V_{out_width}", factors.core_name)),
+        *((P, unit.adapter) for P in unit.P),
+        *unit.frozen_weights(),
+    ]
+    devices = {owner._parameters[name].device for owner, name in weights}  # type: ignore[union-attr]
+    return len(devices) == 1 and all(is_plain(owner, name) for owner, name in weights)
+
+
+def _is_beside(P: nn.ParameterDict, adapter: str, unit: Unit) -> bool:
+    """Whether a layer's row can be used together with those of `unit`."""
+    return is_plain(P, adapter) and P[adapter].device == unit.P[0][adapter].device
+
+
+def form_units(units: list[Unit], block: Block) -> None:
+    """Form what units compute with from the updates of their layers."""
+    for form, make in ((JOINT, _joint), (CROSS, _cross), (LAYER, None)):
+        of_form = sorted((unit for unit in units if unit.form == form), key=_size)
+        made = [Formed(unit, block) for unit in of_form]
+        if make is not None and of_form:
+            for formed, stack in zip(made, make(of_form, block), strict=True):
+                formed.stack = stack
+        for unit, formed in zip(of_form, made, strict=True):
+            unit.formed = formed
+
+
+def _size(unit: Unit) -> tuple[bool, int]:
+    return unit.merged, unit.size
+
+
+def _joint(units: list[Unit], block: Block) -> list[Tensor]:
+    """The weights of each unit above U^T, with their updates if nothing is lost by it."""
+    stacks: list[Tensor] = []
+    U = block.shared[0].data
+    for kind, of_kind in groupby(units, lambda unit: unit.linears[0].weight.dtype):
+        same_kind = list(of_kind)
+        U_t = U.t().to(kind)
+        whole = torch.cat([part for unit in same_kind for part in (*(one.weight for one in unit.linears), U_t)])
+        (R, width), first = U_t.shape, 0
+        for (merged, size), of_size in groupby(same_kind, _size):
+            places = [[block.places[id(P)] for P in unit.P] for unit in of_size]
+            if merged:
+                E = block.rows_of([place for own in places for place in own], block.wide).view(-1, size, R)
+                rows = whole[first : first + len(E) * (size + R)].view(len(E), size + R, width)[:, :size]
+                rows.baddbmm_(E.to(kind), U_t.expand(len(E), R, width))
+            first += len(places) * (size + R)
+        stacks += whole.to(block.U.dtype).split([unit.size + R for unit in same_kind])
+    return stacks
+
+
+def _cross(units: list[Unit], block: Block) -> list[Tensor]:
+    """The weights of each unit beside E."""
+    weights = torch.cat([linear.weight for unit in units for linear in unit.linears]).to(block.U.dtype)
+    places = [block.places[id(P)] for unit in units for P in unit.P]
+    return list(torch.cat([weights, block.rows_of(places, block.E)], 1).split([unit.size for unit in units]))
