@@ -324,10 +324,8 @@ def load_run(folder: Path, strength: float = 1.0) -> tuple[Recipe, Any]:
     recipe = selection.settled(saved_recipe(folder), folder, selection.TUNED if strength else selection.UNTUNED)
     backbone = _backbone(recipe)
     if strength:
-        adapter = folder / ADAPTER
-        load_adapter(
-            backbone, adapter if adapter.is_dir() else folder, recipe.method
-        )  # a pushed run's lies in its root
+        pushed = not (folder / ADAPTER).is_dir() and any(folder.glob("*.safetensors"))  # its adapter lies in its root
+        load_adapter(backbone, folder if pushed else folder / ADAPTER, recipe.method)
     else:
         apply_method(backbone, "zero-shot")
     if 0 < strength < 1:
