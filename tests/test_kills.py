@@ -40,7 +40,13 @@ def begin(folder: Path, *words: str, ranks: int = 1) -> subprocess.Popen:
         stderr=log,
         start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=_heed_ctrl_c,
     )
+
+
+def _heed_ctrl_c() -> None:
+    """Undo what a shell does to processes in its background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def steps_of(folder: Path) -> int:
