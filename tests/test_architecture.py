@@ -13,13 +13,14 @@ LEVELS = [  # from the ground up; a room imports what stands before it, and its 
     {"adapter"},
     {"data"},
     {"backbones"},
-    {"methods", "method_options", "card", "baselines"},
+    {"methods", "method_options", "baselines"},
     {"evaluation"},
     {"tasks"},
     {"recipe", "checks", "selection"},
     {"report"},
     {"examples", "train_arguments", "trainer", "trainer_callbacks", "plan", "run_folder", "training", "scoring"},
     {"search"},
+    {"model", "api", "export", "sharing"},
     {"compare", "demo", "terminal", "arguments", "commands", "cli"},
 ]
 

@@ -19,6 +19,7 @@ LIGHT = [
     ("--help", 0, "usage: aurora"),
     *((f"{name} --help", 0, f"usage: aurora {name}") for name in ("demo", "train", "evaluate", "params", "convert")),
     *((f"{name} --help", 0, f"usage: aurora {name}") for name in ("index", "search", "serve", "recipes")),
+    *((f"{name} --help", 0, f"usage: aurora {name}") for name in ("push", "export")),
     ("--version", 0, f"aurora-petl {aurora_petl.__version__}"),
     ("recipes", 0, "emoji"),
     ("trian", 2, "did you mean train?"),

@@ -323,26 +323,6 @@ def test_peft_loads_it_to_the_same_model(method, tmp_path, backbone):
     assert torch.equal(outputs(backbone), outputs(theirs))
 
 
-# The card
-
-
-def test_the_card_says_what_was_trained_and_how_to_load_it(tmp_path, backbone):
-    apply_method(backbone, "aurora", options("aurora"))
-    about = {"data": "photos|2", "method": "aurora", "options": {"r": R, "gate": "released"}, "left out": None}
-    save_adapter(backbone, tmp_path / "adapter", about)
-    card = (tmp_path / "adapter/README.md").read_text()
-    assert "More Information Needed" not in card and "left out" not in card and "license" not in card.lower()
-    for row in ("| model | blip-mini |", r"| data | photos\|2 |", f"| options | r={R}, gate=released |"):
-        assert row in card.splitlines()
-    every = sum(weight.numel() for weight in trainable(backbone).values())
-    assert f"| weights that train | {every:,}, {HEADS:,} of them in vision_proj, text_proj" in card
-    assert "KeyError: 'AURORA_PETL'" in card and "pip install ." in card
-    code = card.split("```python")[1].split("```")[0].replace("this folder", str(tmp_path / "adapter"))
-    names = {}
-    exec(code, names)  # what the card tells a reader to run
-    assert any("aurora_" in name for name, _ in names["model"].named_parameters())
-
-
 # A full disk
 
 

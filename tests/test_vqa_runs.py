@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import aurora_petl
 from aurora_petl import data, scoring, training
 from aurora_petl.backbones import load_backbone
 from aurora_petl.cli import main
@@ -68,6 +69,7 @@ def test_overfits_its_training_questions(colours, tmp_path, capsys):
     held = {path.name for path in out.iterdir()}
     assert held - {".lock", "losses.jsonl"} == {
         "adapter",
+        "answers.json",
         "metrics.json",
         "recipe.yaml",
         "history.json",
@@ -79,13 +81,18 @@ def test_overfits_its_training_questions(colours, tmp_path, capsys):
     assert set(metrics["test"]) == set(metrics["zero_shot_test"]) == {"accuracy", "yes/no", "other"}
     assert metrics["weights"]["heads"] == 0
 
+    train_rows = colours.split("train")
+    files = [colours.files.path / item.image for item in train_rows]
+    answers = aurora_petl.load("run").answer(files, [item.question for item in train_rows])
+
     assert main(["evaluate", "run", "--split", "train", "--json", "found.json", "--upload", "up/answers.json"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["answers", "by", "rank"]
     found = json.loads((tmp_path / "found.json").read_text())["metrics"]
     assert [line.split()[:2] for line in lines[2:5]] == [[name, f"{value:.1f}"] for name, value in found.items()]
-    assert found["accuracy"] >= 90
     rows = json.loads((tmp_path / "up/answers.json").read_text())
+    assert [row["answer"] for row in rows] == answers  # from Python alike
+    assert found["accuracy"] >= 90
     asked = colours.split("train")
     right = [row["answer"] == item.answers[0] for row, item in zip(rows, asked, strict=True)]
     assert 100 * sum(right) / len(right) == pytest.approx(found["accuracy"])

@@ -13,23 +13,42 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .adapter import AuroraConfig, AuroraModel
+    from .api import load, train
     from .backbones import load_backbone
     from .data import load_dataset
     from .errors import AuroraError
+    from .model import Model
+    from .search.picture_index import Index
     from .tasks.retrieval import Retrieval
     from .tasks.vqa import VQA
 
 __version__ = "0.1.0"
-__all__ = ["AuroraConfig", "AuroraError", "AuroraModel", "Retrieval", "VQA", "load_backbone", "load_dataset"]
+__all__ = [
+    "AuroraConfig",
+    "AuroraError",
+    "AuroraModel",
+    "Index",
+    "Model",
+    "Retrieval",
+    "VQA",
+    "load",
+    "load_backbone",
+    "load_dataset",
+    "train",
+]
 
 _PLACES = {
     "AuroraConfig": "adapter",
     "AuroraError": "errors",
     "AuroraModel": "adapter",
+    "Index": "search.picture_index",
+    "Model": "model",
     "Retrieval": "tasks.retrieval",
     "VQA": "tasks.vqa",
+    "load": "api",
     "load_backbone": "backbones",
     "load_dataset": "data",
+    "train": "api",
 }
 
 

@@ -279,6 +279,19 @@ def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argpars
     serve.add_argument("--index", type=Path, help="folder of the index (default: the only *.index here)")
     serve.add_argument("--port", type=int, default=7860, help="port on 127.0.0.1 (default: %(default)s)")
 
+    push = _command(commands, "push", runs, "share a finished run on the Hugging Face hub")
+    push.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
+    push.add_argument("name", metavar="NAME", help="owner and name of the repository, such as you/my-photos")
+    push.add_argument("--private", action="store_true", help="make a repository that others cannot see")
+    push.add_argument("--base-model", metavar="ID", help="the tuned model's hub id, if the run tuned one in a folder")
+    push.add_argument("--dry-run", action="store_true", help="list what would be uploaded, upload nothing")
+
+    export = _command(
+        commands, "export", runs, "write a finished run's model, adapter folded in, as a folder that transformers reads"
+    )
+    export.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
+    export.add_argument("out", type=Path, metavar="OUT", help="folder to make; it must not exist yet")
+
     _command(commands, "recipes", runs, "list the recipes")
 
     for command in (demo, train, evaluate, compare, index):

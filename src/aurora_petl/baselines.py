@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from .adapter.additions import additions
 from .adapter.targets import default_targets
 from .backbones import Tunable, embedded_models
-from .card import adapter_card
 from .errors import AuroraError, first_line, short
 from .files import as_os_error, open_tensors, read_json, whole_folder
 from .method_options import typed_options
@@ -31,6 +30,7 @@ from .methods import METHODS, Method, find_method
 WEIGHTS = "trained.safetensors"  # of methods that are not peft's
 PARAMETERS = "parameters.safetensors"  # heads that are single parameters, beside an adapter of peft
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+CARD = "README.md"
 MEND = "copy the run's folder again, or train anew"
 
 
@@ -90,11 +90,11 @@ def trained_weights(backbone: Tunable, method: Method) -> dict[str, nn.Parameter
     }
 
 
-def save_adapter(backbone: Tunable, folder: Path, about: Mapping[str, Any] | None = None) -> None:
+def save_adapter(backbone: Tunable, folder: Path, card: str = "") -> None:
     """Write what was trained to ``folder``, which appears whole or not at all.
 
     Args:
-        about: what the card beside peft's files says of the training, by heading: data, method, options.
+        card: the text of its README.md; by default peft's own, of the methods that are peft's.
 
     Raises:
         AuroraError: if ``folder`` exists.
@@ -108,9 +108,10 @@ def save_adapter(backbone: Tunable, folder: Path, about: Mapping[str, Any] | Non
                 backbone.adapter.save_pretrained(str(partial), save_embedding_layers=False)
             if parameters := _trained_parameters(backbone):
                 save_file(parameters, partial / PARAMETERS)
-            (partial / "README.md").write_text(adapter_card(backbone, about or {}), encoding="utf-8")
         else:
             save_file(_trained(backbone), partial / WEIGHTS)
+        if card:
+            (partial / CARD).write_text(card, encoding="utf-8")
 
 
 def saved_bytes(backbone: Tunable) -> int:

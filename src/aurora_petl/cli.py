@@ -93,15 +93,11 @@ def _recipe_words(options: argparse.Namespace) -> tuple[str | None, list[str]]:
 
 def _chosen_recipe(name: str | None, overrides: list[str], given: dict[str, str]) -> tuple[str, Recipe]:
     """The recipe that the words name, or that for one's own pictures, with its name."""
-    from .recipe import load_recipe
+    from .recipe import load_own, load_recipe
 
     if name is None and "data" not in given and not any(word.startswith("data=") for word in overrides):
         raise AuroraError("nothing to train on: name a recipe (aurora recipes lists them) or give --data FOLDER")
-    recipe = load_recipe(name or "photos-mini", overrides, given)
-    if name is not None:
-        return name, recipe
-    name = _own_recipe(recipe.model)
-    return name, load_recipe(name, overrides, given)
+    return load_own(overrides, given) if name is None else (name, load_recipe(name, overrides, given))
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -126,15 +122,6 @@ def _stem(name: str) -> str:
     """What a run is called by default: after its recipe or its data, of a pattern of files after their folder."""
     path = Path(name)
     return path.parent.name or "shards" if any(mark in path.name for mark in "{*?[") else path.stem
-
-
-def _own_recipe(model: str) -> str:
-    """The recipe for one's own pictures with a model."""
-    if model == "blip-mini":
-        return "photos-mini"
-    from .backbones.load import find_family
-
-    return find_family(model).recipe
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -194,6 +181,14 @@ def _serve(options: argparse.Namespace) -> None:
     _work(options).serve(options.index, options.port)
 
 
+def _push(options: argparse.Namespace) -> None:
+    _work(options).push(options.folder, options.name, options.private, options.base_model or "", options.dry_run)
+
+
+def _export(options: argparse.Namespace) -> None:
+    _work(options).export(options.folder, options.out)
+
+
 def _recipes(options: argparse.Namespace) -> None:
     from .recipe import load_recipe, recipe_names
 
@@ -214,6 +209,8 @@ COMMANDS = {
     "index": _index,
     "search": _search,
     "serve": _serve,
+    "push": _push,
+    "export": _export,
     "recipes": _recipes,
 }
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from . import backbones, baselines, plan, report, scoring, training
+from . import backbones, baselines, plan, report, scoring, sharing, training
 from . import compare as comparison
 from . import demo as demonstration
+from . import export as exporting
 from .backbones.blip import convert as converting
 from .data.media import load_image
 from .distributed import rank
@@ -23,6 +24,7 @@ from .run_folder import claim
 from .search import index as indexing
 from .search import lines
 from .search.library import Library
+from .search.picture_index import default_place
 from .search.query import Searcher, find_index
 from .search.sheet import MOST, SIDE, contact_sheet
 from .terminal import say
@@ -140,7 +142,7 @@ def convert(checkpoint: Path, out: Path, image_size: int | None) -> None:
 
 def index(folder: Path, out: Path | None, model: str, progress: bool) -> None:
     """Make or renew the index of a folder of pictures and print what is new."""
-    out = out or Path(f"{os.path.basename(os.path.realpath(folder))}.index")
+    out = out or default_place(folder)
     update = indexing.build_index(folder, out, model, progress=progress)
     if rank() == 0:
         print(lines.summary(out, update))
@@ -178,6 +180,25 @@ def search(options: argparse.Namespace) -> None:
                 image.thumbnail((2 * SIDE, 2 * SIDE))  # so that not all are in memory as they are
             shown.append((image, hit.score, hit.what))
         contact_sheet(options.sheet, query, about, shown)
+
+
+def push(run: Path, name: str, private: bool, base_model: str, dry: bool) -> None:
+    """Upload a finished run to the hub, or print what would go up."""
+    if not dry:
+        print(sharing.push(run, name, private=private, base_model=base_model))
+        return
+    with sharing.prepared(run, name, base_model) as folder:
+        sizes = [[path.name, report.size_of(path.stat().st_size)] for path in sorted(folder.iterdir())]
+    print(report.table(["file", "size"], sizes))
+    seen = "which others cannot see" if private else "where everybody sees them"
+    print(f"\nwithout --dry-run they would go to {name}, {seen}; gallery.png, with your pictures, stays here")
+
+
+def export(run: Path, out: Path) -> None:
+    """Write a finished run's model as transformers' and print how to load it and what it lacks."""
+    made = exporting.export(run, out)
+    print("\n".join(made.notes))
+    print(f"transformers.{made.kind}.from_pretrained({str(out)!r})")
 
 
 def serve(index: Path | None, port: int) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +21,7 @@ class _Choice:
 
 
 _choice = _Choice()
+_inside: ContextVar[str | None] = ContextVar("device", default=None)
 
 
 def use(name: str) -> None:
@@ -30,14 +34,31 @@ def use(name: str) -> None:
     _choice.name = name
 
 
-def choose(name: str | None = None) -> torch.device:
-    """The device called ``name``; without a name the one that `use` was told, ``auto`` by default: this rank's GPU
-    (``LOCAL_RANK`` of torchrun, else the first), then Apple's MPS, then the CPU.
+@contextmanager
+def using(name: str | None) -> Iterator[None]:
+    """The same for a block, and for its thread alone; None changes nothing.
 
     Raises:
         AuroraError: if there is no such device here.
     """
-    name = _choice.name if name is None else name
+    if name is not None:
+        choose(name)
+    token = _inside.set(_inside.get() if name is None else name)
+    try:
+        yield
+    finally:
+        _inside.reset(token)
+
+
+def choose(name: str | None = None) -> torch.device:
+    """The device called ``name``; without a name the one of the `using` around it, else the one that `use` was told,
+    ``auto`` by default: this rank's GPU (``LOCAL_RANK`` of torchrun, else the first), then Apple's MPS, then the CPU.
+
+    Raises:
+        AuroraError: if there is no such device here.
+    """
+    if name is None:
+        name = _inside.get() or _choice.name
     local = int(os.environ.get("LOCAL_RANK", 0))
     if name == "auto":
         if torch.cuda.is_available():

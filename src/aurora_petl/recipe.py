@@ -117,7 +117,8 @@ def load_recipe(
     """A recipe by name or from a YAML file, with ``key=value`` overrides such as ``train.learning_rate=1e-3``.
 
     Args:
-        fields: values of top fields, which win over the overrides' and are taken as they are, not read as YAML.
+        fields: values of top fields, which win over the overrides' and are taken as they are, not read as YAML. Of a
+            section, such as ``train``, they may name some fields alone.
 
     Raises:
         AuroraError: if there is no such recipe, it is not YAML, or it names an unknown field or a wrong value.
@@ -134,14 +135,30 @@ def load_recipe(
     fields = dict(fields or {})
     if "method" in fields or any(override.startswith("method=") for override in overrides or []):
         values["method_options"] = {}  # another method's options would not fit
-    if _other_task(values, overrides or []):
+    if _other_task(values, overrides or [], fields.get("task")):
         values["task"] = {}
     for override in overrides or []:
         _override(values, override)
     try:
-        return _made(values | fields)
+        return _made(_merged(values, fields))
     except AuroraError as error:
         raise AuroraError(f"{where}: {error}") from error
+
+
+def load_own(overrides: list[str] | None = None, fields: Mapping[str, Any] | None = None) -> tuple[str, Recipe]:
+    """The name of the recipe for one's own pictures with the model that the arguments name, and what they make of it.
+
+    Raises:
+        AuroraError: see `load_recipe`, or if there is no such model.
+    """
+    name = "photos-mini"
+    recipe = load_recipe(name, overrides, fields)
+    if recipe.model != "blip-mini":
+        from .backbones.load import find_family  # and PyTorch
+
+        name = find_family(recipe.model).recipe
+        recipe = load_recipe(name, overrides, fields)
+    return name, recipe
 
 
 def load_saved(path: Path) -> Recipe:
@@ -156,11 +173,22 @@ def load_saved(path: Path) -> Recipe:
     return recipe
 
 
-def _other_task(values: dict[str, Any], overrides: list[str]) -> bool:
-    """Whether the overrides name another task than a recipe's own, whose fields would not fit."""
+def _merged(values: dict[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with those of ``fields`` in their place, inside of sections too."""
+    made = dict(values)
+    for name, value in fields.items():
+        own = made.get(name)
+        made[name] = {**own, **value} if isinstance(own, dict) and isinstance(value, Mapping) else value
+    return made
+
+
+def _other_task(values: dict[str, Any], overrides: list[str], given: Any = None) -> bool:
+    """Whether the overrides or the fields of a task name another one than a recipe's own, whose fields would not
+    fit."""
     task = values.get("task")
     own = task.get("name", RetrievalSettings.name) if isinstance(task, dict) else RetrievalSettings.name
     names = [override.removeprefix("task.name=") for override in overrides if override.startswith("task.name=")]
+    names += [str(given["name"])] if isinstance(given, Mapping) and "name" in given else []
     return bool(names) and isinstance(task, dict) and names[-1].strip() != own
 
 

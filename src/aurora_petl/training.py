@@ -34,7 +34,7 @@ from .kept import digest
 from .methods import find_method
 from .plan import count_steps, fit_batch
 from .recipe import Recipe, load_saved, located
-from .report import kept_weights, plot_curve, run_scores
+from .report import data_facts, kept_weights, plot_curve, run_card, run_scores
 from .report.gallery import GALLERIES
 from .run_folder import ours
 from .stopping import Signals
@@ -46,6 +46,7 @@ from .trainer import make_trainer
 
 ADAPTER = "adapter"
 UPLOAD = "upload.json"
+ANSWERS = "answers.json"  # that inference by rank chooses from
 
 
 @dataclass
@@ -164,6 +165,7 @@ def train(
             run = _unchanged(folder, prepared, progress)
             after = before = before or run.task.evaluate(test, progress=progress)
         if first:
+            run.metrics["data"] = data_facts(recipe, prepared.dataset)
             _write(run, test, before, after)
         distributed.from_first(None)  # the others wait until all is written
     return run
@@ -189,11 +191,12 @@ def _write(run: Run, test: Rows[Any], before: Outcome, after: Outcome) -> None:
     folder, recipe = run.folder, run.recipe
     if (folder / ADAPTER).exists():
         shutil.rmtree(folder / ADAPTER)  # of a run that was killed while it wrote its results
-    about = {"data": Path(recipe.data).name, "method": recipe.method, "options": recipe.method_options}
-    save_adapter(run.backbone, folder / ADAPTER, about)
     run.metrics |= run_scores(before, after) | {"test_rows": len(test)}
     if after.metrics:
         run.metrics["test_clips" if test.clips else "test_pictures"] = after.sample.clusters
+    save_adapter(run.backbone, folder / ADAPTER, run_card(recipe, run.metrics))
+    if getattr(recipe.task, "inference", None) == "rank":
+        write_json(folder / ANSWERS, test.candidates)  # type: ignore[attr-defined]
     write_json(folder / "history.json", run.history)
     if run.history:
         note = f"{kept_weights(run.metrics)}, scores by {run.task.protocol}"
@@ -321,7 +324,10 @@ def load_run(folder: Path, strength: float = 1.0) -> tuple[Recipe, Any]:
     recipe = selection.settled(saved_recipe(folder), folder, selection.TUNED if strength else selection.UNTUNED)
     backbone = _backbone(recipe)
     if strength:
-        load_adapter(backbone, folder / ADAPTER, recipe.method)
+        adapter = folder / ADAPTER
+        load_adapter(
+            backbone, adapter if adapter.is_dir() else folder, recipe.method
+        )  # a pushed run's lies in its root
     else:
         apply_method(backbone, "zero-shot")
     if 0 < strength < 1:

@@ -42,6 +42,16 @@ FILES = (  # what a model is read from; fnmatch patterns
     "tokenizer.model",
     "spiece.model",
 )
+COMPANY = tuple(file for file in FILES if file != CONFIG and not file.startswith("model"))
+RUN = "recipe.yaml"  # marks the folder of a run
+RUN_FILES = (  # what a run is read from
+    RUN,
+    "metrics.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "parameters.safetensors",
+    "trained.safetensors",
+)
 REACH_SECONDS = 10.0  # the hub's client alone would try for half a minute where the network is down
 
 
@@ -67,9 +77,21 @@ def fetch(name: str, weights: bool = True, company: bool = True) -> Path:
         AuroraError: if the model is neither there nor to be had.
     """
     heavy = [file for file in FILES if file.startswith("model")]
-    light = [file for file in FILES if file not in (CONFIG, *heavy)]
-    wanted = [CONFIG, *(heavy if weights else ()), *(light if company else ())]
-    reachable = _is_reachable()
+    return _fetched(name, [CONFIG, *(heavy if weights else ()), *(COMPANY if company else ())])
+
+
+def fetch_run(name: str) -> Path | None:
+    """The folder in the hub's cache that holds a run that was pushed; None if the hub has a model under that name.
+
+    Raises:
+        AuroraError: if there is neither.
+    """
+    folder = _fetched(name, list(RUN_FILES))
+    return folder if (folder / RUN).is_file() else None
+
+
+def _fetched(name: str, wanted: list[str]) -> Path:
+    reachable = is_reachable()
     why = "the hub cannot be reached; check the name and the network"
     with quiet():
         for local in (False, True) if reachable else (True,):
@@ -83,7 +105,7 @@ def fetch(name: str, weights: bool = True, company: bool = True) -> Path:
     raise AuroraError(f"model {name}: {here}, and {why}")
 
 
-def _is_reachable() -> bool:
+def is_reachable() -> bool:
     """Whether the hub answers, whatever it says. Nothing is asked where ``HF_HUB_OFFLINE`` forbids it."""
     try:
         get_session().head(constants.ENDPOINT, timeout=REACH_SECONDS)

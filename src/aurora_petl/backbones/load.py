@@ -52,7 +52,7 @@ def load_backbone(
             files cannot be read, or its patches do not fill ``image_size``.
     """
     name = str(name_or_path)
-    folder = _folder(name_or_path, weights=weights, company=weights)
+    folder = folder_of(name_or_path, weights=weights, company=weights)
     module, config = _configured(folder, name, task)
     if not weights:
         with torch.device("meta"):
@@ -70,14 +70,14 @@ def check_company(name_or_path: str | Path, *, image_size: int | None = None, ta
         AuroraError: if there is no such model, it is of no known family, its tokenizer or image processor is missing or
             another model's, it cannot read pictures of ``image_size``, or its files of weights are missing or cut.
     """
-    folder = _folder(name_or_path, weights=False, company=True)
+    folder = folder_of(name_or_path, weights=False, company=True)
     module, config = _configured(folder, str(name_or_path), task)
     module.check(folder, config, str(name_or_path), image_size)
     if Path(resolve(name_or_path)).is_dir():
         read_index(folder)
 
 
-def _folder(name_or_path: str | Path, *, weights: bool, company: bool) -> Path:
+def folder_of(name_or_path: str | Path, *, weights: bool, company: bool) -> Path:
     """The folder of a model on this machine, see `hub.fetch`."""
     path = resolve(name_or_path)
     return Path(path) if Path(path).is_dir() else fetch(path, weights, company)
@@ -106,7 +106,7 @@ def find_family(name_or_path: str | Path) -> Family:
     Raises:
         AuroraError: if there is no such model, or it is of no known family.
     """
-    folder = _folder(name_or_path, weights=False, company=False)
+    folder = folder_of(name_or_path, weights=False, company=False)
     return _family(read_config(folder)["model_type"], str(name_or_path))
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..data.media import PictureFormat
 from ..errors import AuroraError, short
-from ..files import read_json
+from ..files import read_json, write_json
 
 FILES = ("preprocessor_config.json", "processor_config.json")
 
@@ -80,6 +80,32 @@ def check_steps(content: dict[str, Any], path: Path) -> None:
     factor = content.get("rescale_factor", 1 / 255)
     if not isinstance(factor, float) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
         raise AuroraError(f"{path}: rescale_factor is {short(factor)}, which is not done here; it must be 1/255")
+
+
+def write_picture_format(folder: Path, picture: PictureFormat, processor: str) -> None:
+    """Make a model's folder say that it reads pictures in this format, as `read_picture_format` reads it.
+
+    Args:
+        processor: class name of the image processor, without Fast or Pil behind it.
+    """
+    square = {"height": picture.size, "width": picture.size}
+    content = {
+        "image_processor_type": processor,
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": picture.edge or picture.size} if picture.crop else square,
+        "do_center_crop": picture.crop,
+        **({"crop_size": square} if picture.crop else {}),
+        "resample": int(picture.filter),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(picture.mean),
+        "image_std": list(picture.deviation),
+    }
+    write_json(folder / FILES[0], content)
+    if (other := folder / FILES[1]).is_file():
+        write_json(other, {name: part for name, part in read_json(other).items() if name != "image_processor"})
 
 
 def _content(folder: Path, name: str) -> tuple[Path, dict[str, Any]]:

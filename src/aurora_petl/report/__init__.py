@@ -1,5 +1,6 @@
 """Results that a person can read: tables, curves and sheets of pictures; what a gallery shows is in `gallery`."""
 
+from .card import ADAPTER_PLACE, RUN_PLACE, data_facts, front_matter, run_card
 from .curves import plot_curve, plot_methods
 from .queries import write_queries
 from .scores import (
@@ -27,6 +28,7 @@ from .tables import (
 )
 
 __all__ = [
+    "ADAPTER_PLACE",
     "AnsweredQuestion",
     "FEW",
     "GalleryQuery",
@@ -35,11 +37,14 @@ __all__ = [
     "LEGEND",
     "Protocol",
     "RECALLS",
+    "RUN_PLACE",
     "answer_gallery",
     "by_protocol",
     "caution",
     "comparison_table",
     "conversion_summary",
+    "data_facts",
+    "front_matter",
     "kept_weights",
     "load_font",
     "markdown_table",
@@ -47,6 +52,7 @@ __all__ = [
     "plot_curve",
     "plot_methods",
     "query_gallery",
+    "run_card",
     "run_scores",
     "run_summary",
     "scores_json",

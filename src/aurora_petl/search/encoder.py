@@ -21,14 +21,17 @@ TUNED, UNTUNED = "tuned", "untuned"
 
 
 class Encoder:
-    """A backbone in evaluation mode, on the device that `devices.choose` gives.
+    """A backbone in evaluation mode.
 
     Args:
+        device: where it computes; None takes the one that `devices.choose` gives.
         beta: weight of the ITC similarity beside the match logit in a reranked score, as the model's recipe has it.
     """
 
-    def __init__(self, backbone: DualEncoder, max_tokens: int = 0, beta: float = 0.0) -> None:
-        self.device = choose()
+    def __init__(
+        self, backbone: DualEncoder, max_tokens: int = 0, beta: float = 0.0, device: torch.device | None = None
+    ) -> None:
+        self.device = device or choose()
         self.backbone, self.max_tokens, self.beta = backbone, max_tokens, beta
         self.backbone.module.to(self.device).eval()
         self.transform = backbone.view()

@@ -26,6 +26,7 @@ class Library:
             raise AuroraError(f"{out} is unfinished; run aurora index again, it goes on where it stopped")
         self.out, self.keys = out, manifest.keys
         self.pictures, self.texts = manifest.pictures, manifest.texts
+        self.skipped = manifest.skipped
         self.model_name, self._model = manifest.model_name, manifest.model
         folder = manifest.folder.find(out)
         if folder is None:

@@ -7,7 +7,7 @@ questions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ class VQA(Task):
         ]
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = self._read(
+        batch = self.read(
             [row["pixels"] for row in rows],
             [row["question"] for row in rows],
             answers=[answer for row in rows for answer in row["answers"]],
@@ -145,18 +145,31 @@ class VQA(Task):
 
     def _answered(self, dataset: QuestionDataset, progress: bool) -> Iterator[tuple[list[int], list[str]]]:
         """Rows and answers of this rank's questions, a batch at a time."""
-        backbone, numbers, candidates = self.backbone, self.numbers, list(dataset.candidates)
-        texts = backbone.texts(candidates, backbone.longest) if numbers.inference == "rank" else None
+        answer = self.answerer(dataset.candidates)
         for rows, batch in self._batches(dataset, progress):
+            yield rows, answer(batch)
+
+    def answerer(self, candidates: Sequence[str] = ()) -> Callable[[dict[str, Any]], list[str]]:
+        """What gives the answers to the questions of a batch that `read` made, of any device.
+
+        Args:
+            candidates: what inference by rank chooses from.
+        """
+        backbone, numbers = self.backbone, self.numbers
+        texts = backbone.texts(list(candidates), backbone.longest) if numbers.inference == "rank" else None
+        device = next(iter(backbone.parameters())).device
+
+        def answer(batch: dict[str, Any]) -> list[str]:
+            batch = {key: part.to(device) if isinstance(part, Tensor) else part for key, part in batch.items()}
             if texts is None or not is_ranker(backbone):
-                yield rows, backbone.write(batch, beams=numbers.num_beams, longest=numbers.max_answer_tokens)
-                continue
+                return backbone.write(batch, beams=numbers.num_beams, longest=numbers.max_answer_tokens)
             best = backbone.rank(batch, texts, k_test=numbers.k_test, label_smoothing=numbers.label_smoothing or 0.0)
-            yield rows, [candidates[place] for place in best]
+            return [candidates[place] for place in best]
+
+        return answer
 
     def _batches(self, dataset: QuestionDataset, progress: bool) -> Iterator[tuple[list[int], dict[str, Any]]]:
         """Rows and batches of this rank's questions; those of one picture follow each other and share it."""
-        device = next(iter(self.backbone.parameters())).device
         view = self.backbone.view()
         places: dict[str, list[int]] = {}
         for row, question in enumerate(dataset):
@@ -169,10 +182,10 @@ class VQA(Task):
             places_of = {image: number for number, image in enumerate(shown)}
             pixels = [load_media(dataset, row, view, self.settings.evaluation_frames) for row in shown.values()]
             which = [places_of[dataset[row].image] for row in rows]
-            batch = self._read(pixels, [dataset[row].question for row in rows], which=which)
-            yield rows, {key: part.to(device) if isinstance(part, Tensor) else part for key, part in batch.items()}
+            yield rows, self.read(pixels, [dataset[row].question for row in rows], which=which)
 
-    def _read(self, pixels: list[Tensor], questions: list[str], **more: Any) -> dict[str, Any]:
+    def read(self, pixels: Sequence[Tensor], questions: Sequence[str], **more: Any) -> dict[str, Any]:
+        """What the backbone's `collate` makes of pictures and questions, on the CPU."""
         numbers = self.numbers
         longest = numbers.max_question_tokens or self.backbone.longest
         return self.backbone.collate(pixels, questions, prompt=numbers.prompt, longest=longest, **more)

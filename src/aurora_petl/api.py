@@ -1,0 +1,110 @@
+"""The package from Python: `train` a recipe, `load` a model; both give a `model.Model`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from . import training
+from .backbones import embedded_models, find_family, load_backbone
+from .backbones.hub import RUN, fetch_run, is_hub_id
+from .devices import choose, using
+from .errors import AuroraError
+from .model import Model
+from .recipe import load_own, load_recipe, load_saved
+
+
+def train(
+    data: str | Path | None = None,
+    model: str | Path | None = None,
+    *,
+    recipe: str | Path | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    device: str | None = None,
+    show_progress_bar: bool = False,
+    **fields: Any,
+) -> Model:
+    """Tune a model on pictures with texts, as ``aurora train`` does, and load the result.
+
+    Args:
+        data: a folder with ``captions.jsonl``, ``captions.csv`` or ``questions.jsonl``, a ``.tar`` of one, an embedded
+            pack, or a benchmark, whose folder is then ``root``.
+        model: ``blip-mini``, a model folder or a hub id; by default the recipe's.
+        recipe: a recipe's name or a ``.yaml`` file; by default the one for own pictures with this model.
+        out: the run's folder; by default ``runs/`` and the name of recipe or data.
+        resume: continue the run in ``out``, which was stopped, by its own recipe.
+        device: ``auto``, ``cpu``, ``mps``, ``cuda`` or ``cuda:N``.
+        fields: other fields of a recipe, such as ``method="lora"``; sections as mappings of the fields to set,
+            ``train={"learning_rate": 1e-3}``.
+
+    Returns:
+        The tuned model; its ``metrics`` are those of ``metrics.json``.
+
+    Raises:
+        AuroraError: at the first thing that stands in the way of the run.
+        Stopped: at Ctrl-C or SIGTERM, after the step that ran is saved; ``resume`` then goes on.
+    """
+    given = {name: str(value) for name, value in (("data", data), ("model", model)) if value is not None} | fields
+    if resume:
+        if given or recipe is not None or out is None:
+            raise AuroraError("resume takes the run's own recipe: give its folder as out, no recipe and no fields")
+        made = load_saved(Path(out) / RUN)
+    elif recipe is None:
+        if data is None:
+            raise AuroraError("nothing to train on; give data, a folder of pictures with captions, or recipe")
+        _, made = load_own(fields=given)
+    else:
+        made = load_recipe(recipe, fields=given)
+    folder = Path(out) if out is not None else Path("runs") / Path(recipe or data or "").stem
+    with using(device):
+        training.train(made, folder, resume=resume, progress=show_progress_bar)
+        return load(folder)
+
+
+def load(
+    model: str | Path = "blip-mini",
+    *,
+    task: str | None = None,
+    image_size: int | None = None,
+    strength: float = 1.0,
+    device: str | None = None,
+) -> Model:
+    """A tuned model, or one as it was pretrained.
+
+    Args:
+        model: the folder of a finished run, or a run on the hub that ``aurora push`` put there; untuned: ``blip-mini``,
+            a model folder, or a model of the hub.
+        task: ``retrieval`` or ``vqa``; by default the run's, or the first that the model's family offers.
+        image_size: of an untuned model, pixels a side of the pictures that it reads; by default its own.
+        strength: of a run, how far its weights are from the untuned model (0) to the tuned one (1).
+        device: ``auto``, ``cpu``, ``mps``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        AuroraError: if there is no such model or run, it is broken, or it does not do the task.
+    """
+    name = str(model)
+    if not 0 <= strength <= 1:
+        raise AuroraError(f"strength is {strength:g}; it must lie between 0, the untuned model, and 1")
+    with using(device):
+        if (folder := _run_folder(name)) is not None:
+            recipe, tuned = training.load_run(folder, strength)
+            if task not in (None, recipe.task.name):
+                raise AuroraError(f"{name} was tuned for {recipe.task.name}; leave out task")
+            if image_size is not None:
+                raise AuroraError(f"{name} is a run, which has its own image_size; leave it out")
+            return Model(tuned, name, recipe.task.name, recipe, folder)
+        task = task or find_family(name).tasks[0]
+        backbone = load_backbone(name, choose(), task=task, image_size=image_size)
+        backbone.model.requires_grad_(False)
+        return Model(backbone, name, task)
+
+
+def _run_folder(name: str) -> Path | None:
+    """The folder of a run, on this machine or fetched from the hub; None if the name is that of a model."""
+    if name in embedded_models():
+        return None
+    folder = Path(name)
+    if folder.is_dir():
+        return folder if (folder / RUN).is_file() else None
+    return fetch_run(name) if is_hub_id(name) else None

@@ -1,0 +1,230 @@
+"""The package from Python: every snippet of docs/python.md is run, and what it gives is compared."""
+
+import json
+import re
+import threading
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import BlipForQuestionAnswering
+
+import aurora_petl
+from aurora_petl import devices
+from aurora_petl.backbones import load_backbone
+from aurora_petl.recipe import load_recipe
+from aurora_petl.search import encoder
+from tests.helpers.families import QUERIES, make
+from tests.helpers.pictures import draw
+
+DOCS = Path(__file__).parents[1] / "docs" / "python.md"
+FEW = {"max_steps": 3, "batch_size": 6, "evaluations": 1}
+WORDS = ["a red circle", "blue square", "a green cross " * 20]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory, folder):
+    """A working folder with what the page names."""
+    place = tmp_path_factory.mktemp("here")
+    (place / "my_photos").symlink_to(folder)
+    draw("circle", "red").save(place / "cat.jpg")
+    draw("square", "blue").save(place / "dog.jpg")
+    backbone = load_backbone("blip-mini")
+    config = backbone.model.config
+    torch.manual_seed(0)
+    BlipForQuestionAnswering(config).save_pretrained(place / "vqa-model")
+    backbone.tokenizer.save_pretrained(place / "vqa-model")
+    return place
+
+
+@pytest.fixture(scope="module")
+def names(here):
+    """What the page's snippets leave behind, run one after the other; their training takes few steps."""
+    blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
+    assert len(blocks) == 6 and blocks[0] in (DOCS.parents[1] / "README.md").read_text("utf-8")
+    left: dict = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        patch.setattr(aurora_petl, "train", partial(aurora_petl.train, train=FEW))
+        for number, block in enumerate(blocks, 1):
+            exec(compile(block, f"python.md, snippet {number}", "exec"), left)
+    return left
+
+
+@pytest.fixture(scope="module")
+def run(names):
+    return names["run"]
+
+
+@pytest.fixture
+def pictures(folder):
+    return sorted((folder / "images").glob("*.png"))
+
+
+def test_the_page_says_what_happens(names, here, run, folder):
+    assert set(run.metrics["data"]) == {"name", "kind", "train", "validation", "test"}
+    assert names["images"].shape == (2, 128) and names["texts"].dtype == np.float32
+    assert [type(hit).__name__ for hit in run.rank("x", images=names["images"])] == ["Ranked"] * 2
+    assert names["hit"].index in (0, 1) and names["found"].path.resolve().parent == folder.resolve() / "images"
+    assert len(names["index"]) == 24 and names["index"].skipped == {}
+    assert (
+        repr(run).startswith("Model('runs/mine', retrieval, tuned by aurora, on cpu") and not names["untuned"].metrics
+    )
+    assert (here / "models/mine/tokenizer.json").is_file()
+
+
+def test_vectors_are_those_of_search(run, here, pictures):
+    """By another way: one picture at a time through the run's encoder, in other batches."""
+    theirs = encoder.load_encoder(str(here / "runs/mine"), "tuned")
+    images = run.encode_images(pictures[:5], batch_size=2)
+    expected = torch.cat(
+        [theirs.pictures(theirs.transform(Image.open(path).convert("RGB"))[None]) for path in pictures[:5]]
+    )
+    assert np.allclose(images, expected.numpy(), atol=1e-6)
+    texts = run.encode_texts(WORDS, convert_to_tensor=True)
+    assert torch.allclose(texts, theirs.texts(WORDS), atol=1e-6) and texts.requires_grad is False
+    assert np.allclose(np.linalg.norm(images, axis=-1), 1, atol=1e-6)
+    assert np.allclose(run.encode_images(Image.open(pictures[2])), images[2], atol=1e-6)
+    assert np.allclose(run.encode_texts(WORDS[1]), texts[1], atol=1e-6)
+    assert run.encode_images([]).shape == (0, 128)
+    scores = run.similarity(texts, images)
+    assert np.allclose(scores, texts.numpy() @ images.T, atol=1e-6)
+    ranked = run.rank(WORDS[0], images=pictures[:5], k=3)
+    assert [hit.index for hit in ranked] == list(np.argsort(-scores[0])[:3])
+    assert [hit.score for hit in ranked] == pytest.approx(sorted(scores[0], reverse=True)[:3], abs=1e-5)
+
+
+def test_the_second_stage_orders_the_best(run, here, pictures):
+    """Against match logits of one pair at a time, of pictures for a text and of texts for a picture."""
+    theirs = encoder.load_encoder(str(here / "runs/mine"), "tuned")
+    pixels = [theirs.transform(Image.open(path).convert("RGB"))[None] for path in pictures[:4]]
+    similar = run.similarity(run.encode_texts(WORDS), run.encode_images(pictures[:4]))
+
+    def score(text, image):
+        return float(theirs.match(pixels[image], [WORDS[text]])) + theirs.beta * similar[text, image]
+
+    found = run.rank(WORDS[0], images=pictures[:4], k=2, rerank=4, batch_size=3)
+    expected = sorted(((score(0, image), image) for image in range(4)), reverse=True)[:2]
+    assert [(hit.score, hit.index) for hit in found] == [pytest.approx(pair, abs=1e-3) for pair in expected]
+    found = run.rank(pictures[1], texts=WORDS, rerank=1)  # at least k
+    expected = sorted(((score(text, 1), text) for text in range(3)), reverse=True)
+    assert [(hit.score, hit.index) for hit in found] == [pytest.approx(pair, abs=1e-3) for pair in expected]
+
+
+def test_threads_share_a_model(run, pictures):
+    pictures = pictures[:6]
+    expected = run.encode_images(pictures), run.encode_texts(WORDS)
+    given, threads = [], []
+
+    def work():
+        for _ in range(2):
+            given.append((run.encode_images(pictures, batch_size=3), run.encode_texts(WORDS, batch_size=2)))
+
+    for _ in range(4):
+        threads.append(threading.Thread(target=work))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    assert len(given) == 8
+    assert all(np.allclose(own, known, atol=1e-5) for pair in given for own, known in zip(pair, expected, strict=True))
+
+
+def test_a_picture_may_have_several_vectors(tmp_path, pictures):
+    model = aurora_petl.load(make("blip-2", tmp_path / "blip-2"))
+    images, texts = model.encode_images(pictures[:3]), model.encode_texts(WORDS)
+    assert images.shape == (3, *model.feature_shape) == (3, QUERIES, 16) and texts.shape == (3, 16)
+    expected = np.einsum("tp,mvp->tmv", texts, images).max(-1)
+    assert np.allclose(model.similarity(texts, images), expected, atol=1e-6)
+    assert model.rank(WORDS[1], images=images, k=1)[0].index == expected[1].argmax()
+    assert model.rank(pictures[1], images=images, k=1)[0].index == 1
+
+
+def test_answers_are_those_of_the_task(names, here, monkeypatch):
+    monkeypatch.chdir(here)
+    model, asked = names["model"], ["what colour is it?", "is it a circle?"]
+    model = aurora_petl.load("vqa-model", task="vqa")
+    written = model.answer("cat.jpg", asked)
+    assert written == [model.answer("cat.jpg", question) for question in asked]
+    chosen = model.answer(["cat.jpg", "dog.jpg"], asked, candidates=["yes", "no", "red"], batch_size=1)
+    assert set(chosen) <= {"yes", "no", "red"}
+    losses = {}
+    for answer in ("yes", "no", "red"):
+        pixels = model._view(Image.open("dog.jpg").convert("RGB"))
+        batch = model.backbone.collate([pixels], asked[1:], [answer], [0], prompt="{question}", longest=35)
+        losses[answer] = float(model.backbone.losses(batch, 0.1))
+    assert chosen[1] == min(losses, key=losses.get)
+    model.recipe, model.folder = load_recipe(None, ["task.name=vqa"]), here  # as of a run
+    with pytest.raises(aurora_petl.AuroraError, match=r"answers.json is missing.*give candidates"):
+        model.answer("cat.jpg", "what?")
+    (here / "answers.json").write_text(json.dumps(["yes", "no", "red"]))
+    assert model.answer(["cat.jpg", "dog.jpg"], asked) == chosen
+
+
+def wrong(call, words):
+    return pytest.param(call, words, id=words[:40])
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        wrong(lambda run: run.answer("cat.jpg", "what?"), "answers no questions; load it with task='vqa'"),
+        wrong(lambda run: run.encode_images("cow.jpg"), "cow.jpg: no such picture"),
+        wrong(lambda run: run.encode_images([3]), "a picture is 3; give files or pictures of PIL"),
+        wrong(lambda run: run.encode_images(3), "3 is neither one item nor a list of them"),
+        wrong(lambda run: run.encode_texts(["a", None]), "a text is None; give text"),
+        wrong(lambda run: run.encode_texts(["a"], batch_size=0), "batch_size is 0; it must be at least 1"),
+        wrong(lambda run: run.rank("a"), "wants either images or texts"),
+        wrong(lambda run: run.rank("a", texts=["b"], k=0), "k must be at least 1"),
+        wrong(lambda run: run.rank("a", texts=["b"], rerank=1), "not two of a kind; leave out rerank"),
+        wrong(
+            lambda run: run.rank("a", images=np.zeros((1, 128)), rerank=1), "give them in the place of their vectors"
+        ),
+        wrong(
+            lambda run: aurora_petl.load("runs/mine", task="vqa"), "runs/mine was tuned for retrieval; leave out task"
+        ),
+        wrong(lambda run: aurora_petl.load("runs/mine", image_size=96), "which has its own image_size"),
+        wrong(lambda run: aurora_petl.load("no-such-model"), "no model 'no-such-model': it is neither embedded"),
+        wrong(lambda run: aurora_petl.load("blip-mini", device="gpu"), "no device 'gpu'; choose one of"),
+        wrong(lambda run: aurora_petl.train(model="blip-mini"), "nothing to train on; give data"),
+        wrong(lambda run: aurora_petl.train("my_photos", out="runs/mine"), "already holds a run"),
+        wrong(lambda run: aurora_petl.train("my_photos", lr=1), "there is no field lr"),
+        wrong(lambda run: aurora_petl.train("my_photos", train={"lr": 1}), "there is no field train.lr"),
+        wrong(lambda run: aurora_petl.train("x", out="runs/mine", resume=True), "resume takes the run's own recipe"),
+        wrong(lambda run: aurora_petl.Index.open("my_photos"), "my_photos"),
+    ],
+)
+def test_wrong_use_is_one_line(call, words, run, here, monkeypatch):
+    monkeypatch.chdir(here)
+    with pytest.raises(aurora_petl.AuroraError, match=re.escape(words)) as caught:
+        call(run)
+    assert "\n" not in str(caught.value)
+
+
+def test_fields_of_sections_join_the_recipe_s():
+    recipe = load_recipe("photos", fields={"train": {"max_steps": 3}, "method_options": {"r": 8}})
+    own = load_recipe("photos")
+    assert recipe.train.max_steps == 3 and recipe.train.learning_rate == own.train.learning_rate
+    assert recipe.method_options == own.method_options | {"r": 8}
+    assert load_recipe("photos", fields={"method": "lora", "method_options": {"r": 8}}).method_options == {"r": 8}
+    assert load_recipe("photos", fields={"task": {"name": "vqa"}}).task.name == "vqa"
+
+
+def test_a_device_is_that_of_its_block_and_thread():
+    seen = []
+    with devices.using("cpu"), pytest.raises(aurora_petl.AuroraError), devices.using("cuda:99"):
+        pass
+    devices_before = devices._choice.name
+    devices._choice.name = "cuda:99"
+    try:
+        with devices.using("cpu"):
+            seen.append(devices.choose().type)
+            with devices.using(None):
+                seen.append(devices.choose().type)
+        with pytest.raises(aurora_petl.AuroraError):
+            devices.choose()
+    finally:
+        devices._choice.name = devices_before
+    assert seen == ["cpu", "cpu"]
