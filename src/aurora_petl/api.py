@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from . import training
-from .backbones import embedded_models, find_family, load_backbone
-from .backbones.hub import RUN, fetch_run, is_hub_id
+from .backbones import find_family, load_backbone
+from .backbones.hub import RUN
 from .devices import choose, using
 from .errors import AuroraError
 from .model import Model
 from .recipe import load_own, load_recipe, load_saved
+from .search.encoder import run_folder
 
 
 def train(
@@ -87,7 +88,7 @@ def load(
     if not 0 <= strength <= 1:
         raise AuroraError(f"strength is {strength:g}; it must lie between 0, the untuned model, and 1")
     with using(device):
-        if (folder := _run_folder(name)) is not None:
+        if (folder := run_folder(name)) is not None:
             recipe, tuned = training.load_run(folder, strength)
             if task not in (None, recipe.task.name):
                 raise AuroraError(f"{name} was tuned for {recipe.task.name}; leave out task")
@@ -98,13 +99,3 @@ def load(
         backbone = load_backbone(name, choose(), task=task, image_size=image_size)
         backbone.model.requires_grad_(False)
         return Model(backbone, name, task)
-
-
-def _run_folder(name: str) -> Path | None:
-    """The folder of a run, on this machine or fetched from the hub; None if the name is that of a model."""
-    if name in embedded_models():
-        return None
-    folder = Path(name)
-    if folder.is_dir():
-        return folder if (folder / RUN).is_file() else None
-    return fetch_run(name) if is_hub_id(name) else None
