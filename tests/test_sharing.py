@@ -248,8 +248,9 @@ def features(folder, kind, images, texts, **more):
     model.eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
-    pixels = processor(images=images, return_tensors="pt")["pixel_values"]
-    padding = "max_length" if kind == "SiglipModel" else True
+    shown = processor(images=images, return_tensors="pt")
+    pixels = shown["pixel_values"]
+    padding = "max_length" if kind.startswith("Siglip") else True
     tokens = tokenizer(texts, padding=padding, truncation=True, return_tensors="pt")
     with torch.no_grad():
         if kind == "BlipForImageTextRetrieval":
@@ -263,7 +264,7 @@ def features(folder, kind, images, texts, **more):
             image, text = found.image_embeds, found.text_embeds
         else:
             tokens = {name: part for name, part in tokens.items() if name in ("input_ids", "attention_mask")}
-            image = model.get_image_features(pixel_values=pixels, **more).pooler_output
+            image = model.get_image_features(**shown, **more).pooler_output
             text = model.get_text_features(**tokens).pooler_output
     return *(torch.nn.functional.normalize(part, dim=-1).numpy() for part in (image, text)), report
 
@@ -275,6 +276,7 @@ def features(folder, kind, images, texts, **more):
         ("clip", "CLIPModel", ["image_size=64"]),
         ("metaclip_2", "MetaClip2Model", ["method=full", "method_options={}"]),
         ("siglip", "SiglipModel", ["method=lora"]),
+        ("naflex", "Siglip2Model", []),
         ("blip-2", "Blip2ForImageTextRetrieval", []),
         ("blip-mini", "BlipForImageTextRetrieval", FUSION),
         ("blip-mini", "BlipForImageTextRetrieval", ["image_size=128"]),

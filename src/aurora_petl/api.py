@@ -11,7 +11,7 @@ from .backbones.hub import RUN
 from .devices import choose, using
 from .errors import AuroraError
 from .model import Model
-from .recipe import load_own, load_recipe, load_saved
+from .recipe import default_name, load_own, load_recipe, load_saved
 from .search.encoder import run_folder
 
 
@@ -29,8 +29,8 @@ def train(
     """Tune a model on pictures with texts, as ``aurora train`` does, and load the result.
 
     Args:
-        data: a folder with ``captions.jsonl``, ``captions.csv`` or ``questions.jsonl``, a ``.tar`` of one, an embedded
-            pack, or a benchmark, whose folder is then ``root``.
+        data: a folder or files with pictures and texts in one of the forms of docs/data.md, an embedded pack, or a
+            benchmark, whose folder is then ``root``.
         model: ``blip-mini``, a model folder or a hub id; by default the recipe's.
         recipe: a recipe's name or a ``.yaml`` file; by default the one for own pictures with this model.
         out: the run's folder; by default ``runs/`` and the name of recipe or data.
@@ -57,7 +57,7 @@ def train(
         _, made = load_own(fields=given)
     else:
         made = load_recipe(recipe, fields=given)
-    folder = Path(out) if out is not None else Path("runs") / Path(recipe or data or "").stem
+    folder = Path(out) if out is not None else Path("runs") / default_name(str(recipe or data))
     with using(device):
         training.train(made, folder, resume=resume, progress=show_progress_bar)
         return load(folder)
