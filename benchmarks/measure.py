@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -29,7 +30,8 @@ def saved_bytes(output: Tensor, model: nn.Module) -> int:
         seen.add(node)
         todo += [following for following, _ in node.next_functions]
         held = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
-        held += getattr(node, "saved_tensors", ())
+        with suppress(RuntimeError):  # of a node that an earlier backward pass went through, and that keeps nothing
+            held += getattr(node, "saved_tensors", ())
         for tensor in held:
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()

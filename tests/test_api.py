@@ -19,6 +19,7 @@ from aurora_petl.recipe import load_recipe
 from aurora_petl.search import encoder
 from tests.helpers.families import QUERIES, make
 from tests.helpers.pictures import draw
+from tests.helpers.writers import make as make_writer
 
 DOCS = Path(__file__).parents[1] / "docs" / "python.md"
 FEW = {"max_steps": 3, "batch_size": 6, "evaluations": 1}
@@ -161,6 +162,16 @@ def test_answers_are_those_of_the_task(names, here, monkeypatch):
         model.answer("cat.jpg", "what?")
     (here / "answers.json").write_text(json.dumps(["yes", "no", "red"]))
     assert model.answer(["cat.jpg", "dog.jpg"], asked) == chosen
+
+
+def test_a_model_that_writes_reads_pictures_of_any_shape(tmp_path):
+    model = aurora_petl.load(make_writer("smolvlm", tmp_path / "smolvlm"))
+    shown = [draw("circle", "red", 40), draw("square", "blue", 60).crop((0, 0, 30, 60))]
+    answers = model.answer(shown, ["what colour is it?", "is it a circle?"])
+    assert model.task == "vqa" and len(answers) == 2
+    assert answers[1] == model.answer(shown[1], "is it a circle?")
+    with pytest.raises(aurora_petl.AuroraError, match="writes its answers and cannot choose"):
+        model.answer(shown[0], "what?", candidates=["a"])
 
 
 def wrong(call, words):

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 
 import aurora_petl
-from aurora_petl import api, sharing
+from aurora_petl import sharing
 from aurora_petl.backbones import hub, load_backbone
 from aurora_petl.baselines import apply_method, save_adapter, weight_counts
 from aurora_petl.cli import main
@@ -21,6 +21,7 @@ from aurora_petl.export import export
 from aurora_petl.files import write_json
 from aurora_petl.recipe import load_recipe, located
 from aurora_petl.report import ADAPTER_PLACE, RUN_PLACE, run_card
+from aurora_petl.search import encoder
 from tests.helpers.families import make
 from tests.helpers.pictures import draw
 
@@ -131,7 +132,7 @@ def uploads(monkeypatch, tmp_path):
     return calls, tmp_path / "hub"
 
 
-def test_a_pushed_run_is_loaded_by_its_name(run, uploads, images, monkeypatch, capsys):
+def test_a_pushed_run_is_loaded_by_its_name(run, uploads, images, monkeypatch, tmp_path, capsys):
     calls, pushed = uploads
     assert main(["push", str(run), "you/mine", "--private"]) == 0
     assert capsys.readouterr().out == "https://huggingface.co/you/mine\n"
@@ -150,6 +151,10 @@ def test_a_pushed_run_is_loaded_by_its_name(run, uploads, images, monkeypatch, c
     ours, theirs = aurora_petl.load(run), aurora_petl.load("you/mine")
     assert theirs.recipe.data == "my|photos" and theirs.metrics["test"] == SCORES
     assert np.array_equal(ours.encode_images(images), theirs.encode_images(images))
+    (folder := tmp_path / "album").mkdir()
+    images[0].save(folder / "red.png")
+    index = aurora_petl.Index.build(folder, "you/mine", tmp_path / "album.index")
+    assert [found.path.name for found in index.search("a red circle")] == ["red.png"]
     model = PeftModel.from_pretrained(load_backbone("blip-mini").model, pushed)  # what `import aurora_petl` allows
     assert model.peft_config["default"].gate == "scale_shift"
 
@@ -230,7 +235,7 @@ def test_what_cannot_be_pushed_is_one_line(case, run, clip_run, uploads, monkeyp
 def test_a_model_of_the_hub_is_no_run(monkeypatch, clip):
     monkeypatch.setattr(hub, "is_reachable", lambda: True)
     monkeypatch.setattr(hub, "snapshot_download", lambda name, **more: str(clip))
-    assert api._run_folder("openai/clip-vit-base-patch32") is None
+    assert encoder.run_folder("openai/clip-vit-base-patch32") is None
     assert aurora_petl.load("openai/clip-vit-base-patch32").feature_shape == (16,)
 
 
@@ -243,8 +248,9 @@ def features(folder, kind, images, texts, **more):
     model.eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
-    pixels = processor(images=images, return_tensors="pt")["pixel_values"]
-    padding = "max_length" if kind == "SiglipModel" else True
+    shown = processor(images=images, return_tensors="pt")
+    pixels = shown["pixel_values"]
+    padding = "max_length" if kind.startswith("Siglip") else True
     tokens = tokenizer(texts, padding=padding, truncation=True, return_tensors="pt")
     with torch.no_grad():
         if kind == "BlipForImageTextRetrieval":
@@ -258,7 +264,7 @@ def features(folder, kind, images, texts, **more):
             image, text = found.image_embeds, found.text_embeds
         else:
             tokens = {name: part for name, part in tokens.items() if name in ("input_ids", "attention_mask")}
-            image = model.get_image_features(pixel_values=pixels, **more).pooler_output
+            image = model.get_image_features(**shown, **more).pooler_output
             text = model.get_text_features(**tokens).pooler_output
     return *(torch.nn.functional.normalize(part, dim=-1).numpy() for part in (image, text)), report
 
@@ -270,6 +276,7 @@ def features(folder, kind, images, texts, **more):
         ("clip", "CLIPModel", ["image_size=64"]),
         ("metaclip_2", "MetaClip2Model", ["method=full", "method_options={}"]),
         ("siglip", "SiglipModel", ["method=lora"]),
+        ("naflex", "Siglip2Model", []),
         ("blip-2", "Blip2ForImageTextRetrieval", []),
         ("blip-mini", "BlipForImageTextRetrieval", FUSION),
         ("blip-mini", "BlipForImageTextRetrieval", ["image_size=128"]),

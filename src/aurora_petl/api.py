@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from . import training
-from .backbones import embedded_models, find_family, load_backbone
-from .backbones.hub import RUN, fetch_run, is_hub_id
+from .backbones import find_family, load_backbone
+from .backbones.hub import RUN
 from .devices import choose, using
 from .errors import AuroraError
 from .model import Model
-from .recipe import load_own, load_recipe, load_saved
+from .recipe import default_name, load_own, load_recipe, load_saved
+from .search.encoder import run_folder
 
 
 def train(
@@ -28,8 +29,8 @@ def train(
     """Tune a model on pictures with texts, as ``aurora train`` does, and load the result.
 
     Args:
-        data: a folder with ``captions.jsonl``, ``captions.csv`` or ``questions.jsonl``, a ``.tar`` of one, an embedded
-            pack, or a benchmark, whose folder is then ``root``.
+        data: a folder or files with pictures and texts in one of the forms of docs/data.md, an embedded pack, or a
+            benchmark, whose folder is then ``root``.
         model: ``blip-mini``, a model folder or a hub id; by default the recipe's.
         recipe: a recipe's name or a ``.yaml`` file; by default the one for own pictures with this model.
         out: the run's folder; by default ``runs/`` and the name of recipe or data.
@@ -56,7 +57,7 @@ def train(
         _, made = load_own(fields=given)
     else:
         made = load_recipe(recipe, fields=given)
-    folder = Path(out) if out is not None else Path("runs") / Path(recipe or data or "").stem
+    folder = Path(out) if out is not None else Path("runs") / default_name(str(recipe or data))
     with using(device):
         training.train(made, folder, resume=resume, progress=show_progress_bar)
         return load(folder)
@@ -87,7 +88,7 @@ def load(
     if not 0 <= strength <= 1:
         raise AuroraError(f"strength is {strength:g}; it must lie between 0, the untuned model, and 1")
     with using(device):
-        if (folder := _run_folder(name)) is not None:
+        if (folder := run_folder(name)) is not None:
             recipe, tuned = training.load_run(folder, strength)
             if task not in (None, recipe.task.name):
                 raise AuroraError(f"{name} was tuned for {recipe.task.name}; leave out task")
@@ -98,13 +99,3 @@ def load(
         backbone = load_backbone(name, choose(), task=task, image_size=image_size)
         backbone.model.requires_grad_(False)
         return Model(backbone, name, task)
-
-
-def _run_folder(name: str) -> Path | None:
-    """The folder of a run, on this machine or fetched from the hub; None if the name is that of a model."""
-    if name in embedded_models():
-        return None
-    folder = Path(name)
-    if folder.is_dir():
-        return folder if (folder / RUN).is_file() else None
-    return fetch_run(name) if is_hub_id(name) else None

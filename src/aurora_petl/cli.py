@@ -65,12 +65,12 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     with at_once():  # peft is imported for the options of its methods
-        from .recipe import load_recipe, load_saved
+        from .recipe import default_name, load_recipe, load_saved
 
         name, overrides = _recipe_words(options)
         fields = ("data", "root", "model", "method")
         given = {field: value for field in fields if (value := getattr(options, field)) is not None}
-        folder = options.out or Path("runs") / _stem(name or options.data or "photos")
+        folder = options.out or Path("runs") / default_name(name or options.data or "photos")
         if options.resume:
             if name or overrides or given:
                 raise AuroraError("--resume takes the run's own recipe: give --out only, no recipe and no overrides")
@@ -116,12 +116,6 @@ def _compare(options: argparse.Namespace) -> None:
         if wrong := [steps for steps in options.steps if steps < 0]:
             raise AuroraError(f"--steps has {wrong[0]}; it must be above 0, or 0 for what the recipe says")
     _work(options).compare(options, recipe, progress(options.quiet))
-
-
-def _stem(name: str) -> str:
-    """What a run is called by default: after its recipe or its data, of a pattern of files after their folder."""
-    path = Path(name)
-    return path.parent.name or "shards" if any(mark in path.name for mark in "{*?[") else path.stem
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ from .files import as_os_error, whole_folder
 from .training import load_run
 
 TEMPERATURE = "temperature"  # what `backbones.temperature` reads
+DUAL = ("clip", "metaclip_2", "siglip")  # their position embeddings are interpolated at every pass
 PROCESSORS = {  # of pictures, by model type
     "blip": "BlipImageProcessor",
     "blip-2": "BlipImageProcessor",
@@ -69,7 +70,7 @@ def export(run: Path, out: Path) -> Export:
             if recipe.image_size or not any((partial / name).is_file() for name in FILES):
                 write_picture_format(partial, picture, processor)
         elif recipe.image_size:
-            notes.append(f"image_size {recipe.image_size} is left out: the image processor shrinks as the model's does")
+            notes.append(f"image_size: the image processor keeps the model's own, the run's is {recipe.image_size}")
     return Export(out, type(model).__name__, tuple(notes))
 
 
@@ -103,6 +104,6 @@ def _notes(backbone: Tunable, model: Any) -> list[str]:
         notes.append(f"temperature: {kind} has none and says so; Aurora reads it from the folder")
     if model.config.model_type == "blip":
         notes.append("[ENC]: where a text reads a picture, give transformers token 30523 in the place of its first")
-    if getattr(backbone, "_resized", None):
+    if model.config.model_type in DUAL and model.config.vision_config.image_size != backbone.image_size:
         notes.append(f"image_size: give transformers interpolate_pos_encoding=True with {backbone.image_size} pixels")
     return notes

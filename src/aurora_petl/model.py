@@ -116,7 +116,7 @@ class Model:
         """
         encoder, every = self._encoder, _listed(images)
         parts = self._batches("pictures", every, batch_size, show_progress_bar)
-        vectors = [self._alone(encoder.pictures, self._pixels(part)) for part in parts]
+        vectors = [self._alone(encoder.pictures, torch.stack(self._pixels(part))) for part in parts]
         return _given(vectors, self.feature_shape, every is not images, convert_to_tensor)
 
     def encode_texts(
@@ -216,7 +216,7 @@ class Model:
         scored = []
         for part in self._batches("pairs", ranked, batch_size, False):
             chosen = [items[one.index] for one in part]
-            pixels = self._pixels(chosen if isinstance(query, str) else [query])
+            pixels = torch.stack(self._pixels(chosen if isinstance(query, str) else [query]))
             logits = self._alone(encoder.match, pixels, [query] if isinstance(query, str) else chosen)
             pairs = zip(part, logits.tolist(), strict=True)
             scored += [replace(one, score=logit + encoder.beta * one.score) for one, logit in pairs]
@@ -308,8 +308,8 @@ class Model:
 
     # All tasks
 
-    def _pixels(self, pictures: Sequence[Picture]) -> Tensor:
-        """(B, ...) as the model reads them, decoded by several threads."""
+    def _pixels(self, pictures: Sequence[Picture]) -> list[Tensor]:
+        """Pictures as the model reads them, decoded by several threads."""
 
         def read(picture: Picture) -> Tensor:
             if isinstance(picture, Image.Image):
@@ -319,7 +319,7 @@ class Model:
             raise AuroraError(f"a picture is {short(picture)}; give files or pictures of PIL")
 
         with ThreadPoolExecutor() as pool:
-            return torch.stack(list(pool.map(read, pictures)))
+            return list(pool.map(read, pictures))
 
     def _alone(self, call: Callable[..., Any], *words: Any) -> Any:
         with self._lock, torch.inference_mode():
@@ -333,9 +333,13 @@ class Model:
 
 
 def _answered(
-    task: VQA, answer: Callable[[dict[str, Any]], list[str]], pixels: Tensor, asked: list[str], which: list[int] | None
+    task: VQA,
+    answer: Callable[[dict[str, Any]], list[str]],
+    pixels: list[Tensor],
+    asked: list[str],
+    which: list[int] | None,
 ) -> list[str]:
-    return answer(task.read(list(pixels), asked, which=which))
+    return answer(task.read(pixels, asked, which=which))
 
 
 def _listed(items: Any) -> Sequence[Any]:

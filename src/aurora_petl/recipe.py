@@ -161,6 +161,12 @@ def load_own(overrides: list[str] | None = None, fields: Mapping[str, Any] | Non
     return name, recipe
 
 
+def default_name(name: str) -> str:
+    """What a run is called by default: after its recipe or its data, of a pattern of files after their folder."""
+    path = Path(name)
+    return path.parent.name or "shards" if any(mark in path.name for mark in "{*?[") else path.stem
+
+
 def load_saved(path: Path) -> Recipe:
     """The recipe that a run left in its folder, which has every field.
 

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from . import checkpoints, distributed, selection
 from .backbones import Tunable, checkpoint_layers, find_family, load_backbone
-from .baselines import apply_method, load_adapter, save_adapter, weight_counts
+from .baselines import PEFT_WEIGHTS, WEIGHTS, apply_method, load_adapter, save_adapter, weight_counts
 from .checks import check as check_recipe
 from .data import load_dataset
 from .data.rows import SPLITS, announced
@@ -324,7 +324,7 @@ def load_run(folder: Path, strength: float = 1.0) -> tuple[Recipe, Any]:
     recipe = selection.settled(saved_recipe(folder), folder, selection.TUNED if strength else selection.UNTUNED)
     backbone = _backbone(recipe)
     if strength:
-        pushed = not (folder / ADAPTER).is_dir() and any(folder.glob("*.safetensors"))  # its adapter lies in its root
+        pushed = any((folder / name).is_file() for name in (PEFT_WEIGHTS, WEIGHTS))  # adapter beside recipe
         load_adapter(backbone, folder if pushed else folder / ADAPTER, recipe.method)
     else:
         apply_method(backbone, "zero-shot")

@@ -57,7 +57,7 @@ def test_curve_of_a_short_history(tmp_path, history):
 
 def test_methods_mark_the_untuned_model(tmp_path, monkeypatch):
     kept = []
-    monkeypatch.setattr(curves, "_save", lambda figure, path: kept.append(figure))
+    monkeypatch.setattr(curves, "save", lambda figure, path: kept.append(figure))
     report.plot_methods({"Aurora": [(0, 20.0), (10, 30.0)], "full": [(0, 20.0), (10, 25.0)]}, tmp_path, strong="Aurora")
     lines = {line.get_label(): line for line in kept[0].axes[0].get_lines()}
     assert list(lines) == ["Aurora", "full", "zero-shot"]

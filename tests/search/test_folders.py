@@ -9,6 +9,7 @@ import torch
 
 from aurora_petl.cli import main
 from aurora_petl.errors import AuroraError
+from aurora_petl.recipe import load_recipe
 from aurora_petl.search import index as module
 from aurora_petl.search.encoder import TUNED, Encoder
 from aurora_petl.search.index import build_index
@@ -184,8 +185,7 @@ def test_a_run_that_is_not_finished(album, run, tmp_path):
     shutil.rmtree(mine / "adapter")
     with pytest.raises(AuroraError, match="the run did not finish, continue it with --resume"):
         build(album, str(mine))
-    other = (mine / "recipe.yaml").read_text().replace("name: retrieval", "name: vqa", 1)
-    (mine / "recipe.yaml").write_text(other)
+    load_recipe(None, ["task.name=vqa"]).save(mine / "recipe.yaml")
     with pytest.raises(AuroraError, match="mine was tuned for vqa; pictures are found by a run of retrieval"):
         build(album, str(mine))
     assert not album.with_suffix(".index").exists()

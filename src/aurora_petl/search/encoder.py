@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import selection
 from ..backbones import DualEncoder, Texts, embedded_models, is_matcher, load_backbone
+from ..backbones.hub import RUN, fetch_run, is_hub_id
 from ..devices import choose
 from ..errors import AuroraError
 from ..recipe import load_saved
@@ -90,10 +91,21 @@ def model_folder(model: str) -> Path | None:
     return Path(model) if model not in embedded_models() and Path(model).is_dir() else None
 
 
+def run_folder(model: str) -> Path | None:
+    """The folder of a run, on this machine or fetched from the hub; None if the name is that of a model.
+
+    Raises:
+        AuroraError: if the hub has neither a run nor a model under the name.
+    """
+    if (folder := model_folder(model)) is not None:
+        return folder if (folder / RUN).is_file() else None
+    return fetch_run(model) if model not in embedded_models() and is_hub_id(model) else None
+
+
 def views_of(model: str) -> tuple[str, ...]:
     """The forms in which ``model`` can be asked: a finished run's tuned and untuned, any other model's untuned."""
     folder = model_folder(model)
-    return (TUNED, UNTUNED) if folder and (folder / "recipe.yaml").is_file() else (UNTUNED,)
+    return (TUNED, UNTUNED) if folder and (folder / RUN).is_file() else (UNTUNED,)
 
 
 def load_encoder(model: str, view: str) -> Encoder:
@@ -104,7 +116,7 @@ def load_encoder(model: str, view: str) -> Encoder:
     """
     if TUNED not in views_of(model):
         return Encoder(load_backbone(model))
-    recipe = load_saved(Path(model) / "recipe.yaml")
+    recipe = load_saved(Path(model) / RUN)
     if not isinstance(recipe.task, RetrievalSettings):
         raise AuroraError(f"{model} was tuned for {recipe.task.name}; pictures are found by a run of retrieval")
     if view == TUNED:

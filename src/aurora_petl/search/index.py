@@ -35,7 +35,7 @@ from ..distributed import from_first, objects, own_share, rank, start, together
 from ..errors import AuroraError, one_line
 from ..files import lock, read_bytes, walk
 from .captions import read_captions
-from .encoder import Encoder, load_encoder, model_folder, views_of
+from .encoder import Encoder, load_encoder, model_folder, run_folder, views_of
 from .manifest import MANIFEST, Manifest, Picture, Place, read_manifest
 from .shards import Shards, digest
 
@@ -91,6 +91,7 @@ def build_index(folder: Path, out: Path, model: str, *, progress: bool = True) -
     first = rank() == 0
     with together():
         content = _look(folder, out) if first else None
+        model = str(run_folder(model) or model)
         encoders = {view: load_encoder(model, view) for view in views_of(model)}
         keys = {view: encoder.key() for view, encoder in encoders.items()}
         if first:

@@ -60,7 +60,7 @@ class Index:
 
         Args:
             folder: with the pictures, and ``captions.jsonl`` if captions are to be found.
-            model: the folder of a finished run, ``blip-mini``, a model folder or a hub id.
+            model: the folder of a finished run, or its name on the hub; ``blip-mini``, a model folder or a hub id.
             out: the index's folder; by default the name of ``folder`` and ``.index``, here.
 
         Raises:
