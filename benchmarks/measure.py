@@ -15,12 +15,25 @@ import torch
 from torch import Tensor, nn
 
 
+def formed(model: nn.Module) -> list[Tensor]:
+    """Copies of weights with their updates, and updates, which Aurora's layers keep for all passes."""
+    return [part for module in model.modules() if hasattr(module, "updates") for part in module.updates.tensors()]
+
+
+def formed_bytes(model: nn.Module) -> int:
+    """Bytes of what `formed` gives, each storage once."""
+    storages = [part.untyped_storage() for part in formed(model)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
 def saved_bytes(output: Tensor, model: nn.Module) -> int:
-    """Bytes that the forward pass of ``output`` keeps for the backward pass, weights aside, each storage once.
+    """Bytes that the forward pass of ``output`` keeps for the backward pass, weights and copies of them aside, each
+    storage once.
 
     Read from the graph's nodes: hooks on saved tensors would change what Aurora's layers keep.
     """
-    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    own = [*model.parameters(), *formed(model)]
+    weights = {weight.untyped_storage().data_ptr() for weight in own}
     kept: dict[int, int] = {}
     todo, seen = [output.grad_fn], set()
     while todo:

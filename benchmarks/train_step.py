@@ -19,7 +19,7 @@ from statistics import median
 import peft
 import torch
 from matplotlib.figure import Figure
-from measure import Peak, saved_bytes, seconds
+from measure import Peak, formed_bytes, saved_bytes, seconds
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import BlipConfig, BlipForImageTextRetrieval
@@ -116,6 +116,7 @@ def measure(part: str, options: argparse.Namespace) -> dict[str, dict]:
         rows[name] = {
             "all_seconds": [],
             "saved_bytes": saved_bytes(run(), model),
+            "formed_bytes": formed_bytes(model),
             "peak_bytes": peak.bytes,
             "trainable": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
         }

@@ -212,6 +212,11 @@ class Updates:
         """Form the updates of this layer too."""
         self._layers.append(weakref.ref(layer))
 
+    def tensors(self) -> list[Tensor]:
+        """What is kept of all layers: copies of weights, and updates."""
+        formed = [unit.formed for unit in self._units.values() if unit.formed is not None]
+        return [part for one in formed for part in (one.stack, one.E, one.bias) if part is not None]
+
     def forget(self) -> None:
         """Form everything anew when it is asked for next."""
         self._blocks = {}
