@@ -17,7 +17,7 @@ test: lint  ## lint, then the default tests
 	$(BIN)/pytest -n 2
 
 test-versions: $(VENV)/bin/python  ## the tests with the oldest and the newest releases that pyproject.toml allows
-	$(BIN)/python tests/versions.py
+	$(BIN)/python tests/versions.py -- -n 2
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check .
