@@ -323,6 +323,16 @@ def test_peft_loads_it_to_the_same_model(method, tmp_path, backbone):
     assert torch.equal(outputs(backbone), outputs(theirs))
 
 
+@pytest.mark.parametrize("method", ["aurora", "lora"])
+def test_peft_merges_it_and_takes_the_heads_out_of_their_wrappers(method):
+    backbone = shaken(method)
+    expected = outputs(backbone)
+    merged = backbone.adapter.merge_and_unload()
+    assert merged is backbone.model and not any("modules_to_save" in name for name, _ in merged.named_parameters())
+    backbone.adapter = None
+    assert torch.allclose(outputs(backbone), expected, atol=1e-4)
+
+
 # A full disk
 
 

@@ -302,7 +302,7 @@ def test_transformers_alone_gives_the_run_s_vectors(family, kind, fields, tmp_pa
     assert {note.partition(" ")[0] for note in made.notes} >= ({"context", "gate"} if fields is FUSION else set())
     if blip:
         again = aurora_petl.load(made.folder)
-        assert torch.equal(again.backbone.model.temperature.value, tuned_model.backbone.model.temperature.value)
+        assert torch.equal(again.backbone.model.temperature.weight, tuned_model.backbone.model.temperature.weight)
 
 
 def test_an_export_takes_no_place_that_is_taken(run, tmp_path, capsys):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.utils import ModulesToSaveWrapper
 
 from .adapter.additions import additions
 from .backbones import Tunable
@@ -78,10 +77,6 @@ def _folded(backbone: Tunable) -> Any:
     """transformers' model with the adapter in its weights and the trained heads in their places."""
     if backbone.adapter is None:
         return backbone.model
-    for name, module in list(backbone.model.named_modules()):
-        if isinstance(module, ModulesToSaveWrapper):  # peft itself unloads those that have a ``weight``, no others
-            parent, _, child = name.rpartition(".")
-            setattr(backbone.model.get_submodule(parent), child, module.modules_to_save[module.active_adapters[0]])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what cannot be folded is told otherwise
         return backbone.adapter.merge_and_unload()
@@ -93,7 +88,7 @@ def _weights(model: Any) -> dict[str, torch.Tensor]:
         names = type(model)(model.config).state_dict()
     weights = {name: value for name, value in model.state_dict().items() if name in names}
     if hasattr(model, TEMPERATURE):
-        weights[TEMPERATURE] = model.temperature.value.detach()
+        weights[TEMPERATURE] = model.temperature.weight.detach()
     return weights
 
 

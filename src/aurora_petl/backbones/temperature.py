@@ -15,15 +15,16 @@ START = 0.07  # where training of BLIP and of BLIP-2 starts
 
 
 class Temperature(nn.Module):
-    """A number that is learned, a module so that peft saves it with the heads."""
+    """A number that is learned: a module so that peft saves it with the heads, and called a weight so that peft takes
+    it out of its wrapper again."""
 
     def __init__(self, value: float = START) -> None:
         super().__init__()
-        self.value = nn.Parameter(torch.tensor([value]))
+        self.weight = nn.Parameter(torch.tensor([value]))
 
     def forward(self) -> Tensor:
         """Scalar in [0.001, 0.5]."""
-        return self.value.clamp(0.001, 0.5)[0]
+        return self.weight.clamp(0.001, 0.5)[0]
 
     def read(self, stored: Mapping[str, Stored]) -> None:
         """Take the value that a model folder has under ``temperature``, if it has one: transformers' classes have none.
@@ -39,4 +40,4 @@ class Temperature(nn.Module):
             raise AuroraError(
                 f"{place.file}: temperature is not one finite number but {place.shape}; copy the model again"
             )
-        self.value.data.copy_(value.reshape(1))
+        self.weight.data.copy_(value.reshape(1))
