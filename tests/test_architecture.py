@@ -32,19 +32,13 @@ def modules():
 
 
 def imports(name, path, known):
-    """The modules of the package that a module imports, those that only types need left out."""
+    """The modules of the package that a module imports, those included that only types need."""
     tree = ast.parse(path.read_text("utf-8"))
-    for_types = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
     here = name.split(".") if name else []
     if path.name != "__init__.py":
         here = here[:-1]
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level and id(node) not in for_types:
+        if isinstance(node, ast.ImportFrom) and node.level:
             start = here[: len(here) - node.level + 1] + (node.module.split(".") if node.module else [])
             for alias in node.names:
                 whole = ".".join([*start, alias.name])

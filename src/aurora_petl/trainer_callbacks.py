@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import Any
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
@@ -11,18 +11,19 @@ from transformers.trainer_callback import ProgressCallback
 from . import distributed
 from .stopping import Stopped
 
-if TYPE_CHECKING:
-    from .trainer import TaskTrainer
-
 
 class Spent(Exception):
     """A resumed training has nothing left to do: the evaluation that it owed says that it ends early."""
 
 
 class AfterStep(TrainerCallback):
-    """What happens between two steps: the evaluation that a resumed run owes, checkpoints by the clock, signals."""
+    """What happens between two steps: the evaluation that a resumed run owes, checkpoints by the clock, signals.
 
-    def __init__(self, trainer: TaskTrainer) -> None:
+    Args:
+        trainer: the `trainer.TaskTrainer` that calls it.
+    """
+
+    def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.stopped: int | None = None
         self.begins = True  # no step was taken in this process

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,23 @@ from torch.autograd import forward_ad
 from .factors import no_autocast, thin, thin_backward
 from .norm import NormInputs
 
-if TYPE_CHECKING:
-    from .updates import Formed
+
+class Formed(Protocol):
+    """What a step of several layers computes with: see `updates.Formed`."""
+
+    merged: bool
+    rows: list[int]
+    U: Tensor
+    E: Tensor
+
+    @property
+    def stack(self) -> Tensor | None: ...
+
+    @property
+    def weight(self) -> Any: ...
+
+    @property
+    def bias(self) -> Tensor | None: ...
 
 
 def plain_operations() -> bool:

@@ -21,7 +21,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +30,18 @@ from .factors import AuroraFactors, expand, no_autocast
 from .gather import Gather, Sources, Tokens
 from .stamp import Stamp, is_plain
 
-if TYPE_CHECKING:
-    from .layer import AuroraLinear
+
+class Layer(Protocol):
+    """What is read of a `layer.AuroraLinear`."""
+
+    _modules: dict[str, Any]
+    aurora_P: nn.ParameterDict
+    aurora_factors: SharedFactors
+
+    def slice_widths(self, adapter: str) -> tuple[int, int]: ...
+
+    def is_split_by_columns(self, adapter: str) -> bool: ...
+
 
 LIMIT = 2**30  # bytes of copies of weights, for each tuner model
 LOCK = threading.Lock()  # several threads may run one model
@@ -51,7 +61,7 @@ class Unit:
         form: LAYER, JOINT or CROSS.
     """
 
-    def __init__(self, layers: Sequence[AuroraLinear], adapter: str, dtype: torch.dtype, form: str) -> None:
+    def __init__(self, layers: Sequence[Layer], adapter: str, dtype: torch.dtype, form: str) -> None:
         self.adapter, self.form, self.dtype = adapter, form, dtype
         self.parts: list[dict[str, Any]] = [layer._modules for layer in layers]
         self.linears: list[nn.Linear] = [part["base_layer"] for part in self.parts]
@@ -64,7 +74,7 @@ class Unit:
         self.formed: Formed | None = None
         self._bias: tuple[list[Stamp], Tensor | None] | None = None
 
-    def is_of(self, layers: Sequence[AuroraLinear]) -> bool:
+    def is_of(self, layers: Sequence[Layer]) -> bool:
         """Whether it was made for these layers, and they still are what they were."""
         return self.is_whole() and all(part is layer._modules for part, layer in zip(self.parts, layers, strict=True))
 
@@ -198,7 +208,7 @@ class Updates:
     """What was formed last of the factors of a tuner model."""
 
     def __init__(self) -> None:
-        self._layers: list[weakref.ref[AuroraLinear]] = []
+        self._layers: list[weakref.ref[Layer]] = []
         self._units: dict[tuple[Any, ...], Unit] = {}
         self._blocks: dict[tuple[Any, ...], Block] = {}
 
@@ -208,7 +218,7 @@ class Updates:
     def __reduce__(self) -> tuple[type[Updates], tuple[()]]:
         return Updates, ()
 
-    def know(self, layer: AuroraLinear) -> None:
+    def know(self, layer: Layer) -> None:
         """Form the updates of this layer too."""
         self._layers.append(weakref.ref(layer))
 
@@ -223,7 +233,7 @@ class Updates:
         for unit in list(self._units.values()):
             unit.formed = None
 
-    def of(self, layers: tuple[AuroraLinear, ...], adapter: str, dtype: torch.dtype, form: str) -> Formed | None:
+    def of(self, layers: tuple[Layer, ...], adapter: str, dtype: torch.dtype, form: str) -> Formed | None:
         """What the layers compute with; None if they have to be computed one by one.
 
         Args:
@@ -241,7 +251,7 @@ class Updates:
         with LOCK:
             return self._form(key, layers)
 
-    def _form(self, key: tuple[Any, ...], layers: tuple[AuroraLinear, ...]) -> Formed | None:
+    def _form(self, key: tuple[Any, ...], layers: tuple[Layer, ...]) -> Formed | None:
         adapter, dtype, form, *_ = key
         factors: Any = layers[0].aurora_factors[adapter]
         units = {name: unit for name, unit in self._units.items() if unit.is_whole()}
@@ -297,9 +307,9 @@ class SharedFactors(nn.ModuleDict):
         return self
 
 
-def merges(layer: AuroraLinear) -> bool:
+def merges(layer: Layer) -> bool:
     """Whether an update can be added to the layer's weight without being rounded away: see `layer.py`."""
-    weight: Tensor = layer._modules["base_layer"].weight  # type: ignore[union-attr, assignment]
+    weight: Tensor = layer._modules["base_layer"].weight
     return weight.dtype.itemsize >= 4
 
 
