@@ -20,6 +20,7 @@ from aurora_petl.search import encoder
 from tests.helpers.families import QUERIES, make
 from tests.helpers.pictures import draw
 from tests.helpers.writers import make as make_writer
+from tests.helpers.writers import skip_if_old
 
 DOCS = Path(__file__).parents[1] / "docs" / "python.md"
 FEW = {"max_steps": 3, "batch_size": 6, "evaluations": 1}
@@ -165,6 +166,7 @@ def test_answers_are_those_of_the_task(names, here, monkeypatch):
 
 
 def test_a_model_that_writes_reads_pictures_of_any_shape(tmp_path):
+    skip_if_old()
     model = aurora_petl.load(make_writer("smolvlm", tmp_path / "smolvlm"))
     shown = [draw("circle", "red", 40), draw("square", "blue", 60).crop((0, 0, 30, 60))]
     answers = model.answer(shown, ["what colour is it?", "is it a circle?"])

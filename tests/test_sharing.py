@@ -10,6 +10,7 @@ import torch
 import transformers
 from huggingface_hub import ModelCard
 from peft import PeftModel
+from transformers.models.auto import image_processing_auto
 
 import aurora_petl
 from aurora_petl import sharing
@@ -247,7 +248,7 @@ def features(folder, kind, images, texts, **more):
     model, report = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True)
     model.eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    processor = image_processing_auto.AutoImageProcessor.from_pretrained(folder)
     shown = processor(images=images, return_tensors="pt")
     pixels = shown["pixel_values"]
     padding = "max_length" if kind.startswith("Siglip") else True

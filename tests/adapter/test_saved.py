@@ -138,9 +138,10 @@ each_misfit = pytest.mark.parametrize(("spoil", "words"), MISFITS, ids=lambda x:
 
 
 def spoiled(folder, spoil):
-    weights = load_file(folder / "adapter_model.safetensors")
+    file = folder / "adapter_model.safetensors"
+    weights = {name: weight.clone() for name, weight in load_file(file).items()}  # loaded ones may lie in the file
     spoil(weights)
-    save_file(weights, folder / "adapter_model.safetensors")
+    save_file(weights, file)
     return weights
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def fetch(name: str, weights: bool = True, company: bool = True) -> Path:
         AuroraError: if the model is neither there nor to be had.
     """
     heavy = [file for file in FILES if file.startswith("model")]
-    return _fetched(name, [CONFIG, *(heavy if weights else ()), *(COMPANY if company else ())])
+    return _fetched(name, [[CONFIG], *([heavy] if weights else []), *([COMPANY] if company else [])])
 
 
 def fetch_run(name: str) -> Path | None:
@@ -86,17 +86,22 @@ def fetch_run(name: str) -> Path | None:
     Raises:
         AuroraError: if there is neither.
     """
-    folder = _fetched(name, list(RUN_FILES))
+    folder = _fetched(name, [RUN_FILES])
     return folder if (folder / RUN).is_file() else None
 
 
-def _fetched(name: str, wanted: list[str]) -> Path:
+def _fetched(name: str, groups: Sequence[Sequence[str]]) -> Path:
+    """The folder in the hub's cache, with at least one file of each group of patterns."""
+    wanted = [pattern for group in groups for pattern in group]
     reachable = is_reachable()
     why = "the hub cannot be reached; check the name and the network"
     with quiet():
         for local in (False, True) if reachable else (True,):
             try:
-                return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=local))
+                folder = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=local))
+                # older clients give one that was fetched in part
+                if not local or all(any(list(folder.glob(pattern)) for pattern in group) for group in groups):
+                    return folder
             except Exception as error:  # of the hub's client, of the HTTP library below it, of the file system
                 if not local:
                     why = f"the hub does not give it ({first_line(error)}); check the name and the network"

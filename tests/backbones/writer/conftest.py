@@ -1,20 +1,16 @@
 """Tiny decoder models, made once."""
 
-import inspect
 from functools import cache
 
 import pytest
-from transformers import SmolVLMForConditionalGeneration
 
 from aurora_petl.backbones import load_backbone
-from tests.helpers.writers import make
+from tests.helpers.writers import make, skip_if_old
 
 
 @pytest.fixture(scope="session", autouse=True)
 def recent():
-    """Older releases of transformers, which other families go by, cannot run these models here."""
-    if "mm_encoder_outputs" not in inspect.signature(SmolVLMForConditionalGeneration.forward).parameters:
-        pytest.skip("decoder models need a newer transformers")
+    skip_if_old()
 
 
 @pytest.fixture(scope="session")
