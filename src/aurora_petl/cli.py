@@ -87,7 +87,7 @@ def _train(options: argparse.Namespace) -> None:
 
 def _recipe_words(options: argparse.Namespace) -> tuple[str | None, list[str]]:
     """The recipe's name, if there is one, and the overrides."""
-    name, overrides = options.recipe, list(options.overrides)
+    name, overrides = options.recipe or None, list(options.overrides)
     return (None, [name, *overrides]) if name and "=" in name else (name, overrides)
 
 
