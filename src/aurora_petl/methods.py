@@ -65,11 +65,10 @@ METHODS: dict[str, Method] = {
 
 
 # peft's other methods, by the names that its configurations have in lower case: those that adapt the layers which
-# ``target_modules`` names and need nothing else
+# ``target_modules`` names, need nothing else, and score the same after they were saved and loaded
 OTHERS = (
     *("beft", "boft", "c3a", "delora", "fourierft", "glora", "gralora", "hira", "hra", "lily", "loha", "lokr", "miss"),
-    *("oft", "peanut", "psoft", "pvera", "randlora", "road", "shira", "supertuning", "tinylora", "unilora", "vblora"),
-    "waveft",
+    *("peanut", "psoft", "road", "tinylora", "unilora", "vblora", "waveft"),
 )
 
 
