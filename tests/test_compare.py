@@ -40,13 +40,14 @@ def test_methods_with_options():
     made = compare.recipe_of("lora:r=3,lora_alpha=6", recipe)
     assert made.method == "lora" and made.method_options["r"] == 3 and made.method_options["lora_alpha"] == 6
     assert compare.recipe_of("aurora", recipe) is recipe
-    assert compare.recipe_of("aurora:r=8", recipe).method_options["r"] == 8
+    assert compare.recipe_of("aurora:r=8", recipe).method_options == recipe.method_options | {"r": 8}
     assert compare.recipe_of("full", recipe).method_options == {}
     for word, told in (
         ("lorra", "no method 'lorra'; did you mean lora?"),
         ("lora:rr=3", "method lora has no field method_options.rr; did you mean"),
         ("heads:r=3", "method heads takes no method_options"),
         ("full:2x", "method full has no rank r"),
+        ("zero-shot", "method zero-shot learns nothing"),
         ("fourierft:2x", "method fourierft has no rank r"),
     ):
         with pytest.raises(AuroraError, match=told):

@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
@@ -24,6 +25,8 @@ from .baselines import apply_method, weight_counts
 from .data import load_dataset
 from .data.rows import Dataset as Rows
 from .data.rows import announced
+from .devices import choose
+from .distributed import ranks
 from .errors import AuroraError
 from .evaluation.outcome import Outcome
 from .files import lock, read_json, write_json
@@ -86,7 +89,8 @@ def recipe_of(word: str, recipe: Recipe) -> Recipe:
         AuroraError: if there is no such method or option.
     """
     name, _, rest = word.partition(":")
-    find_method(name)
+    if not find_method(name).learns:
+        raise AuroraError(f"method {name} learns nothing; the untuned model is in every comparison, leave it out")
     if name == recipe.method and not rest:
         return recipe
     size = rest.removesuffix("x")
@@ -94,7 +98,8 @@ def recipe_of(word: str, recipe: Recipe) -> Recipe:
         return _sized(name, float(size), recipe)
     options: list[str] = [f"method_options.{part}" for part in rest.split(",")] if rest else []
     made = load_recipe(None, [f"method={name}", *options])
-    return replace(recipe, method=name, method_options={**_layers(name, recipe), **made.method_options})
+    shared = recipe.method_options if name == recipe.method else _layers(name, recipe)
+    return replace(recipe, method=name, method_options={**shared, **made.method_options})
 
 
 def _layers(name: str, recipe: Recipe) -> dict[str, Any]:
@@ -113,7 +118,7 @@ def _sized(name: str, times: float, recipe: Recipe) -> Recipe:
     config = find_method(name).config
     if config is None or "r" not in {field.name for field in fields(config())}:
         raise AuroraError(f"method {name} has no rank r, which its size could be set by; name it without a size")
-    aim = times * _adapter_weights(recipe)
+    aim = times * _adapter_weights(recipe_of("aurora", recipe))
 
     def of_rank(rank: int) -> Recipe:
         options = _layers(name, recipe) | {"r": rank}
@@ -139,6 +144,8 @@ def compare(plan: Plan, out: Path, *, progress: bool = False) -> list[Compared]:
     Raises:
         AuroraError: if ``out`` holds another comparison or other files, or something stands in a run's way.
     """
+    if ranks() > 1:
+        raise AuroraError("aurora compare runs in one process; start it without torchrun")
     recipes = {word: recipe_of(word, plan.recipe) for word in plan.methods}
     _claim(plan, out)
     with lock(out, "being compared in"):
@@ -211,6 +218,8 @@ def _start(recipe: Recipe, dataset: Rows, other: Rows | None, progress: bool) ->
     plain = replace(recipe, task=replace(recipe.task, **(validation.choice if settles(recipe.task) else {})))
     test = untuned(plain, dataset.split("test"), progress=progress)
     metric = task_class(recipe.task.name).main_metric
+    if metric not in test.metrics:
+        raise AuroraError(f"{recipe.data}: the test split has no right answers to score by; compare on other data")
     also = None if other is None else untuned(plain, other, progress=progress).metrics[metric]
     return _Untuned({**validation.metrics, **validation.choice}, test, also)
 
@@ -265,16 +274,17 @@ def _search(recipe: Recipe, folder: Path, start: _Untuned) -> Run:
 
 
 def _reset_peak() -> None:
-    """Begin to measure memory anew."""
-    if torch.cuda.is_available():
+    """Begin to measure memory anew; where that is forbidden, the peak is that of all runs so far."""
+    if choose().type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5")
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak() -> int | None:
     """Bytes at the peak since `_reset_peak`, where that can be told."""
-    if torch.cuda.is_available():
+    if choose().type == "cuda":
         return torch.cuda.max_memory_allocated()
     if sys.platform != "linux":
         return None
