@@ -36,6 +36,8 @@ NPM = {
     "noto-v1": "@iconify-json/noto-v1@1.2.5",
     "twemoji": "@iconify-json/twemoji@1.2.5",
     "emojione": "@iconify-json/emojione@1.2.3",
+    "emojione-monotone": "@iconify-json/emojione-monotone@1.2.1",
+    "fxemoji": "@iconify-json/fxemoji@1.2.2",
     "game-icons": "@iconify-json/game-icons@1.2.4",
     "fluent-flat": "@iconify-json/fluent-emoji-flat@1.2.6",
     "fluent-contrast": "@iconify-json/fluent-emoji-high-contrast@1.2.6",
@@ -43,7 +45,7 @@ NPM = {
 }
 CLIPART = "openclipart-svg"
 HELD_OUT = 300
-EMOJI_STYLES = ("noto", "noto-v1", "twemoji", "emojione")
+EMOJI_STYLES = ("noto", "noto-v1", "twemoji", "emojione", "emojione-monotone", "fxemoji")
 _COMPONENT_GROUP = 2  # emojibase's group of skin tones and hair styles, which are not pictures by themselves
 _GENDER = re.compile(r"^(1F468|1F469|1F9D1|2640|2642|FE0F|200D|1F3F[B-F])$")
 _COLLECTION_USES = 12  # a title that more pictures share names their collection
@@ -59,6 +61,7 @@ class Picture:
     name: str
     tags: list[str]
     svg: str = field(repr=False)
+    ink: bool = False  # black on white, which may be drawn in any colour
 
 
 @dataclass(frozen=True)
@@ -76,22 +79,27 @@ def fetch(cache_dir: Path) -> None:
     """Download and unpack every source package into ``cache_dir`` (npm and apt-get do the downloading)."""
     cache_dir.mkdir(parents=True, exist_ok=True)
     for name, package in NPM.items():
-        target = cache_dir / name
-        if target.exists():
-            continue
-        packed = _run(["npm", "pack", "--silent", package], cache_dir).strip().splitlines()[-1]
-        partial = cache_dir / f"{name}.part"
-        with tarfile.open(cache_dir / packed) as archive:
-            archive.extractall(partial, filter="data")
-        (partial / "package").rename(target)
-        partial.rmdir()
-        (cache_dir / packed).unlink()
+        fetch_npm(package, cache_dir / name)
     if not (cache_dir / "clipart").exists():
         _run(["apt-get", "download", CLIPART], cache_dir)
         package_file = next(cache_dir.glob(f"{CLIPART}_*.deb"))
         _run(["dpkg", "-x", package_file.name, "clipart.part"], cache_dir)
         (cache_dir / "clipart.part").rename(cache_dir / "clipart")
         package_file.unlink()
+
+
+def fetch_npm(package: str, target: Path) -> None:
+    """Download and unpack an npm package into the folder ``target``, unless that is there."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    packed = target.parent / _run(["npm", "pack", "--silent", package], target.parent).strip().splitlines()[-1]
+    partial = target.with_name(f"{target.name}.part")
+    with tarfile.open(packed) as archive:
+        archive.extractall(partial, filter="data")
+    (partial / "package").rename(target)
+    partial.rmdir()
+    packed.unlink()
 
 
 def _run(command: list[str], cwd: Path) -> str:
@@ -132,6 +140,24 @@ def held_out(cache_dir: Path) -> set[str]:
     raise SystemExit("fewer concepts than asked for")
 
 
+def phrases(cache_dir: Path, codes: set[str]) -> list[str]:
+    """What a picture's words must not hold if it is to show none of the concepts ``codes``: the concepts' names, of a
+    flag the country's, and of a person the trade without "man" and "woman" comes with the concept's family."""
+    names = [concept.name for concept in concepts(cache_dir) if concept.code in codes]
+    return names + [name.partition(": ")[2] for name in names if name.startswith(("flag: ", "keycap: "))]
+
+
+def nicknames(cache_dir: Path, codes: set[str]) -> set[str]:
+    """Other names of the concepts ``codes``: their shortcodes ("coffee" of the hot beverage) on GitHub and elsewhere."""
+    names: set[str] = set()
+    for listing in ("github", "iamcal", "emojibase"):
+        rows = json.loads((cache_dir / f"emojibase/en/shortcodes/{listing}.json").read_text(encoding="utf-8"))
+        for code, short in rows.items():
+            if "-".join(part for part in code.split("-") if part != "FE0F") in codes:
+                names |= {words_of(name) for name in ([short] if isinstance(short, str) else short)}
+    return names - {""}
+
+
 def digest(text: str) -> str:
     """A fixed, even order for names: their SHA-256."""
     return hashlib.sha256(text.encode()).hexdigest()
@@ -141,20 +167,22 @@ def digest(text: str) -> str:
 def _icons(cache_dir: Path, style: str) -> dict[str, str]:
     """Code -> SVG text of one iconify package."""
     data = json.loads((cache_dir / style / "icons.json").read_text())
-    # noto-v1 and emojione have no code points, but their names are Noto's
+    # the others have no code points, but their names are Noto's
     listed = cache_dir / style / "chars.json"
     names = json.loads(listed.read_text()) if listed.is_file() else {}
     names = names or json.loads((cache_dir / "noto/chars.json").read_text())
     found: dict[str, str] = {}
     for code, name in names.items():
-        icon = data["icons"].get(name) or data["icons"].get(data.get("aliases", {}).get(name, {}).get("parent"))
+        # fxemoji writes a name without hyphens
+        icon = data["icons"].get(name) or data["icons"].get(name.replace("-", ""))
+        icon = icon or data["icons"].get(data.get("aliases", {}).get(name, {}).get("parent"))
         if icon is not None:
             key = "-".join(part for part in code.upper().split("-") if part != "FE0F")
-            found.setdefault(key, _svg(icon, data))
+            found.setdefault(key, svg(icon, data))
     return found
 
 
-def _svg(icon: dict, package: dict) -> str:
+def svg(icon: dict, package: dict) -> str:
     box = f"0 0 {icon.get('width', package.get('width', 16))} {icon.get('height', package.get('height', 16))}"
     body = icon["body"].replace("currentColor", "#000")
     return (
@@ -167,7 +195,14 @@ def emoji(cache_dir: Path, style: str, keep: Callable[[Concept], bool] = lambda 
     """The pictures of one emoji style whose concept passes ``keep``."""
     icons = _icons(cache_dir, style)
     return [
-        Picture(concept.code, style, concept.name, _tags(concept.name, concept.tags), icons[concept.code])
+        Picture(
+            concept.code,
+            style,
+            concept.name,
+            tidy_tags(concept.name, concept.tags),
+            icons[concept.code],
+            ink=style == "emojione-monotone",
+        )
         for concept in concepts(cache_dir)
         if concept.code in icons and keep(concept)
     ]
@@ -176,15 +211,15 @@ def emoji(cache_dir: Path, style: str, keep: Callable[[Concept], bool] = lambda 
 def game_icons(cache_dir: Path, without: Iterable[str]) -> list[Picture]:
     """Silhouettes with the words of their file names, less those that name a phrase of ``without``."""
     data = json.loads((cache_dir / "game-icons/icons.json").read_text())
-    banned = _naming(without)
+    banned = naming(without)
     return [
-        Picture(key, "game-icons", name, [], _svg(icon, data))
+        Picture(key, "game-icons", name, [], svg(icon, data), ink=True)
         for key, icon in data["icons"].items()
-        if len(name := _words(key)) > 2 and not banned.search(name)
+        if len(name := words_of(key)) > 2 and not banned.search(name)
     ]
 
 
-def _naming(phrases: Iterable[str]) -> re.Pattern[str]:
+def naming(phrases: Iterable[str]) -> re.Pattern[str]:
     """Matches text in which one of the phrases stands as whole words."""
     return re.compile(r"\b(" + "|".join(re.escape(words.lower()) for words in phrases) + r")s?\b")
 
@@ -196,16 +231,16 @@ def clipart(cache_dir: Path, without: Iterable[str]) -> list[Picture]:
     texts = {path: path.read_text(encoding="utf-8", errors="replace") for path in paths}
     words = {path: _rdf(text) for path, text in texts.items()}
     uses = Counter(title for title, _ in words.values())
-    banned = _naming(without)
+    banned = naming(without)
     found = []
     for path in paths:
         relative = path.relative_to(root)
         title, keywords = words[path]
-        folders = [_words(part) for part in relative.parts[:-1] if part not in ("unsorted", "special")]
-        name = _words(title)
+        folders = [words_of(part) for part in relative.parts[:-1] if part not in ("unsorted", "special")]
+        name = words_of(title)
         if uses[title] > _COLLECTION_USES or _COLLECTION.search(title) or len(name) < 3:
-            name = _words(path.stem)  # the title names a collection or nothing
-        tags = _tags(name, [*(_words(word) for word in keywords), *folders])
+            name = words_of(path.stem)  # the title names a collection or nothing
+        tags = tidy_tags(name, [*(words_of(word) for word in keywords), *folders])
         said = " ".join([name, *tags])
         if not re.search(r"[a-z]{3}", name) or banned.search(said):
             continue
@@ -227,7 +262,7 @@ def _rdf(svg: str) -> tuple[str, list[str]]:
     return work.findtext("title") or "", [item.text or "" for item in work.iterfind("./subject//li")]
 
 
-def _words(text: str) -> str:
+def words_of(text: str) -> str:
     """Lower-case words of a title or file name, without authors' serial numbers."""
     text = re.sub(r"[_\-./]+", " ", text.lower())
     text = re.sub(r"\b[a-z]*\d[\w]*\b", " ", text)
@@ -237,7 +272,7 @@ def _words(text: str) -> str:
 _NOISE = {"clip art", "clipart", "image", "media", "png", "svg", "public domain", "hash", "unsorted", "special", ""}
 
 
-def _tags(name: str, tags: Iterable[str]) -> list[str]:
+def tidy_tags(name: str, tags: Iterable[str]) -> list[str]:
     kept = dict.fromkeys(tag.strip() for tag in tags)
     return [tag for tag in kept if tag not in _NOISE and tag != name and len(tag) > 2][:12]
 
