@@ -25,10 +25,46 @@ TAGGED = {
     "fontawesome": ("@fortawesome/fontawesome-free@7.3.1", "metadata/icon-families.json"),
 }
 VARIANTS = 2
-_FIRST = frozenset("baseline outline round sharp twotone ios md bxs bx".split())
+_FIRST = frozenset(["baseline", "outline", "round", "sharp", "twotone", "ios", "md", "bxs", "bx"])
 _LAST = frozenset(
-    "outline outlined line linear fill filled solid bold light thin duotone twotone rounded sharp round baseline broken "
-    "remix flat 24px small negative expressive active print duo alt stroke variant loop transition ltr rtl o f r".split()
+    [
+        "outline",
+        "outlined",
+        "line",
+        "linear",
+        "fill",
+        "filled",
+        "solid",
+        "bold",
+        "light",
+        "thin",
+        "duotone",
+        "twotone",
+        "rounded",
+        "sharp",
+        "round",
+        "baseline",
+        "broken",
+        "remix",
+        "flat",
+        "24px",
+        "small",
+        "negative",
+        "expressive",
+        "active",
+        "print",
+        "duo",
+        "alt",
+        "stroke",
+        "variant",
+        "loop",
+        "transition",
+        "ltr",
+        "rtl",
+        "o",
+        "f",
+        "r",
+    ]
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,12 +20,13 @@ from aurora_petl.data.media import PictureFormat
 SIZE = 96
 WIDTH = 192
 DROPOUT = 0.1  # of the text layers while pretraining, as in BLIP; the saved configuration has none
-ENC = 30523  # first word piece of a text that meets a picture
+PATCH = 12
+DEC, ENC = 30522, 30523  # first word piece of a text to be written, and of one that meets a picture
 SOFT, SOFTNESS = 0.3, 0.1  # share and temperature of ITC's soft targets
 
 
 def config() -> BlipConfig:
-    """BLIP's layout at 192 wide: 6 vision layers on 16 px patches, 4 text layers, 128-d projections."""
+    """BLIP's layout at 192 wide: 6 vision layers on 12 px patches, 4 text layers, 128-d projections."""
     text = dict(
         vocab_size=30524,
         hidden_size=WIDTH,
@@ -37,7 +39,7 @@ def config() -> BlipConfig:
         hidden_dropout_prob=DROPOUT,
         attention_probs_dropout_prob=0.0,
         layer_norm_eps=1e-12,
-        bos_token_id=30522,
+        bos_token_id=DEC,
         sep_token_id=102,
         eos_token_id=102,
         pad_token_id=0,
@@ -50,12 +52,44 @@ def config() -> BlipConfig:
         num_hidden_layers=6,
         num_attention_heads=3,
         image_size=SIZE,
-        patch_size=16,
+        patch_size=PATCH,
         layer_norm_eps=1e-6,
         attention_dropout=0.0,
         initializer_range=0.02,
     )
     return BlipConfig(text_config=text, vision_config=vision, projection_dim=128, image_text_hidden_size=128)
+
+
+@dataclass
+class Text:
+    """Token numbers and their mask, both (texts, T)."""
+
+    ids: Tensor
+    mask: Tensor
+
+
+@dataclass
+class Written(Text):
+    """Texts to be written, about the pictures or questions ``rows``; ``places`` are the flat numbers, in
+    (texts, T - 1), of the tokens before the last of each text, after which there is a token to predict."""
+
+    rows: Tensor
+    places: Tensor
+
+
+@dataclass
+class Batch:
+    """Pictures with their texts; the last ones are scenes, for each of which there is a caption that is nearly true."""
+
+    pixels: Tensor  # (n, 3, SIZE, SIZE)
+    texts: Text
+    same: Tensor  # (n, n) bool: pairs of one concept
+    meaning: Tensor  # (n, 384): unit sentence vectors of the texts
+    twins: Text  # of the scenes
+    spoken: Written  # texts to be written about pictures
+    questions: Text
+    asked: Tensor  # the picture of each question
+    answers: Written
 
 
 class BlipMini(nn.Module):
@@ -121,12 +155,15 @@ class BlipMini(nn.Module):
         return F.normalize(self.blip.text_proj(states[:, 0]).float(), dim=-1)
 
     def match(self, ids: Tensor, mask: Tensor, image_states: Tensor) -> Tensor:
-        """ITM logits (batch, 2); token 0 becomes [ENC]."""
+        """ITM logits (batch, 2)."""
+        return self.blip.itm_head(self.fused(ids, mask, image_states)[:, 0]).float()
+
+    def fused(self, ids: Tensor, mask: Tensor, image_states: Tensor) -> Tensor:
+        """States (batch, T, WIDTH) of texts that meet pictures; token 0 becomes [ENC]."""
         ids = torch.cat([ids.new_full((len(ids), 1), ENC), ids[:, 1:]], 1)
-        states = self.blip.text_encoder(
+        return self.blip.text_encoder(
             input_ids=ids, attention_mask=mask, encoder_hidden_states=image_states
         ).last_hidden_state
-        return self.blip.itm_head(states[:, 0]).float()
 
     def contrast(
         self, image_features: Tensor, text_features: Tensor, same: Tensor, meaning: Tensor
@@ -142,48 +179,55 @@ class BlipMini(nn.Module):
         )
         return itc, similarity
 
-    def losses(
-        self,
-        pixels: Tensor,
-        ids: Tensor,
-        mask: Tensor,
-        same: Tensor,
-        meaning: Tensor,
-        part: int,
-        spoken: int,
-        towers: bool = True,
-    ) -> dict[str, Tensor]:
-        """The three losses of a batch, see `contrast`; the first ``part`` rows are matched and the first ``spoken`` of
-        them captioned. Without ``towers`` no gradient reaches what ITC depends on."""
-        with torch.set_grad_enabled(towers):
-            image_states, image_features = self.images(pixels)
-            itc, similarity = self.contrast(image_features, self.texts(ids, mask), same, meaning)
+    def losses(self, batch: Batch, towers: bool = True) -> dict[str, Tensor]:
+        """The losses of a batch by name: ``itc``, ``itm``, ``lm`` and ``vqa``. Without ``towers`` no gradient reaches
+        what ITC depends on."""
+        ids, mask = batch.texts.ids, batch.texts.mask
+        with torch.set_grad_enabled(towers and torch.is_grad_enabled()):
+            image_states, image_features = self.images(batch.pixels)
+            text_features = self.texts(ids, mask)
+            itc, similarity = self.contrast(image_features, text_features, batch.same, batch.meaning)
         with torch.no_grad():  # never the same concept; half of them hard by similarity, half of them any:
             # with hard ones alone matching does not start to be learned (loss at 0.637, the labels' entropy)
             easy = (torch.arange(len(ids), device=ids.device) % 2 == 0).unsqueeze(1)
-            weights = similarity.detach().float().masked_fill(easy, 0.0).masked_fill(same, -torch.inf)
-            negative_text = torch.multinomial(F.softmax(weights[:part], 1), 1)[:, 0]
-            weights = similarity.detach().float().T.masked_fill(easy, 0.0).masked_fill(same, -torch.inf)
-            negative_image = torch.multinomial(F.softmax(weights[:part], 1), 1)[:, 0]
-        width = int(mask[torch.cat([torch.arange(part, device=ids.device), negative_text])].sum(1).max())
+            similarity = similarity.detach().float()
+            weights = similarity.masked_fill(easy, 0.0).masked_fill(batch.same, -torch.inf)
+            negative_text = torch.multinomial(F.softmax(weights, 1), 1)[:, 0]
+            weights = similarity.T.masked_fill(easy, 0.0).masked_fill(batch.same, -torch.inf)
+            negative_image = torch.multinomial(F.softmax(weights, 1), 1)[:, 0]
+            wrong = Text(ids[negative_text], mask[negative_text])
+            if (scenes := len(batch.twins.ids)) > 0:  # a scene's nearly true caption instead
+                singles = len(ids) - scenes
+                wrong = Text(
+                    torch.cat([wrong.ids[:singles], batch.twins.ids]),
+                    torch.cat([wrong.mask[:singles], batch.twins.mask]),
+                )
         logits = self.match(
-            torch.cat([ids[:part], ids[negative_text], ids[:part]])[:, :width],
-            torch.cat([mask[:part], mask[negative_text], mask[:part]])[:, :width],
-            torch.cat([image_states[:part], image_states[:part], image_states[negative_image]]),
+            torch.cat([ids, wrong.ids, ids]),
+            torch.cat([mask, wrong.mask, mask]),
+            torch.cat([image_states, image_states, image_states[negative_image]]),
         )
-        labels = (torch.arange(3 * part, device=ids.device) < part).long()
-        itm = F.cross_entropy(logits, labels)
-        width = int(mask[:spoken].sum(1).max())
-        ids, mask = ids[:spoken, :width], mask[:spoken, :width]
+        itm = F.cross_entropy(logits, (torch.arange(len(logits), device=ids.device) < len(ids)).long())
+        losses = {"itc": itc, "itm": itm}
+        if len(batch.spoken.rows):
+            losses["lm"] = self.written(batch.spoken, image_states[batch.spoken.rows], None)
+        if len(batch.questions.ids):
+            states = self.fused(batch.questions.ids, batch.questions.mask, image_states[batch.asked])
+            losses["vqa"] = self.written(batch.answers, states[batch.answers.rows], batch.questions.mask)
+        return losses
+
+    def written(self, texts: Written, states: Tensor, states_mask: Tensor | None) -> Tensor:
+        """Cross-entropy of texts, one token on, given the states (texts, S, WIDTH) that they are about."""
+        ids = torch.cat([texts.ids.new_full((len(texts.ids), 1), DEC), texts.ids[:, 1:]], 1)
         decoded = self.decoder.bert(
-            input_ids=torch.cat([ids.new_full((spoken, 1), 30522), ids[:, 1:]], 1),
-            attention_mask=mask,
-            encoder_hidden_states=image_states[:spoken],
+            input_ids=ids,
+            attention_mask=texts.mask,
+            encoder_hidden_states=states,
+            encoder_attention_mask=states_mask,
             is_decoder=True,
         ).last_hidden_state[:, :-1]
-        wanted = mask[:, 1:].bool()
-        lm = F.cross_entropy(self.decoder.cls(decoded[wanted]).float(), ids[:, 1:][wanted], label_smoothing=0.1)
-        return {"itc": itc, "itm": itm, "lm": lm}
+        logits = self.decoder.cls(decoded.flatten(0, 1)[texts.places]).float()
+        return F.cross_entropy(logits, ids[:, 1:].flatten()[texts.places], label_smoothing=0.1)
 
 
 def load(model: BlipMini, folder: Path) -> None:

@@ -148,7 +148,7 @@ def phrases(cache_dir: Path, codes: set[str]) -> list[str]:
 
 
 def nicknames(cache_dir: Path, codes: set[str]) -> set[str]:
-    """Other names of the concepts ``codes``: their shortcodes ("coffee" of the hot beverage) on GitHub and elsewhere."""
+    """Other names of the concepts ``codes``: their shortcodes, such as "coffee" of the hot beverage."""
     names: set[str] = set()
     for listing in ("github", "iamcal", "emojibase"):
         rows = json.loads((cache_dir / f"emojibase/en/shortcodes/{listing}.json").read_text(encoding="utf-8"))

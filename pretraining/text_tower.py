@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import random
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from corpus import Corpus, words
+from feed import moved, text
 from mini import ENC, WIDTH, BlipMini
 from minilm import minilm, sentence
 from safetensors.torch import load_file
@@ -35,39 +32,48 @@ def _components(rows: Tensor, count: int) -> Tensor:
     return torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -count:]
 
 
-def start_text(
-    model: BlipMini, data: Corpus, encode: Callable[[list[str]], tuple[Tensor, Tensor]], cache: Path, minutes: float
-) -> float:
-    """Teach the text tower MiniLM's sentence vectors, reduced to the joint space by the principal components of the
-    training captions', on training captions and lists of random words. Returns the last cosine."""
-    device = model.words.device
-    teacher = BertModel.from_pretrained(minilm(cache)).eval().to(device)
+def word_lists(cache: Path, count: int, seed: int) -> list[str]:
+    """Lists of one to six random English words."""
     vocabulary = [
         word
         for word in (minilm(cache) / "vocab.txt").read_text(encoding="utf-8").splitlines()
         if len(word) > 2 and word.isascii() and word.isalpha()
     ]
-    mean, basis = data.meaning.mean(0).to(device), _components(data.meaning, 128).to(device)
-    rng = random.Random(0)
-    optimizer = torch.optim.AdamW(model.text_tower(), betas=(0.9, 0.98), weight_decay=0.01)
-    begun, step, cosine = time.time(), 0, 0.0
-    while (done := (time.time() - begun) / (60 * minutes)) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * min(1, (step + 1) / 100) * max(0.01, 0.5 * (1 + math.cos(math.pi * done)))
-        rows = [rng.randrange(len(data.names)) for _ in range(64)]
-        texts = [words(data.names[row], data.tags[row], rng) for row in rows]
-        texts += [", ".join(rng.sample(vocabulary, rng.randint(1, 6))) for _ in range(64)]
-        ids, mask = encode(texts)
-        with torch.autocast(device.type, torch.bfloat16):
-            with torch.no_grad():
-                vectors = sentence(teacher, ids, mask)
-                wanted = F.normalize((vectors - mean) @ basis, dim=-1)
-            cosines = (model.texts(ids, mask) * wanted).sum(1)
-        optimizer.zero_grad()
-        (1 - cosines.mean()).backward()
-        optimizer.step()
-        step, cosine = step + 1, 0.98 * cosine + 0.02 * cosines.mean().item()
-    # as BLIP's, the decoder's own self-attention starts from the encoder's
-    for mine, theirs in zip(model.decoder.bert.encoder.layer, model.blip.text_encoder.encoder.layer, strict=True):
-        mine.attention.load_state_dict(theirs.attention.state_dict())
-    return cosine
+    rng = random.Random(seed)
+    return [", ".join(rng.sample(vocabulary, rng.randint(1, 6))) for _ in range(count)]
+
+
+class Lesson:
+    """Teaches the text tower MiniLM's sentence vectors, reduced to the joint space by the principal components of the
+    training captions'.
+
+    Args:
+        tables: token numbers (texts, LONGEST), each of which gives the same share of a batch.
+        meaning: (n, 384) unit sentence vectors, whose components span the joint space.
+    """
+
+    def __init__(self, model: BlipMini, tables: list[Tensor], meaning: Tensor, cache: Path) -> None:
+        device = model.words.device
+        self.model, self.tables = model, tables
+        self.teacher = BertModel.from_pretrained(minilm(cache)).eval().to(device)
+        sample = meaning[:100_000].float().to(device)
+        self.mean, self.basis = sample.mean(0), _components(sample, 128)
+
+    def loss(self, step: int, batch: int) -> Tensor:
+        """1 - the mean cosine of a batch that the number of the step fixes."""
+        device = self.model.words.device
+        chosen = torch.Generator().manual_seed(step)
+        rows = [
+            table[torch.randint(len(table), (batch // len(self.tables),), generator=chosen)] for table in self.tables
+        ]
+        cut = moved(text(torch.cat(rows).long()), device)
+        with torch.no_grad():
+            vectors = sentence(self.teacher, cut.ids, cut.mask)
+            wanted = F.normalize((vectors - self.mean) @ self.basis, dim=-1)
+        return 1 - (self.model.texts(cut.ids, cut.mask) * wanted).sum(1).mean()
+
+    def end(self) -> None:
+        """As BLIP's, the decoder's own self-attention starts from the encoder's."""
+        layers = self.model.blip.text_encoder.encoder.layer
+        for mine, theirs in zip(self.model.decoder.bert.encoder.layer, layers, strict=True):
+            mine.attention.load_state_dict(theirs.attention.state_dict())
