@@ -14,10 +14,11 @@ import numpy as np
 import sources
 import torch
 import torch.nn.functional as F
-from corpus import Corpus, Encode, normalise, token_table
+from corpus import Corpus, normalise, token_table
 from mini import SIZE
 from scene_words import COLOURS, GROUNDS, QUESTIONS, caption, drawn, question, still_scene, twin
 from torch import Tensor
+from transformers import BertTokenizerFast
 
 THINGS = 8  # places for things in a scene; the words say of no more
 ASKED = 2  # questions of a scene
@@ -69,7 +70,7 @@ def pools(data: Corpus) -> list[Pool]:
     return [Pool(sorted(names), names, ink) for names, ink in zip(chosen, (False, False, True), strict=True)]
 
 
-def scenes(data: Corpus, count: int, encode: Encode, seed: int) -> Scenes:
+def scenes(data: Corpus, count: int, tokens: BertTokenizerFast, seed: int) -> Scenes:
     """``count`` random scenes; the same for the same seed, however many processors make them."""
     made = pools(data)
     chunk = 2000
@@ -78,7 +79,7 @@ def scenes(data: Corpus, count: int, encode: Encode, seed: int) -> Scenes:
         parts = list(pool.map(_make, jobs))
     numbers = [np.concatenate([part[0][field] for part in parts]) for field in range(4)]
     texts = [text for part in parts for text in part[1]]
-    table = token_table(texts, encode).view(count, 3 + 2 * ASKED, -1)
+    table = token_table(texts, tokens).view(count, 3 + 2 * ASKED, -1)
     return Scenes(
         *(torch.from_numpy(array) for array in numbers),
         captions=table[:, :2],

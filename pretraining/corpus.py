@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +15,17 @@ import sources
 import torch
 import torch.nn.functional as F
 from mini import SIZE
+from tokenizers import Tokenizer
 from torch import Tensor
+from transformers import BertTokenizerFast
 
 from aurora_petl.data.media import PictureFormat
 
 RENDER = 112  # pixels of a stored picture; crops of it become `SIZE`
 CAPTIONS = 6  # ways to caption a picture that training draws from
-LONGEST = 32  # tokens of a text
+LONGEST = 35  # tokens of a text
 # how often a picture of a source is drawn, before its share of what is named alike; icons are 1
 OFTEN = {**dict.fromkeys(sources.EMOJI_STYLES, 5.0), "clipart": 2.0}
-
-Encode = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
-"""Texts to token numbers and their mask, both (texts, longest) on the CPU."""
 
 
 @dataclass
@@ -75,20 +74,23 @@ def _draw(svg: str) -> bytes | None:
     return None if picture is None else np.asarray(picture).transpose(2, 0, 1).tobytes()
 
 
-def captions(pictures: Sequence[sources.Picture], encode: Encode, seed: int) -> Tensor:
+def captions(pictures: Sequence[sources.Picture], tokens: BertTokenizerFast, seed: int) -> Tensor:
     """`CAPTIONS` captions of each picture as token numbers, (n, CAPTIONS, LONGEST) int16, 0 behind the end."""
     rng = random.Random(seed)
     texts = [words(picture.name, picture.tags, rng) for picture in pictures for _ in range(CAPTIONS)]
-    return token_table(texts, encode).view(len(pictures), CAPTIONS, LONGEST)
+    return token_table(texts, tokens).view(len(pictures), CAPTIONS, LONGEST)
 
 
-def token_table(texts: Sequence[str], encode: Encode) -> Tensor:
+def token_table(texts: Sequence[str], tokens: BertTokenizerFast) -> Tensor:
     """Token numbers (texts, LONGEST) int16, 0 behind the end of each."""
-    table = torch.zeros(len(texts), LONGEST, dtype=torch.int16)
+    quick = Tokenizer.from_str(tokens.backend_tokenizer.to_str())  # a copy, whose padding is its own
+    quick.enable_truncation(LONGEST)
+    quick.enable_padding(length=LONGEST)
+    table = np.zeros((len(texts), LONGEST), np.int16)
     for first in range(0, len(texts), 20_000):
-        ids = encode(texts[first : first + 20_000])[0]
-        table[first : first + len(ids), : ids.shape[1]] = ids.short()
-    return table
+        part = list(texts[first : first + 20_000])
+        table[first : first + len(part)] = [encoded.ids for encoded in quick.encode_batch_fast(part)]
+    return torch.from_numpy(table)
 
 
 def words(name: str, tags: list[str], rng: random.Random) -> str:

@@ -27,7 +27,6 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,7 +119,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--alone", type=float, default=6, help="million pictures for ITC alone")
     parser.add_argument("--all", type=float, default=8, help="million pictures for all objectives")
     parser.add_argument("--fusion", type=float, default=2, help="million pictures for matching and writing alone")
-    parser.add_argument("--scenes", type=int, default=200_000, help="scenes to make")
+    parser.add_argument("--scenes", type=int, default=100_000, help="scenes to make")
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--keep", type=float, default=0.5, help="share of the patches seen while ITC is trained alone")
     parser.add_argument(
@@ -163,14 +162,10 @@ def prepare(options: argparse.Namespace, device: torch.device) -> Run:
     say(f"{len(data)} pictures to learn from, {len(unseen)} of unseen concepts")
     tokens = tokenizer(cache)
 
-    def encode(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        batch = tokens(list(texts), padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
-        return batch["input_ids"], batch["attention_mask"]
-
     listing = cache / f"words-{len(data)}-{options.scenes}-{options.seed}.safetensors"
     if not listing.exists():
-        said = captions(data.pictures, encode, options.seed)
-        composed = scenes(data, options.scenes, encode, options.seed)
+        said = captions(data.pictures, tokens, options.seed)
+        composed = scenes(data, options.scenes, tokens, options.seed)
         say(f"{len(composed)} scenes composed of them")
         texts = [sources.caption(picture.name, picture.tags) for picture in data.pictures]
         texts += tokens.batch_decode(composed.captions[:, 0].long(), skip_special_tokens=True)
@@ -187,7 +182,7 @@ def prepare(options: argparse.Namespace, device: torch.device) -> Run:
     model.to(device)
     pixels = data.pixels.to(device) if device.type == "cuda" else data.pixels
     feed = Feed(data, said, composed, meaning, pixels, colour_tokens(tokens), device, options.seed)
-    lists = token_table(word_lists(cache, 100_000, options.seed), encode)
+    lists = token_table(word_lists(cache, 100_000, options.seed), tokens)
     lesson = Lesson(model, [said.flatten(0, 1), lists], meaning, cache)
     say("ready")
     options.out.mkdir(parents=True, exist_ok=True)
