@@ -21,6 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from random import Random
+from typing import TypeVar
+
+T = TypeVar("T")
 
 COLOURS = {
     "red": (208, 32, 38),
@@ -127,26 +130,27 @@ def still_scene(
         grounds: backgrounds of `GROUNDS` to draw from.
         most: the most things of one name, at most `MOST`.
     """
+    places: list[tuple[Place, ...]]
     kind = rng.random()
     if kind < 0.12:  # one thing in one of nine spots
         size = 0.3 + 0.25 * rng.random()
-        spot = Place(_spot(rng.randrange(3), size), _spot(rng.randrange(3), size), size)
+        spot = Place(_spot(_below(rng, 3), size), _spot(_below(rng, 3), size), size)
         counts, axis = [1], ""
         places = [(spot,)]
     elif kind < 0.32:  # several of one kind
-        counts, axis = [rng.randint(2, most)], ""
+        counts, axis = [2 + _below(rng, most - 1)], ""
         places = [_fill(rng, counts[0], 0.0, 0.0, 1.0, 1.0)]
     elif kind < 0.88:  # two kinds on two sides, half of the time with counts
         several = rng.random() < 0.6
-        counts = [rng.randint(1, min(4, most)) if several else 1 for _ in range(2)]
+        counts = [1 + _below(rng, min(4, most)) if several else 1 for _ in range(2)]
         axis = "x" if rng.random() < 0.5 else "y"
         places = _along(rng, counts, axis)
     else:  # three things in a row
         counts, axis = [1, 1, 1], "x" if rng.random() < 0.5 else "y"
         places = _along(rng, counts, axis)
-    chosen = rng.sample(names, len(counts))
+    chosen = _some(rng, names, len(counts))
     groups = tuple(Group(name, held, _tint(rng, name, colours)) for name, held in zip(chosen, places, strict=True))
-    return Scene(groups, axis, rng.choice(grounds) if grounds else "")
+    return Scene(groups, axis, _one(rng, grounds) if grounds else "")
 
 
 def moving_scene(
@@ -159,7 +163,7 @@ def moving_scene(
     """A scene of one to three things, one of which changes over time.
 
     What moves starts near the middle of its lane and ends near the edge that it moves to, what grows or shrinks starts
-    at a middle size, what appears is there for the last third, and what disappears is there for the first two: the
+    at a middle size, what appears is there for the last quarter, and what disappears is there until then: the
     change can be told from the frames in any order, as by models that average over frames.
 
     Args:
@@ -168,19 +172,19 @@ def moving_scene(
     """
     draw = rng.random()
     count = 1 if draw < 0.2 else 2 if draw < 0.75 else 3
-    kind = rng.choice(changes)
+    kind = _one(rng, changes)
     if kind in MOVES:  # the others lie beside the lane
         axis = "y" if MOVES[kind][0] else "x"
         count = min(count, 2)
     else:
         axis = "x" if rng.random() < 0.5 else "y"
-    chosen = rng.sample(names, count)
+    chosen = _some(rng, names, count)
     places = _along(rng, [1] * count, axis, largest=0.34 if kind in MOVES or kind in ("grows", "shrinks") else 0.5)
-    which = rng.randrange(count)
+    which = _below(rng, count)
     start, end = _path(rng, kind, places[which][0], axis, count)
     places[which] = (start,)
     groups = tuple(Group(name, held, _tint(rng, name, colours)) for name, held in zip(chosen, places, strict=True))
-    ground = rng.choice(grounds) if grounds else ""
+    ground = _one(rng, grounds) if grounds else ""
     return Scene(groups, axis if count > 1 else "", ground, Change(kind, which, (end,)))
 
 
@@ -200,24 +204,24 @@ def twin(rng: Random, scene: Scene) -> Scene:
         ways.append("colour")
     if scene.ground:
         ways.append("ground")
-    way = rng.choice(ways)
+    way = _one(rng, ways)
     if way == "sides":
         return _swapped(rng, scene)
     if way == "change":
         return _changed(rng, scene)
     if way == "ground":
-        return replace(scene, ground=rng.choice([ground for ground in GROUNDS if ground != scene.ground]))
-    number = rng.randrange(len(scene.groups))
+        return replace(scene, ground=_one(rng, [ground for ground in GROUNDS if ground != scene.ground]))
+    number = _below(rng, len(scene.groups))
     groups = list(scene.groups)
     group = groups[number]
     if way == "colour":
-        number = rng.choice([number for number, group in enumerate(groups) if group.colour])
+        number = _one(rng, [number for number, group in enumerate(groups) if group.colour])
         others = [colour for colour in COLOURS if colour != groups[number].colour]
-        groups[number] = replace(groups[number], colour=rng.choice(others))
+        groups[number] = replace(groups[number], colour=_one(rng, others))
         return replace(scene, groups=tuple(groups))
     limit = 4 if len(groups) == 2 else MOST if len(groups) == 1 else 2
     counts = [len(group.places) for group in groups]
-    counts[number] = rng.choice([count for count in range(1, limit + 1) if count != len(group.places)])
+    counts[number] = _one(rng, [count for count in range(1, limit + 1) if count != len(group.places)])
     if len(groups) == 1:
         places = [_fill(rng, counts[0], 0.0, 0.0, 1.0, 1.0)]
     else:
@@ -235,7 +239,7 @@ def drawn(scene: Scene, time: float = 0.0) -> list[Drawn]:
         for each, place in enumerate(group.places):
             if moving:
                 assert change is not None
-                if (change.kind == "appears" and time < 2 / 3) or (change.kind == "disappears" and time >= 2 / 3):
+                if (change.kind == "appears" and time < 3 / 4) or (change.kind == "disappears" and time >= 3 / 4):
                     continue
                 end = change.ends[each]
                 place = Place(
@@ -259,8 +263,24 @@ def facts(scene: Scene) -> tuple[object, ...]:
     )
 
 
+def _below(rng: Random, end: int) -> int:
+    return int(rng.random() * end)  # of all that Random gives, random() alone is the same in every version of Python
+
+
+def _one(rng: Random, items: Sequence[T]) -> T:
+    return items[int(rng.random() * len(items))]
+
+
+def _some(rng: Random, items: Sequence[T], count: int) -> list[T]:
+    """So many different items in random order."""
+    chosen: dict[int, None] = {}
+    while len(chosen) < count:
+        chosen[int(rng.random() * len(items))] = None
+    return [items[number] for number in chosen]
+
+
 def _tint(rng: Random, name: str, colours: Sequence[str]) -> str:
-    return rng.choice(colours) if colours and tintable(name) else ""
+    return _one(rng, colours) if colours and tintable(name) else ""
 
 
 _COLOUR_WORDS = frozenset((*COLOURS, *GROUNDS, "gray", "rainbow", "golden", "silver", "dark", "light", "coloured"))
@@ -284,7 +304,7 @@ def _fill(rng: Random, count: int, x: float, y: float, width: float, height: flo
         columns, rows = rows, columns
     wide, high = width / columns, height / rows
     size = min(wide, high, 0.5) * (0.72 + 0.23 * rng.random())
-    cells = sorted(rng.sample(range(columns * rows), count)) if columns * rows > count else range(count)
+    cells = sorted(_some(rng, range(columns * rows), count)) if columns * rows > count else range(count)
     places = []
     for cell in cells:
         row, column = divmod(cell, columns)
@@ -309,7 +329,7 @@ def _cells(count: int, width: float, height: float) -> tuple[int, int]:
 def _along(rng: Random, counts: Sequence[int], axis: str, largest: float = 0.5) -> list[tuple[Place, ...]]:
     """Places of several groups, one beside or below the other."""
     share = 1 / len(counts)
-    result = []
+    result: list[tuple[Place, ...]] = []
     for number, count in enumerate(counts):
         start = number * share
         box = (start, 0.0, share, 1.0) if axis == "x" else (0.0, start, 1.0, share)
@@ -352,7 +372,7 @@ def _path(rng: Random, kind: str, place: Place, axis: str, count: int) -> tuple[
 
 def _swapped(rng: Random, scene: Scene) -> Scene:
     """Two groups in each other's place; each keeps its own name, count and change."""
-    first, second = rng.sample(range(len(scene.groups)), 2)
+    first, second = _some(rng, range(len(scene.groups)), 2)
     groups = list(scene.groups)
     groups[first], groups[second] = groups[second], groups[first]
     counts = [len(group.places) for group in groups]
@@ -370,11 +390,11 @@ def _changed(rng: Random, scene: Scene) -> Scene:
     assert scene.change is not None
     kind, which = scene.change.kind, scene.change.group
     if len(scene.groups) > 1 and rng.random() < 0.3:
-        which = rng.choice([number for number in range(len(scene.groups)) if number != which])
+        which = _one(rng, [number for number in range(len(scene.groups)) if number != which])
     elif kind in MOVES:
         kind = {"left": "right", "right": "left", "up": "down", "down": "up"}[kind]
     else:
-        kind = rng.choice([other for other in CHANGES if other not in MOVES and other != kind])
+        kind = _one(rng, [other for other in CHANGES if other not in MOVES and other != kind])
     return _with_change(rng, scene, scene.groups, kind, which)
 
 
@@ -559,16 +579,16 @@ def caption(rng: Random, scene: Scene) -> str:
     elif len(groups) == 1:
         a = counted(groups[0])
         if len(groups[0].places) == 1:
-            words = rng.choice(_ONE).format(a=a, spot=spot_name(groups[0].places[0]))
+            words = _one(rng, _ONE).format(a=a, spot=spot_name(groups[0].places[0]))
         else:
-            words = rng.choice(_SEVERAL).format(a=a)
+            words = _one(rng, _SEVERAL).format(a=a)
     elif len(groups) == 2:
-        words = rng.choice(_TWO[scene.axis]).format(a=counted(groups[0]), b=counted(groups[1]))
+        words = _one(rng, _TWO[scene.axis]).format(a=counted(groups[0]), b=counted(groups[1]))
     else:
         a, b, c = (counted(group) for group in groups)
-        words = rng.choice(_THREE[scene.axis]).format(a=a, b=b, c=c)
+        words = _one(rng, _THREE[scene.axis]).format(a=a, b=b, c=c)
     if scene.ground:
-        words = rng.choice(_GROUND).format(words=words, ground=scene.ground)
+        words = _one(rng, _GROUND).format(words=words, ground=scene.ground)
     return words
 
 
@@ -586,7 +606,7 @@ def _happening(rng: Random, scene: Scene) -> str:
     change = scene.change
     assert change is not None
     group = scene.groups[change.group]
-    does = rng.choice(_DOES[change.kind])
+    does = _one(rng, _DOES[change.kind])
     if is_plural(group.name):
         does = _several_do(does)
     does = does.format(a=counted(group))
@@ -594,9 +614,9 @@ def _happening(rng: Random, scene: Scene) -> str:
         return does
     if len(scene.groups) == 2:
         side = _BESIDE[scene.axis, change.group]
-        return f"{does} {rng.choice(side).format(b=counted(scene.groups[1 - change.group]))}"
+        return f"{does} {_one(rng, side).format(b=counted(scene.groups[1 - change.group]))}"
     a, b, c = (counted(other) for other in scene.groups)
-    row = rng.choice(_THREE[scene.axis][:2]).format(a=a, b=b, c=c)
+    row = _one(rng, _THREE[scene.axis][:2]).format(a=a, b=b, c=c)
     the = _DOES[change.kind][0]
     return f"{row}; {(_several_do(the) if is_plural(group.name) else the).format(a=_the(group))}"
 
@@ -698,7 +718,7 @@ def question(rng: Random, scene: Scene, names: Sequence[str], kind: str) -> Ques
 
 
 def _ask(rng: Random, kind: str, group: Group | None = None, **words: str) -> str:
-    template = rng.choice(_ASKED[kind])
+    template = _one(rng, _ASKED[kind])
     if group is None:
         return template.format(**words)
     several = len(group.places) > 1 or is_plural(group.name)
@@ -711,20 +731,20 @@ def _ask(rng: Random, kind: str, group: Group | None = None, **words: str) -> st
 
 
 def _pick(rng: Random, scene: Scene) -> Group:
-    return scene.groups[rng.randrange(len(scene.groups))]
+    return scene.groups[_below(rng, len(scene.groups))]
 
 
 def _pair(rng: Random, scene: Scene) -> tuple[int, int] | None:
     """Two neighbours along the axis, in any order; a third thing would make ``left of`` ask for two."""
     if len(scene.groups) != 2:
         return None
-    first = rng.randrange(2)
+    first = _below(rng, 2)
     return first, 1 - first
 
 
 def _absent(rng: Random, scene: Scene, names: Sequence[str]) -> str:
     present = {group.name for group in scene.groups}
-    while (name := names[int(rng.random() * len(names))]) in present:
+    while (name := _one(rng, names)) in present:
         pass
     return name
 
@@ -748,7 +768,7 @@ def _colour(rng: Random, scene: Scene, names: Sequence[str]) -> tuple[str, str] 
     tinted = [group for group in scene.groups if group.colour]
     if not tinted:
         return None
-    group = tinted[rng.randrange(len(tinted))]
+    group = tinted[_below(rng, len(tinted))]
     return _ask(rng, "colour", group), group.colour
 
 
@@ -767,7 +787,7 @@ def _relation(rng: Random, scene: Scene, names: Sequence[str]) -> tuple[str, str
     if pair is None:
         return None
     yes = rng.random() < 0.5
-    side = rng.choice(_SIDES[scene.axis, (-1 if pair[0] == 0 else 1) * (1 if yes else -1)])
+    side = _one(rng, _SIDES[scene.axis, (-1 if pair[0] == 0 else 1) * (1 if yes else -1)])
     first, second = (scene.groups[number] for number in pair)
     return _ask(rng, "relation", first, side=side, other=_the(second)), "yes" if yes else "no"
 
@@ -788,7 +808,7 @@ def _side(rng: Random, scene: Scene, names: Sequence[str]) -> tuple[str, str] | 
     if pair is None:
         return None
     answer, other = (scene.groups[number] for number in pair)
-    side = rng.choice(_SIDES[scene.axis, -1 if pair[0] == 0 else 1])
+    side = _one(rng, _SIDES[scene.axis, -1 if pair[0] == 0 else 1])
     return f"what is {side} {_the(other)}?", answer.name
 
 
@@ -796,7 +816,7 @@ def _end(rng: Random, scene: Scene, names: Sequence[str]) -> tuple[str, str] | N
     if len(scene.groups) < 2:
         return None
     end = 0 if rng.random() < 0.5 else -1
-    return rng.choice(_ENDS[scene.axis, end]), scene.groups[end].name
+    return _one(rng, _ENDS[scene.axis, end]), scene.groups[end].name
 
 
 def _where(rng: Random, scene: Scene, names: Sequence[str]) -> tuple[str, str] | None:
@@ -812,7 +832,7 @@ def _mover(rng: Random, scene: Scene, names: Sequence[str]) -> tuple[str, str] |
     if scene.change is None:
         return None
     kind = "move" if scene.change.kind in MOVES else scene.change.kind
-    return rng.choice(_WHAT_DOES[kind]), scene.groups[scene.change.group].name
+    return _one(rng, _WHAT_DOES[kind]), scene.groups[scene.change.group].name
 
 
 def _direction(rng: Random, scene: Scene, names: Sequence[str]) -> tuple[str, str] | None:
@@ -826,7 +846,7 @@ def _happens(rng: Random, scene: Scene, names: Sequence[str]) -> tuple[str, str]
         return None
     number = scene.change.group
     if len(scene.groups) > 1 and rng.random() < 0.15:
-        number = rng.choice([other for other in range(len(scene.groups)) if other != number])
+        number = _one(rng, [other for other in range(len(scene.groups)) if other != number])
         return _ask(rng, "happens", scene.groups[number]), "nothing"
     return _ask(rng, "happens", scene.groups[number]), _ACTS[scene.change.kind][1]
 
@@ -837,7 +857,7 @@ def _does(rng: Random, scene: Scene, names: Sequence[str]) -> tuple[str, str] | 
     group, kind = scene.groups[scene.change.group], scene.change.kind
     yes = rng.random() < 0.5
     if not yes:
-        kind = rng.choice([other for other in CHANGES if other != kind])
+        kind = _one(rng, [other for other in CHANGES if other != kind])
     act, acts = _ACTS[kind]
     if is_plural(group.name):
         acts = act
