@@ -642,7 +642,7 @@ _ASKED = {
         "which colour has the background?",
         "what is the background's colour?",
     ),
-    "exists": ("is there {a}?", "can you see {a}?", "does the picture show {a}?"),
+    "exists": ("is there {a}?", "can you see {a}?", "do you see {a}?"),
     "relation": ("{is} {the} {side} {other}?", "can you see {the} {side} {other}?"),
     "more": ("are there more {many} than {others}?", "do {many} outnumber {others}?"),
     "direction": ("where {does} {the} go?", "which way {does} {the} move?", "in which direction {does} {the} move?"),
