@@ -86,11 +86,10 @@ class Scenes:
 
 def _on_ground(drawing: Image.Image, ground: tuple[int, ...], tint: Sequence[int] | None) -> Image.Image:
     """A drawing as if it were printed on ``ground``, or, with a ``tint``, in shades between the two colours."""
+    white = Image.new("RGB", drawing.size, ground)
     if tint is None:
-        return ImageChops.multiply(drawing, Image.new("RGB", drawing.size, ground))
-    grey = drawing.convert("L")
-    ramps = [[a + (b - a) * level // 255 for level in range(256)] for a, b in zip(tint, ground, strict=True)]
-    return Image.merge("RGB", [grey.point(ramp) for ramp in ramps])
+        return ImageChops.multiply(drawing, white)
+    return Image.composite(white, Image.new("RGB", drawing.size, tuple(tint)), drawing.convert("L"))
 
 
 @lru_cache(maxsize=_DRAWINGS)
