@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import combinations
 from random import Random
 from typing import TypeVar
 
@@ -261,6 +262,23 @@ def facts(scene: Scene) -> tuple[object, ...]:
         (scene.change.kind, scene.change.group) if scene.change else "",
         spot_name(scene.groups[0].places[0]) if alone else "",
     )
+
+
+def implied(scene: Scene) -> set[tuple[object, ...]]:
+    """`facts` of all that is true of a scene because of some of its groups: a scene of these alone has such facts."""
+    result = set()
+    every = range(len(scene.groups))
+    for size in every:
+        for chosen in combinations(every, size + 1):
+            if scene.change is None:
+                change = None
+            elif scene.change.group in chosen:
+                change = replace(scene.change, group=chosen.index(scene.change.group))
+            else:
+                continue
+            groups = tuple(scene.groups[number] for number in chosen)
+            result.add(facts(Scene(groups, scene.axis if size else "", scene.ground, change)))
+    return result
 
 
 def _below(rng: Random, end: int) -> int:

@@ -124,10 +124,11 @@ def _is_thing(name: str) -> bool:
 
 
 def scenes(rng: random.Random, pack: Pack, names: Sequence[str], count: int) -> Iterator[tuple[str, words.Scene]]:
-    """So many scenes, no two of which say the same, each with the pack that it is drawn with."""
+    """So many scenes, each with the pack that it is drawn with; what is said of one is not true of another."""
     grounds = tuple(words.GROUNDS) if pack.grounds else ()
     tintable = [name for name in names if words.tintable(name)]
     seen: set[object] = set()
+    implied: set[object] = set()
     while len(seen) < count:
         hand = pack.hands[int(rng.random() * len(pack.hands))]
         colours = tuple(words.COLOURS) if hand == INK else ()
@@ -138,9 +139,10 @@ def scenes(rng: random.Random, pack: Pack, names: Sequence[str], count: int) -> 
             scene = words.still_scene(rng, shown, colours, grounds)
         made = [scene, words.twin(rng, scene)] if rng.random() < TWINS else [scene]
         for one in made:
-            facts = words.facts(one)
-            if len(seen) < count and facts not in seen:
+            facts, parts = words.facts(one), words.implied(one)
+            if len(seen) < count and facts not in implied and not parts & seen:
                 seen.add(facts)
+                implied |= parts
                 yield hand, one
 
 

@@ -221,6 +221,20 @@ def test_sides_are_those_of_the_places(words):
                 assert last <= min(getattr(place, one.axis) - place.size / 2 for place in after.places) + 1e-6
 
 
+def test_what_is_true_because_of_some_groups(words):
+    place = words.Place
+    groups = [words.Group(name, (place(x, 0.5, 0.3),)) for name, x in (("dog", 0.2), ("car", 0.5), ("fish", 0.8))]
+    row = words.Scene(tuple(groups), "x")
+    parts = words.implied(row)
+    assert len(parts) == 7 and words.facts(row) in parts  # three alone, three pairs, all
+    assert words.facts(words.Scene((groups[0], groups[2]), "x")) in parts
+    assert words.facts(words.Scene((groups[2], groups[0]), "x")) not in parts
+    growing = words.Change("grows", 1, (place(0.5, 0.5, 0.5),))
+    moving = words.implied(replace(row, change=growing))
+    assert len(moving) == 4  # with what grows
+    assert words.facts(words.Scene((groups[1],), "", "", replace(growing, group=0))) in moving
+
+
 def test_questions_have_the_answers_of_the_scene(words):
     rng = random.Random(0)
     place = words.Place

@@ -1,8 +1,8 @@
 """What chance, the most frequent answer and the untuned model score on the packs of scenes.
 
-    python benchmarks/scenes.py                                     the table, printed
-    python benchmarks/scenes.py --json scenes.json --docs docs/blip-mini.md     ... written between the marks there
-    python benchmarks/scenes.py --runs runs/scenes                  ... beside what each recipe reaches, seed 0
+    python benchmarks/scene_scores.py                                     the table, printed
+    python benchmarks/scene_scores.py --json scenes.json --docs docs/blip-mini.md     ... written between the marks there
+    python benchmarks/scene_scores.py --runs runs/scenes                  ... beside what each recipe reaches, seed 0
 
 Everything is scored on the test split with the protocol of the pack's recipe. Chance of retrieval is that of a random
 order: a query with c right items among N has one of them among the K best with probability 1 - C(N - c, K) / C(N, K).
@@ -31,7 +31,7 @@ from aurora_petl.training import train, untuned
 
 RETRIEVAL = ("scenes-colour", "scenes-ink", "scenes-moves", "scenes-changes")
 ANSWERS = ("scenes-questions", "scenes-clip-questions")
-MARKS = ("<!-- scores of scenes: python benchmarks/scenes.py -->", "<!-- end of scores of scenes -->")
+MARKS = ("<!-- scores of scenes: python benchmarks/scene_scores.py -->", "<!-- end of scores of scenes -->")
 SHOWN = ("text_recall@1", "image_recall@1", "mean_recall")
 
 
