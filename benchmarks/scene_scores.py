@@ -1,7 +1,7 @@
 """What chance, the most frequent answer and the untuned model score on the packs of scenes.
 
     python benchmarks/scene_scores.py                                     the table, printed
-    python benchmarks/scene_scores.py --json scenes.json --docs docs/blip-mini.md     ... written between the marks there
+    python benchmarks/scene_scores.py --json scores.json --docs docs/blip-mini.md    ... written between the marks there
     python benchmarks/scene_scores.py --runs runs/scenes                  ... beside what each recipe reaches, seed 0
 
 Everything is scored on the test split with the protocol of the pack's recipe. Chance of retrieval is that of a random
