@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help setup demo test test-versions lint format pretrain packs bench clean
+.PHONY: help setup demo test test-versions lint format pretrain packs scenes bench clean
 
 help:  ## show these targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
@@ -33,6 +33,9 @@ pretrain: $(VENV)/.build  ## pretrain blip-mini again (an hour and a half on two
 
 packs: $(VENV)/.build  ## build the embedded picture packs again (needs npm and apt-get)
 	$(BIN)/python pretraining/packs.py
+
+scenes: $(VENV)/bin/python  ## build the embedded packs of scenes again, from those of pictures
+	$(BIN)/python pretraining/scenes.py
 
 bench: setup  ## compare the tuning methods over five seeds (hours)
 	$(BIN)/aurora compare emoji --steps 60 240 --rates 3e-4 1e-3 3e-3 1e-2 --seeds 5 --also fluent-flat --out runs/bench

@@ -166,13 +166,16 @@ def test_a_shell_sees_one_line_and_the_status(tmp_path):
     ("words", "message"),
     [
         ("train", "nothing to train on: name a recipe (aurora recipes lists them) or give --data FOLDER"),
-        ("train photos-mini", "no data named; give --data FOLDER or an embedded pack (fluent-contrast, fluent-flat)"),
+        ("train photos-mini", "no data named; give --data FOLDER or an embedded pack (fluent-contrast, fluent-flat, "),
         ("train --data coco", "coco is a benchmark whose files you have; give their folder with --root FOLDER"),
         (
             "train --data coco --root nowhere",
             "coco: there is no folder nowhere; give the benchmark's folder with --root",
         ),
-        ("train --data nowhere", "no dataset 'nowhere': it is neither an embedded pack (fluent-contrast, fluent-flat)"),
+        (
+            "train --data nowhere",
+            "no dataset 'nowhere': it is neither an embedded pack (fluent-contrast, fluent-flat, ",
+        ),
         (
             "train emojy",
             f"no recipe 'emojy': name one of {', '.join(recipe_names())} or a .yaml file; did you mean emoji",

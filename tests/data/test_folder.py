@@ -446,7 +446,8 @@ def test_captions_come_before_questions_unless_the_file_is_named(tmp_path):
 
 
 def test_pack_names():
-    assert pack_names() == ["fluent-contrast", "fluent-flat"]
+    scenes = ("changes", "clip-questions", "colour", "ink", "moves", "questions")
+    assert pack_names() == ["fluent-contrast", "fluent-flat", *(f"scenes-{name}" for name in scenes)]
 
 
 @pytest.mark.parametrize("name", ["fluent-flat", "fluent-contrast"])
