@@ -69,6 +69,12 @@ class VQA(Task):
         return self.fitted(self.settings, self.backbone)
 
     @property
+    def label_smoothing(self) -> float:
+        """The settings' or the backbone's own, by a look that torch.compile can follow."""
+        own = self.settings.label_smoothing
+        return float(self.backbone.defaults["label_smoothing"] if own is None else own)
+
+    @property
     def objective(self) -> str:
         return "cross-entropy of the answers"
 
@@ -108,7 +114,7 @@ class VQA(Task):
 
     def forward(self, weights: Tensor, rows: int, **batch: Any) -> dict[str, Tensor]:
         """``loss`` of a batch: the sum over answers of weight * cross-entropy, divided by the number of questions."""
-        losses = self.backbone.losses(batch, self.numbers.label_smoothing or 0.0)
+        losses = self.backbone.losses(batch, self.label_smoothing)
         return {"loss": (weights * losses).sum() / rows}
 
     @torch.no_grad()
