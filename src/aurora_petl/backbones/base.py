@@ -227,8 +227,9 @@ class Writer(Tunable, Protocol):
         *,
         prompt: str,
         longest: int,
+        multiple: int = 1,
     ) -> dict[str, Any]:
-        """What the model reads, on the CPU: tensors, and lists of what decides on shapes.
+        """What the model reads, on the CPU: tensors, and in inference lists of what decides on shapes.
 
         Args:
             pixels: M, as `view` gives them, (..., H, W), of clips (frames, ..., H, W).
@@ -237,6 +238,7 @@ class Writer(Tunable, Protocol):
             which: (Q,), the picture of each question. None: question i is about picture i.
             prompt: what is asked, with ``{question}`` for the question.
             longest: tokens that a question may have; it is cut there.
+            multiple: of which numbers of tokens are made by padding, so that batches are of few shapes.
         """
         ...
 

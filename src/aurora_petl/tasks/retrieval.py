@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..backbones.answers import up_to
 from ..backbones.base import DualEncoder, Encoded, Matcher, Texts, is_matcher, similarity
 from ..backbones.frames import Media, encode_media
 from ..data.rows import ImageTextDataset
@@ -146,7 +147,9 @@ class Retrieval(Task):
         return CaptionPairs(dataset)
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        texts = self.backbone.texts([row["caption"] for row in rows], self.settings.longest_text)
+        longest = self.settings.longest_text
+        texts = self.backbone.texts([row["caption"] for row in rows], longest)
+        texts = texts.padded(min(longest, up_to(texts.ids.shape[1], self.multiple)))
         return {
             "pixel_values": torch.stack([row["pixels"] for row in rows]),
             "ids": torch.tensor([row["id"] for row in rows]),
@@ -154,9 +157,7 @@ class Retrieval(Task):
             "attention_mask": texts.mask,
         }
 
-    def forward(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, ids: Tensor
-    ) -> dict[str, Tensor]:
+    def loss(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, ids: Tensor) -> dict[str, Tensor]:
         """``loss`` of a batch, and its parts where there are two, ``itc`` and ``itm``. Side effects: the averages, the
         queue and the step count advance in training mode."""
         backbone, settings, texts = self.backbone, self.settings, Texts(input_ids, attention_mask)
