@@ -33,6 +33,7 @@ class TrainSettings(Settings):
     batch_size: int = number(16, 2, 65_536)  # pairs a device, all of them if there are fewer; contrast needs two
     gradient_accumulation: int = number(1, 1, 65_536)
     gradient_checkpointing: bool = False  # keep each layer's input alone, compute the layer again going back
+    compile: bool = False  # by torch.compile, the loss of each shape of batch as one graph: minutes at the first steps
     epochs: float = number(4.0, 0, 10**6)
     max_steps: int = number(0, 0, 10**9)
     min_steps: int = number(1, 1, 10**9)

@@ -119,7 +119,10 @@ def _prepared(recipe: Recipe, dataset: Rows[Any]) -> Prepared:
     else:
         recipe = replace(recipe, task=kind.fitted(recipe.task, backbone))
     backbone.module.to(choose())  # only now: a seed draws the same adapter on every device
-    return Prepared(recipe, dataset, backbone, kind(backbone, recipe.task))
+    task = kind(backbone, recipe.task)
+    if recipe.train.compile and method.learns:
+        task.compile_loss()
+    return Prepared(recipe, dataset, backbone, task)
 
 
 def train(

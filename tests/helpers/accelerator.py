@@ -70,11 +70,13 @@ class Remote(Tensor):
 
 
 class Accelerator(TorchDispatchMode):
-    """Within it, `DEVICE` is a device of its own. ``reads`` has an entry for each time that the CPU waited for it."""
+    """Within it, `DEVICE` is a device of its own. ``reads`` has an entry for each time that the CPU waited for it,
+    ``sends`` one for each time that it sent values there, for which it waits too unless they lie in pinned memory."""
 
     def __init__(self) -> None:
         super().__init__()
         self.reads: list[str] = []
+        self.sends: list[str] = []
         self._literals = _Literals()
 
     @property
@@ -108,6 +110,8 @@ class Accelerator(TorchDispatchMode):
             assert tensor.dtype != torch.float64 or not tensor.dim(), f"{func}: float64, which MPS does not have"
         to_cpu = kind is aten._to_copy and wanted is not None and torch.device(wanted) != DEVICE
         to_cpu = to_cpu or (kind is aten.copy_ and not isinstance(args[0], Remote))
+        if kind in MIXING and not to_cpu and not isinstance(args[1 if kind is aten.copy_ else 0], Remote):
+            self.sends.append(_place(func))
         if to_cpu or kind in WAITING or _selects_by_mask(kind, args):
             self.reads.append(_place(func))
         if wanted is not None:

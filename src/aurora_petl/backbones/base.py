@@ -1,8 +1,8 @@
 """What tasks and evaluation may ask of a backbone: a few small capabilities, of which each family offers some.
 
 Shapes: B pictures or texts, N picture tokens, T text tokens, D the width of states, P the width of the joint space, V
-vectors an item. Tensors are on the model's device, but for ``which``, places that decide on shapes: a list, or a tensor
-on the CPU.
+vectors an item. Tensors are on the model's device. ``which``, the places of pictures, may be a list or a tensor on the
+CPU too: then shapes are the smallest that it allows. On another device it is not read.
 """
 
 from __future__ import annotations
@@ -182,6 +182,7 @@ class Matcher(DualEncoder, Protocol):
         image_states: Tensor,
         which: Tensor | Sequence[int] | None = None,
         *,
+        certain: int = 0,
         context: Tensor | None = None,
         positive: Tensor | None = None,
         begun: Tensor | None = None,
@@ -193,6 +194,7 @@ class Matcher(DualEncoder, Protocol):
         Args:
             image_states: (M, N, D), a picture's keys and values being computed once for all the texts it meets.
             which: (B,), the picture that each text meets. None: text i meets picture i, or all meet the only one.
+            certain: how many texts meet each picture at least, where ``which`` is on a device, which is not read.
             context: (C, D), `context` of a training batch, for adapters that enhance fused states by it.
             positive: (B,), which pairs match, for the released form of that.
             begun: what `begin_match` gave for these texts.
@@ -225,8 +227,9 @@ class Writer(Tunable, Protocol):
         *,
         prompt: str,
         longest: int,
+        multiple: int = 1,
     ) -> dict[str, Any]:
-        """What the model reads, on the CPU: tensors, and lists of what decides on shapes.
+        """What the model reads, on the CPU: tensors, and in inference lists of what decides on shapes.
 
         Args:
             pixels: M, as `view` gives them, (..., H, W), of clips (frames, ..., H, W).
@@ -235,6 +238,7 @@ class Writer(Tunable, Protocol):
             which: (Q,), the picture of each question. None: question i is about picture i.
             prompt: what is asked, with ``{question}`` for the question.
             longest: tokens that a question may have; it is cut there.
+            multiple: of which numbers of tokens are made by padding, so that batches are of few shapes.
         """
         ...
 

@@ -30,6 +30,7 @@ from ..data.media import PictureFormat
 from ..errors import AuroraError
 from .base import Encoded, Texts
 from .folder import make_config, read_model, read_tokenizer
+from .masks import ready
 from .picture_format import read_picture_format
 from .positions import patches_per_side, set_image_size
 from .sharing import Sharing, attend, share
@@ -165,7 +166,8 @@ class Blip2Backbone(Backbone):
 
     def encode_text(self, texts: Texts) -> Encoded:
         embedded = self.model.embeddings(input_ids=texts.ids)
-        output = self.model.qformer(query_embeds=embedded, query_length=0, attention_mask=texts.mask).last_hidden_state
+        mask = ready(texts.mask, self.model.qformer)
+        output = self.model.qformer(query_embeds=embedded, query_length=0, attention_mask=mask).last_hidden_state
         return Encoded(F.normalize(self.model.text_projection(output[:, 0]).float(), dim=-1))
 
     def logits(self, similarities: Tensor) -> Tensor:
@@ -183,6 +185,7 @@ class Blip2Backbone(Backbone):
         image_states: Tensor,
         which: Tensor | Sequence[int] | None = None,
         *,
+        certain: int = 0,
         context: Tensor | None = None,
         positive: Tensor | None = None,
         begun: Tensor | None = None,
@@ -201,7 +204,7 @@ class Blip2Backbone(Backbone):
             sharing = None
             if which is not None:
                 pictures, tokens, _ = image_states.shape
-                sharing = share(which, pictures, tokens, self.vectors, image_states.device)
+                sharing = share(which, pictures, tokens, self.vectors, image_states.device, certain)
             more["meeting"] = Meeting(sharing, kept, frames)
         elif frames is not None:
             raise AuroraError(
@@ -215,7 +218,7 @@ class Blip2Backbone(Backbone):
         output = model.qformer(
             query_embeds=model.embeddings(input_ids=texts.ids, query_embeds=queries),
             query_length=self.vectors,
-            attention_mask=torch.cat([texts.mask.new_ones(count, self.vectors), texts.mask], 1),
+            attention_mask=ready(torch.cat([texts.mask.new_ones(count, self.vectors), texts.mask], 1), model.qformer),
             encoder_hidden_states=image_states,
             **more,
         ).last_hidden_state

@@ -19,6 +19,7 @@ from ..data.media import PictureFormat
 from ..errors import AuroraError
 from .base import Encoded, Texts
 from .folder import make_config, read_model, read_tokenizer
+from .masks import ready
 from .picture_format import read_picture_format
 from .positions import patches_per_side
 from .words import MEND, check_words
@@ -88,7 +89,8 @@ class DualBackbone(Backbone):
         return Encoded(unit(self.model.get_image_features(pixel_values=pixel_values, **resized)))
 
     def encode_text(self, texts: Texts) -> Encoded:
-        return Encoded(unit(self.model.get_text_features(input_ids=texts.ids, attention_mask=texts.mask)))
+        mask = ready(texts.mask, self.model.text_model, causal=self.contrast == "softmax")
+        return Encoded(unit(self.model.get_text_features(input_ids=texts.ids, attention_mask=mask)))
 
     def logits(self, similarities: Tensor) -> Tensor:
         if self.contrast == "sigmoid":

@@ -19,6 +19,7 @@ from ..errors import AuroraError, short
 from .base import Encoded, View
 from .dual import SIGLIP_HEADS, DualBackbone, Kind, check_tokenizer, unit
 from .folder import make_config, read_model, read_tokenizer
+from .masks import ready
 from .picture_format import check_steps, read_channels, read_filter, read_settings
 
 PROCESSOR = "Siglip2ImageProcessor"
@@ -93,7 +94,9 @@ class NaflexBackbone(DualBackbone):
         shapes = rows[:, 0, :2].round().long()
         mask = torch.arange(rows.shape[1] - 1, device=rows.device) < shapes.prod(1)[:, None]
         output = self.model.get_image_features(
-            pixel_values=rows[:, 1:], pixel_attention_mask=mask.int(), spatial_shapes=shapes
+            pixel_values=rows[:, 1:],
+            pixel_attention_mask=ready(mask.int(), self.model.vision_model),
+            spatial_shapes=shapes,
         )
         return Encoded(unit(output))
 

@@ -32,13 +32,22 @@ def share(
     picture_tokens: int,
     text_tokens: int,
     device: torch.device | None = None,
+    certain: int = 0,
 ) -> Sharing:
-    """Seat the texts: ``which`` (B,) in [0, pictures), to be known on the CPU. Rows get as long as keeps the fewest
-    tokens, keys and queries together: a picture with many more texts than the others takes several rows.
+    """Seat the texts. Rows get as long as keeps the fewest tokens, keys and queries together: a picture with many more
+    texts than the others takes several rows.
+
+    What ``which`` holds decides on the number of rows if it is known on the CPU. To read it from another device is to
+    wait for that, and a compiled step reads nothing: there are then as many rows as any ``which`` may need, those that
+    nobody sits in at the end.
 
     Args:
+        which: (B,) in [0, pictures), the picture of each text.
         device: of the texts.
+        certain: how many texts every picture has at least.
     """
+    if isinstance(which, Tensor) and (which.device.type != "cpu" or torch.compiler.is_compiling()):
+        return _share_unread(which, pictures, picture_tokens, text_tokens, certain)
     chosen, counts, places = which.tolist() if isinstance(which, Tensor) else [*which], [0] * pictures, []
     for picture in chosen:
         places.append(counts[picture])
@@ -57,6 +66,31 @@ def share(
         return torch.tensor(numbers, device=device)
 
     return Sharing(tensor(chosen), tensor(rows) if len(rows) > pictures else None, tensor(seats), size)
+
+
+def _share_unread(which: Tensor, pictures: int, picture_tokens: int, text_tokens: int, certain: int) -> Sharing:
+    """The same without a look at ``which``: row i is picture i, and what it has no seats for goes to further rows."""
+    spare = len(which) - certain * pictures  # texts that may all meet the same picture
+    sizes = range(max(1, certain), certain + spare + 1)
+
+    def further(size: int) -> int:  # a picture opens one with its first text beyond a row's seats
+        return spare // (size + 1 - certain) if certain else max(0, spare - 1) // size
+
+    tokens = [(pictures + further(size)) * (picture_tokens + size * text_tokens) for size in sizes]
+    size = sizes[tokens.index(min(tokens))]
+    same = which[:, None] == which
+    place = same.tril(-1).sum(1)  # among the texts of the same picture
+    if not further(size):
+        return Sharing(which, None, which * size + place, size)
+    part, seat = place // size, place % size
+    opens = (part > 0) & (seat == 0)  # the first text of a further row, which numbers it
+    number = pictures - 1 + opens.cumsum(0)
+    opener = (same & opens & (part[:, None] == part)).long().argmax(1)
+    row = torch.where(part > 0, number[opener], which)
+    last = pictures + further(size)
+    rows = torch.cat([torch.arange(pictures, device=which.device), which.new_zeros(further(size) + 1)])
+    rows = rows.scatter(0, torch.where(opens, number, last), which)[:last]
+    return Sharing(which, rows, row * size + seat, size)
 
 
 def attend(

@@ -7,14 +7,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ..backbones import Tunable
 from ..data.rows import Dataset, ImageTextDataset, QuestionDataset, need_frames
-from ..errors import AuroraError
+from ..errors import AuroraError, first_line
 from ..evaluation.outcome import Outcome
 from .settings import TaskSettings
 
+MULTIPLE = 8  # of tokens, in batches of a compiled loss: 8, 16, 24, ... are few shapes, and little is padding
+SHAPES = 64  # of batches that a loss is compiled for
 TEXTS: dict[type[Dataset[Any]], str] = {ImageTextDataset: "captions", QuestionDataset: "questions"}  # what messages say
 
 
@@ -36,6 +39,8 @@ class Task(nn.Module):
         self.settings = settings
         self.model = backbone.module  # registered, so that the Trainer sees its weights
         self.warmup_steps = 0  # of one epoch; the Trainer's driver sets it, for objectives that ramp up
+        self._compiled: Any = None
+        self._not_followed: tuple[type[BaseException], ...] = ()  # what torch.compile raises at code beyond it
 
     @classmethod
     def check(cls, settings: TaskSettings, dataset: Dataset[Any]) -> None:
@@ -65,6 +70,45 @@ class Task(nn.Module):
             AuroraError: if they ask for what the model has not.
         """
         return settings
+
+    @abstractmethod
+    def loss(self, *args: Any, **batch: Any) -> dict[str, Tensor]:
+        """What the module makes of a batch of `collate`: ``loss`` and its parts. Nothing in it may read tensors."""
+
+    def forward(self, *args: Any, **batch: Any) -> dict[str, Tensor]:
+        """`loss` of a batch, compiled in training after `compile_loss`.
+
+        Raises:
+            AuroraError: if the model does something that torch.compile does not follow.
+        """
+        if self._compiled is None or not self.training:
+            return self.loss(*args, **batch)
+        try:
+            made: dict[str, Tensor] = self._compiled(*args, **batch)
+        except self._not_followed as error:
+            raise AuroraError(
+                f"train.compile: {self.backbone.name} cannot be compiled whole ({first_line(error)}); leave it out"
+            ) from error
+        return made
+
+    def compile_loss(self, backend: str = "inductor") -> None:
+        """Let torch.compile capture the loss of training, with what it changes, as one graph for each shape of batch;
+        `collate` then pads to few shapes.
+
+        Args:
+            backend: of torch.compile.
+        """
+        from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode  # and sympy
+
+        self._not_followed = torch._dynamo.exc.TorchDynamoException, GuardOnDataDependentSymNode
+        dynamo: Any = torch._dynamo.config
+        dynamo.recompile_limit = max(dynamo.recompile_limit, SHAPES)
+        self._compiled = torch.compile(self.loss, fullgraph=True, dynamic=False, backend=backend)
+
+    @property
+    def multiple(self) -> int:
+        """Of which `collate` makes numbers of tokens by padding."""
+        return 1 if self._compiled is None else MULTIPLE
 
     @abstractmethod
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:

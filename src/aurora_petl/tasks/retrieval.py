@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..backbones.answers import up_to
 from ..backbones.base import DualEncoder, Encoded, Matcher, Texts, is_matcher, similarity
 from ..backbones.frames import Media, encode_media
 from ..data.rows import ImageTextDataset
@@ -72,7 +73,6 @@ class Retrieval(Task):
 
     A batch is a dict of ``pixel_values``, (B, 3, H, W) or of clips (B, F, 3, H, W), ``input_ids`` and
     ``attention_mask`` (B, T) and ``ids`` (B,), whole numbers that are equal for pairs that describe the same picture.
-    ``several`` says whether the ids differ at all: without it they are asked, which waits for the device.
 
     Args:
         backbone: with its adapter injected and its trainable weights marked: the average starts from them.
@@ -85,6 +85,7 @@ class Retrieval(Task):
 
     backbone: DualEncoder
     settings: RetrievalSettings
+    steps: Tensor  # so far, a number that no step has to read from the device
 
     def __init__(self, backbone: DualEncoder, settings: RetrievalSettings | None = None) -> None:
         super().__init__(backbone, self.fitted(settings or RetrievalSettings(), backbone))
@@ -94,7 +95,7 @@ class Retrieval(Task):
         shape = backbone.feature_shape
         self._contrast = Contrast(settings.queue_size or 0, shape, shape[-1:], settings.alpha or 0.0, device)
         self._matching = Matching(settings.longest_text, settings.negative_all_rank, settings.frame_attention)
-        self.steps = 0
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long, device=device))
         if settings.momentum_init == "checkpoint" and len(self._averages):  # else nothing will be trained
             self._start_from_checkpoint()
 
@@ -146,33 +147,17 @@ class Retrieval(Task):
         return CaptionPairs(dataset)
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        texts = self.backbone.texts([row["caption"] for row in rows], self.settings.longest_text)
+        longest = self.settings.longest_text
+        texts = self.backbone.texts([row["caption"] for row in rows], longest)
+        texts = texts.padded(min(longest, up_to(texts.ids.shape[1], self.multiple)))
         return {
             "pixel_values": torch.stack([row["pixels"] for row in rows]),
             "ids": torch.tensor([row["id"] for row in rows]),
-            "several": len({row["id"] for row in rows}) > 1,
             "input_ids": texts.ids,
             "attention_mask": texts.mask,
         }
 
-    def training_state(self) -> dict[str, Tensor]:
-        contrast = self._contrast
-        numbers = {"queue_used": torch.tensor([contrast.next_row, contrast.filled]), "steps": torch.tensor(self.steps)}
-        return super().training_state() | numbers
-
-    def load_training_state(self, state: dict[str, Tensor]) -> None:
-        super().load_training_state(state)
-        self._contrast.next_row, self._contrast.filled = state["queue_used"].tolist()
-        self.steps = int(state["steps"])
-
-    def forward(
-        self,
-        pixel_values: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        ids: Tensor,
-        several: bool | None = None,
-    ) -> dict[str, Tensor]:
+    def loss(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, ids: Tensor) -> dict[str, Tensor]:
         """``loss`` of a batch, and its parts where there are two, ``itc`` and ``itm``. Side effects: the averages, the
         queue and the step count advance in training mode."""
         backbone, settings, texts = self.backbone, self.settings, Texts(input_ids, attention_mask)
@@ -185,10 +170,10 @@ class Retrieval(Task):
             loss = self._itc(media, text, pixel_values, texts, ids)
         parts = {"loss": loss}
         if settings.itm_weight and is_matcher(backbone):
-            itm = self._itm(backbone, media, text, texts, ids, several)
+            itm = self._itm(backbone, media, text, texts, ids)
             parts = {"loss": loss + settings.itm_weight * itm, "itc": loss.detach(), "itm": itm.detach()}
         if self.training:
-            self.steps += 1
+            self.steps.add_(1)
         return parts
 
     def _itc(self, media: Media, text: Encoded, pixel_values: Tensor, texts: Texts, ids: Tensor) -> Tensor:
@@ -202,20 +187,18 @@ class Retrieval(Task):
             # as CLIP trains: gradients reach both sides of every product; BLIP's reach the side without a teacher
             image_feature, text_feature = media.feature, text.feature
         teacher = Teacher(gather(image_feature), gather(text_feature), gather(ids))
-        ramp = min(1.0, self.steps / max(1, self.warmup_steps))
+        ramp = (self.steps / max(1, self.warmup_steps)).clamp(max=1.0)
         loss: Tensor = self._contrast(media.feature, text.feature, ids, teacher, backbone.logits, ramp)
         if self.training:
             self._contrast.enqueue(teacher)
         return loss
 
-    def _itm(
-        self, backbone: Matcher, media: Media, text: Encoded, texts: Texts, ids: Tensor, several: bool | None
-    ) -> Tensor:
+    def _itm(self, backbone: Matcher, media: Media, text: Encoded, texts: Texts, ids: Tensor) -> Tensor:
         assert media.states is not None
         context = backbone.context(text) if self.training else None
         context = None if context is None else gather(context)
         pairs = Pairs(media.states, media.feature, text.feature, media.frames, texts, ids)
-        return self._matching(backbone, pairs, several, context)
+        return self._matching(backbone, pairs, context)
 
     def evaluate(
         self, dataset: ImageTextDataset, *, cache: Path | None = None, rescore: int = 0, progress: bool = False

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..backbones.answers import up_to
 from ..backbones.base import Writer, is_ranker
 from ..data.rows import Dataset, QuestionDataset, load_media
 from ..distributed import objects, own_share
@@ -69,6 +70,12 @@ class VQA(Task):
         return self.fitted(self.settings, self.backbone)
 
     @property
+    def label_smoothing(self) -> float:
+        """The settings' or the backbone's own, by a look that torch.compile can follow."""
+        own = self.settings.label_smoothing
+        return float(self.backbone.defaults["label_smoothing"] if own is None else own)
+
+    @property
     def objective(self) -> str:
         return "cross-entropy of the answers"
 
@@ -97,18 +104,23 @@ class VQA(Task):
         ]
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        answers = [answer for row in rows for answer in row["answers"]]
+        of = [place for place, row in enumerate(rows) for _ in row["answers"]]
+        weights = [weight for row in rows for weight in row["weights"]]
+        more = up_to(len(answers), self.multiple) - len(answers)  # the first one again, without weight
         batch = self.read(
             [row["pixels"] for row in rows],
             [row["question"] for row in rows],
-            answers=[answer for row in rows for answer in row["answers"]],
-            of=[place for place, row in enumerate(rows) for _ in row["answers"]],
+            answers=answers + answers[:1] * more,
+            of=of + of[:1] * more,
+            multiple=self.multiple,
         )
-        weights = torch.tensor([weight for row in rows for weight in row["weights"]], dtype=torch.float32)
-        return batch | {"weights": weights, "rows": len(rows)}
+        shares = torch.tensor(weights + [0.0] * more, dtype=torch.float32)
+        return batch | {"weights": shares, "rows": len(rows)}
 
-    def forward(self, weights: Tensor, rows: int, **batch: Any) -> dict[str, Tensor]:
+    def loss(self, weights: Tensor, rows: int, **batch: Any) -> dict[str, Tensor]:
         """``loss`` of a batch: the sum over answers of weight * cross-entropy, divided by the number of questions."""
-        losses = self.backbone.losses(batch, self.numbers.label_smoothing or 0.0)
+        losses = self.backbone.losses(batch, self.label_smoothing)
         return {"loss": (weights * losses).sum() / rows}
 
     @torch.no_grad()

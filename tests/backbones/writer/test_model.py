@@ -31,7 +31,9 @@ def test_losses_are_transformers_own_with_labels_on_the_answers(kind, loaded):
     batch = both(backbone)
     losses = backbone.losses(batch)
     labels = torch.full_like(batch["input_ids"], -100)
-    for row, (start, length) in enumerate(zip(batch["prompt_lengths"], batch["answer_lengths"], strict=True)):
+    lengths = [(seats < len(batch["answer_places"])).sum() for seats in batch["answer_seats"]]
+    for row, (seats, length) in enumerate(zip(batch["answer_seats"], lengths, strict=True)):
+        start = batch["answer_places"][seats[0]] - row * labels.shape[1]
         labels[row, start : start + length] = batch["input_ids"][row, start : start + length]
         written = backbone.tokenizer.decode(labels[row, start : start + length], skip_special_tokens=True)
         assert written.strip() == ANSWERS[row][1]
@@ -41,7 +43,7 @@ def test_losses_are_transformers_own_with_labels_on_the_answers(kind, loaded):
     names = ("input_ids", "attention_mask", backbone.kind.types)
     arguments = backbone.pictures.read(shown).tensors | {name: batch[name] for name in names if name}
     theirs = backbone.model(**arguments, labels=labels).loss
-    assert losses.sum().item() / sum(batch["answer_lengths"]) == pytest.approx(theirs.item(), rel=1e-5)
+    assert losses.sum().item() / sum(lengths) == pytest.approx(theirs.item(), rel=1e-5)
     for row, (number, answer) in enumerate(ANSWERS[:3]):
         alone = collate(backbone, [PICTURES[WHICH[number]]], [QUESTIONS[number]], answers=[answer], of=[0])
         assert losses[row].item() == pytest.approx(backbone.losses(alone).item(), rel=1e-5)

@@ -21,8 +21,10 @@ from torch import Tensor
 
 from ...adapter.additions import additions
 from ...distributed import gather
+from ..answers import Written, up_to, written
 from ..base import Texts, asked
 from ..frames import media_states
+from ..masks import ready
 from .config import DEC
 from .towers import LONGEST, Blip, begin
 
@@ -55,18 +57,22 @@ class BlipAnswering(Blip):
         *,
         prompt: str,
         longest: int,
+        multiple: int = 1,
     ) -> dict[str, Any]:
         """See `base.Writer`: ``pixel_values`` (M, 3, H, W), of clips (M, frames, 3, H, W); ``question_ids`` and
-        ``question_mask`` (Q, S), with the picture of each in ``media`` if it is given; ``answer_ids`` and
-        ``answer_mask`` (A, T), with the question of each in ``which`` and its tokens in ``answer_lengths``. These lists
-        decide on shapes and stay on the CPU."""
+        ``question_mask`` (Q, S), with the picture of each in ``media``, a list, if it is given; ``answer_ids`` and
+        ``answer_mask`` (A, T), with the question of each in ``which`` (A,) and
+        ``answer_places`` and ``answer_seats``, see `answers.Written`."""
         texts = self.texts([text.translate(DROPPED) for text in asked(questions, prompt)], longest)
+        texts = texts.padded(up_to(texts.ids.shape[1], multiple))
         batch = {"pixel_values": torch.stack(list(pixels)), "question_ids": texts.ids, "question_mask": texts.mask}
         more: dict[str, Any] = {} if which is None else {"media": list(which)}
         if answers:
-            written = self.texts(answers, self.longest)
-            more |= {"answer_ids": written.ids, "answer_mask": written.mask}
-            more |= {"answer_lengths": written.lengths().tolist(), "which": list(of)}
+            texts = self.texts(answers, self.longest)
+            texts = texts.padded(up_to(texts.ids.shape[1], multiple))
+            places, seats = _written(texts.lengths().tolist(), texts.ids.shape[1], multiple)
+            more |= {"answer_ids": texts.ids, "answer_mask": texts.mask, "which": torch.tensor(list(of))}
+            more |= {"answer_places": places, "answer_seats": seats}
         return batch | more
 
     def losses(self, batch: Mapping[str, Any], label_smoothing: float = 0.0) -> Tensor:
@@ -75,7 +81,8 @@ class BlipAnswering(Blip):
             self._read(batch),
             batch["question_mask"],
             batch["which"],
-            lengths=batch.get("answer_lengths"),
+            certain=1,
+            tokens=Written(batch["answer_places"], batch["answer_seats"]),
             label_smoothing=label_smoothing,
         )
 
@@ -133,7 +140,7 @@ class BlipAnswering(Blip):
                 question_states,
                 question_mask,
                 which[part],
-                lengths=lengths[part].tolist(),
+                tokens=_written(lengths[part].tolist(), int(lengths[part].max())),
                 label_smoothing=label_smoothing,
             )
         best = losses.view(-1, k).argmin(1).cpu()
@@ -179,26 +186,27 @@ class BlipAnswering(Blip):
         question_mask: Tensor,
         which: Tensor | Sequence[int] | None = None,
         *,
-        lengths: Sequence[int] | None = None,
+        certain: int = 0,
+        tokens: Written | None = None,
         label_smoothing: float = 0.0,
     ) -> Tensor:
         """Cross-entropy of each answer, summed over its tokens and its end, (A,); arguments as `answer_logits`.
 
         Args:
             which: (A,), the question of each answer, whose keys and values are computed once for all its answers.
-            lengths: tokens of each answer, if they are known; else the mask is asked, which waits for the device.
+            certain: see `base.Matcher.match`.
+            tokens: which of the rows of ``answers`` are written, (A, T - 1) of each token but the first; None asks the
+                mask, which waits for the device.
             label_smoothing: share of the target that is spread over all words.
         """
-        states = self._decode(answers, question_states, question_mask, which)
-        lengths = answers.lengths().tolist() if lengths is None else lengths
-        longest = answers.ids.shape[1] - 1  # the decoder reads a token and writes the next
-        numbers = [row * longest + place for row, length in enumerate(lengths) for place in range(length - 1)]
-        written = torch.tensor(numbers, dtype=torch.long, device=states.device)  # none of padding
-        read = states[:, :-1].flatten(0, 1).index_select(0, written)
+        states = self._decode(answers, question_states, question_mask, which, certain)
+        tokens = _written(answers.lengths().tolist(), answers.ids.shape[1]) if tokens is None else tokens
+        tokens = Written(*(part.to(states.device) for part in tokens))
+        read = states[:, :-1].flatten(0, 1).index_select(0, tokens.places)  # the decoder reads one and writes the next
         logits = self.model.text_decoder.cls(read).float()  # (tokens, words)
-        labels = answers.ids[:, 1:].flatten().index_select(0, written)
+        labels = answers.ids[:, 1:].flatten().index_select(0, tokens.places)
         losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
-        return losses.new_zeros(len(answers) * longest).index_copy(0, written, losses).view(-1, longest).sum(1)
+        return tokens.sums(losses)
 
     def generate_answers(
         self, question_states: Tensor, question_mask: Tensor, *, num_beams: int, max_tokens: int
@@ -224,17 +232,25 @@ class BlipAnswering(Blip):
         question_states: Tensor,
         question_mask: Tensor,
         which: Tensor | Sequence[int] | None,
+        certain: int = 0,
     ) -> Tensor:
         """States (A, T, D) of answers that have read their questions."""
-        return self.model.text_decoder.bert(
+        decoder = self.model.text_decoder.bert
+        return decoder(
             input_ids=begin(answers.ids, DEC),
-            attention_mask=answers.mask,
+            attention_mask=ready(answers.mask, decoder, causal=True),
             is_decoder=True,  # each token sees those before it only
             use_cache=False,
             **self._shared(
                 which,
                 answers.ids.shape[1],
+                certain=certain,
                 encoder_hidden_states=question_states,
-                encoder_attention_mask=question_mask,
+                encoder_attention_mask=ready(question_mask, decoder),
             ),
         ).last_hidden_state
+
+
+def _written(lengths: Sequence[int], width: int, multiple: int = 1) -> Written:
+    """The tokens that answers of such lengths write, each at the place of the one before, in rows of ``width`` - 1."""
+    return written([0] * len(lengths), [length - 1 for length in lengths], width - 1, multiple)

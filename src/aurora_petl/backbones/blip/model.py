@@ -87,6 +87,7 @@ class BlipBackbone(Blip):
         image_states: Tensor,
         which: Tensor | Sequence[int] | None = None,
         *,
+        certain: int = 0,
         context: Tensor | None = None,
         positive: Tensor | None = None,
         begun: Tensor | None = None,
@@ -100,7 +101,7 @@ class BlipBackbone(Blip):
             )
         more: dict[str, Any] = {} if context is None else {"context": context, "positive": positive}
         meeting = Meeting(kept=kept, begun=begun is not None, first_only=True, frames=frames)
-        fused = self._fuse(texts, image_states, which, meeting, encoder_embeds=begun, **more)
+        fused = self._fuse(texts, image_states, which, meeting, begun, certain=certain, **more)
         return self.model.itm_head(fused[:, 0]).float()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...data.media import PictureFormat
 from ..base import Texts
+from ..masks import ready
 from ..sharing import share
 from ..wrapper import Backbone
 from .attention import Meeting, use_sdpa
@@ -40,7 +41,8 @@ class Blip(Backbone):
 
     def text_states(self, texts: Texts) -> Tensor:
         """B texts -> text-only states (B, T, D)"""
-        return self.model.text_encoder(input_ids=texts.ids, attention_mask=texts.mask).last_hidden_state
+        encoder = self.model.text_encoder
+        return encoder(input_ids=texts.ids, attention_mask=ready(texts.mask, encoder)).last_hidden_state
 
     def _fuse(
         self,
@@ -49,19 +51,27 @@ class Blip(Backbone):
         which: Tensor | Sequence[int] | None,
         meeting: Meeting | None = None,
         encoder_embeds: Tensor | None = None,
+        *,
+        certain: int = 0,
         **more: Any,
     ) -> Tensor:
         """Text states (B, T, D) that have met the picture states."""
-        return self.model.text_encoder(
+        encoder = self.model.text_encoder
+        return encoder(
             input_ids=begin(texts.ids, ENC) if encoder_embeds is None else None,
             encoder_embeds=encoder_embeds,
-            attention_mask=texts.mask,
-            **self._shared(which, texts.ids.shape[1], meeting, encoder_hidden_states=image_states),
+            attention_mask=ready(texts.mask, encoder),
+            **self._shared(which, texts.ids.shape[1], meeting, certain, encoder_hidden_states=image_states),
             **more,
         ).last_hidden_state
 
     def _shared(
-        self, which: Tensor | Sequence[int] | None, tokens: int, meeting: Meeting | None = None, **read: Tensor
+        self,
+        which: Tensor | Sequence[int] | None,
+        tokens: int,
+        meeting: Meeting | None = None,
+        certain: int = 0,
+        **read: Tensor,
     ) -> dict[str, Any]:
         """What cross-attention reads, (M, N, ...) each, for texts of so many tokens: once with the seats of the texts,
         or, where attention has not been replaced, with a copy for each text."""
@@ -71,7 +81,7 @@ class Blip(Backbone):
             return read if places is None else {name: rows[places] for name, rows in read.items()}
         meeting = meeting or Meeting()
         if which is not None:
-            meeting.sharing = share(which, len(states), states.shape[1], tokens, states.device)
+            meeting.sharing = share(which, len(states), states.shape[1], tokens, states.device, certain)
         return {**read, "meeting": meeting}
 
 

@@ -28,6 +28,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor  #
 from ...data.media import PictureFormat, TrainTransform
 from ...errors import AuroraError, first_line, short
 from ...files import read_json
+from ..answers import Written, up_to, written
 from ..base import Texts, View, asked
 from ..folder import read_model, read_tokenizer
 from ..hub import quiet
@@ -128,41 +129,33 @@ class WriterBackbone(Backbone):
         *,
         prompt: str,
         longest: int,
+        multiple: int = 1,
     ) -> dict[str, Any]:
         """See `base.Writer`: ``input_ids`` and ``attention_mask`` (A, T) of prompts with their answers behind them, the
-        padding last; without answers (Q, T) of prompts, the padding first. ``shown`` has the picture of each, ``parts``
-        how many of the vision tower's features belong to each picture, ``answer_lengths`` and ``prompt_lengths`` the
-        tokens of each. What the vision tower reads are the image processor's tensors, under its own names."""
+        padding last, and ``answer_places`` and ``answer_seats``, see `answers.Written`; without answers (Q, T) of
+        prompts, the padding first. ``order`` has the places of the vision tower's features that each row reads. What
+        the vision tower reads are the image processor's tensors, under its own names."""
         assert self.pictures is not None and self.chat is not None
         read = self.pictures.read([_frames(picture) for picture in pixels])
         which = list(range(len(questions))) if which is None else list(which)
         texts = asked([self._cut(question, longest) for question in questions], prompt)
         prompts = [self.chat.prompt(text, read.marks[place]) for text, place in zip(texts, which, strict=True)]
-        batch: dict[str, Any] = {**read.tensors, "parts": read.parts}
         if not answers:
-            return batch | {"shown": which} | self._padded(prompts, [[]] * len(prompts))
-        written = [self.chat.answer(answer) for answer in answers]
-        batch |= {"shown": [which[question] for question in of]}
-        batch |= {"prompt_lengths": [len(prompts[question]) for question in of]}
-        batch |= {"answer_lengths": [len(tokens) for tokens in written]}
-        return batch | self._padded([prompts[question] for question in of], written)
+            return read.tensors | {"order": places(read.parts, which)} | self._padded(prompts, [[]] * len(prompts))
+        asking, answering = [prompts[question] for question in of], [self.chat.answer(answer) for answer in answers]
+        batch = self._padded(asking, answering, multiple)
+        tokens = written([*map(len, asking)], [*map(len, answering)], batch["input_ids"].shape[1], multiple)
+        order = places(read.parts, [which[question] for question in of])
+        return read.tensors | batch | {"order": order, "answer_places": tokens.places, "answer_seats": tokens.seats}
 
     def losses(self, batch: Mapping[str, Any], label_smoothing: float = 0.0) -> Tensor:
         """See `base.Writer`; logits are computed at the answers' tokens alone."""
-        lengths, width = batch["answer_lengths"], batch["input_ids"].shape[1]
         states = self.model.base_model(**self._arguments(batch), use_cache=False)[0]  # (A, T, D)
-        device, longest = states.device, max(lengths)
-        tokens = [
-            (row, start + place, place)
-            for row, (start, length) in enumerate(zip(batch["prompt_lengths"], lengths, strict=True))
-            for place in range(length)
-        ]
-        at = torch.tensor([row * width + place for row, place, _ in tokens], device=device)
-        logits = self.model.get_output_embeddings()(states.flatten(0, 1).index_select(0, at - 1)).float()
-        labels = batch["input_ids"].flatten().index_select(0, at)
-        each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
-        seats = torch.tensor([row * longest + place for row, _, place in tokens], device=device)
-        return each.new_zeros(len(lengths) * longest).index_copy(0, seats, each).view(-1, longest).sum(1)
+        tokens = Written(batch["answer_places"], batch["answer_seats"])
+        before = (tokens.places - 1).clamp(min=0)
+        logits = self.model.get_output_embeddings()(states.flatten(0, 1).index_select(0, before)).float()
+        labels = batch["input_ids"].flatten().index_select(0, tokens.places)
+        return tokens.sums(F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing))
 
     def write(self, batch: Mapping[str, Any], *, beams: int, longest: int) -> list[str]:
         """See `base.Writer`. Nothing that the model's own configuration says about sampling or repeated words is used:
@@ -190,12 +183,11 @@ class WriterBackbone(Backbone):
     def _arguments(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Of the model: tokens, and the features of the pictures that they are about."""
         assert self.pictures is not None
-        parts, shown, repeated = batch["parts"], batch["shown"], self.pictures.repeated
+        order, repeated = batch["order"], self.pictures.repeated
         names = ["pixel_values", *(name for name in ("pixel_attention_mask", *repeated) if name in batch)]
         features = self.model.get_image_features(**{name: batch[name] for name in names}, return_dict=True)
         arguments = {name: batch[name] for name in ("input_ids", "attention_mask", self.kind.types) if name}
-        arguments["mm_encoder_outputs"] = {"image": spread(features, parts, shown)}
-        order = torch.tensor(places(parts, shown), device=batch["input_ids"].device)
+        arguments["mm_encoder_outputs"] = {"image": spread(features, order)}
         return arguments | {name: batch[name][order] for name in repeated}
 
     def _cut(self, question: str, longest: int) -> str:
@@ -205,11 +197,11 @@ class WriterBackbone(Backbone):
         shorter: str = self.tokenizer.decode(tokens[:longest])
         return shorter
 
-    def _padded(self, prompts: list[list[int]], answers: list[list[int]]) -> dict[str, Tensor]:
+    def _padded(self, prompts: list[list[int]], answers: list[list[int]], multiple: int = 1) -> dict[str, Tensor]:
         """Tokens, mask and, where the model tells them apart, types of tokens. Prompts alone end together, since
         what is written comes behind them."""
         rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-        width, alone = max(map(len, rows)), not any(answers)
+        width, alone = up_to(max(map(len, rows)), multiple), not any(answers)
         ids = torch.full((len(rows), width), _padding(self.tokenizer))
         mask, types = torch.zeros_like(ids), torch.zeros_like(ids)
         for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):

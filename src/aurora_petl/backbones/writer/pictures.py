@@ -188,27 +188,28 @@ class Squares(Pictures):
         return Read({"pixel_values": pixels}, _by_medium(marks, media), [len(frames) for frames in media])
 
 
-def spread(features: Any, parts: Sequence[int], which: Sequence[int]) -> Any:
-    """The tower's output for M pictures -> for texts, each about one of them.
-
-    Args:
-        parts: see `Read`.
-        which: the picture of each text.
-    """
-    order = places(parts, which)
+def spread(features: Any, order: Tensor) -> Any:
+    """The tower's output for M pictures -> for texts, each about one of them, by `places`."""
     more = {"pooler_output": _chosen(features.pooler_output, order)}
     if getattr(features, "deepstack_features", None) is not None:
         more["deepstack_features"] = [_chosen(layer, order) for layer in features.deepstack_features]
     return type(features)(**more)
 
 
-def places(parts: Sequence[int], which: Sequence[int]) -> list[int]:
-    """Places of the features of the picture of each text, one text behind the other."""
+def places(parts: Sequence[int], which: Sequence[int]) -> Tensor:
+    """Places of the features of the picture of each text, one text behind the other.
+
+    Args:
+        parts: see `Read`.
+        which: the picture of each text.
+    """
     starts = [sum(parts[:place]) for place in range(len(parts))]
-    return [starts[place] + part for place in which for part in range(parts[place])]
+    return torch.tensor([starts[place] + part for place in which for part in range(parts[place])])
 
 
-def _chosen(rows: Any, order: list[int]) -> Any:
+def _chosen(rows: Any, order: Tensor) -> Any:
     if isinstance(rows, Tensor):
-        return rows[torch.tensor(order, device=rows.device)]
-    return [rows[place] for place in order]
+        return rows[order]
+    if len({row.shape for row in rows}) == 1:
+        return list(torch.stack(list(rows))[order])
+    return [rows[place] for place in order.tolist()]  # of a GPU it has to be waited for

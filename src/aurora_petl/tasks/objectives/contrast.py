@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from ...backbones.base import similarity
 from ...distributed import rank
 
+EMPTY = -1  # the id of a place in the queue that holds nothing yet
+
 
 class Teacher(NamedTuple):
     """Features of all ranks' batches by the momentum encoder, or by the model itself, without gradient to it."""
@@ -28,6 +30,9 @@ class Teacher(NamedTuple):
 class Contrast(nn.Module):
     """The loss of a batch against all ranks' batches and a queue of earlier ones.
 
+    The queue has its full size from the start: shapes are the same at every step, and where the next features go is
+    known on the device alone.
+
     Args:
         size: pairs in the queue; 0 for none.
         image_shape: of a picture's feature, (P,) or (V, P).
@@ -38,7 +43,8 @@ class Contrast(nn.Module):
 
     image: Tensor
     text: Tensor
-    ids: Tensor
+    ids: Tensor  # -1 where nothing is yet
+    next_row: Tensor
 
     def __init__(
         self,
@@ -52,8 +58,8 @@ class Contrast(nn.Module):
         self.alpha = alpha
         self.register_buffer("image", torch.zeros(size, *image_shape, device=device))
         self.register_buffer("text", torch.zeros(size, *text_shape, device=device))
-        self.register_buffer("ids", torch.full((size,), -1, device=device))
-        self.next_row = self.filled = 0  # numbers, for to read one from the device is to wait for it
+        self.register_buffer("ids", torch.full((size,), EMPTY, device=device))
+        self.register_buffer("next_row", torch.zeros((), dtype=torch.long, device=device))
 
     def forward(
         self,
@@ -62,7 +68,7 @@ class Contrast(nn.Module):
         ids: Tensor,
         teacher: Teacher,
         logits: Callable[[Tensor], Tensor],
-        ramp: float = 1.0,
+        ramp: float | Tensor = 1.0,
     ) -> Tensor:
         """The mean over the batch of the cross-entropy both ways, a scalar.
 
@@ -73,21 +79,27 @@ class Contrast(nn.Module):
             logits: similarities -> logits.
             ramp: share of ``alpha`` that counts at this step.
         """
-        all_image = torch.cat([teacher.image, self.image[: self.filled]])
-        all_text = torch.cat([teacher.text, self.text[: self.filled]])
-        all_ids = torch.cat([teacher.ids, self.ids[: self.filled]])
+        all_image = torch.cat([teacher.image, self.image])
+        all_text = torch.cat([teacher.text, self.text])
+        all_ids = torch.cat([teacher.ids, self.ids])
         same = (ids[:, None] == all_ids[None]).float()
         hard = same / same.sum(1, keepdim=True)
+        empty = all_ids == EMPTY if len(self.ids) else None
         alpha = self.alpha * ramp
         loss = image.new_zeros(())
         own = slice(rank() * len(ids), (rank() + 1) * len(ids))
+
+        def scores(queries: Tensor, keys: Tensor) -> Tensor:
+            found = logits(similarity(queries, keys))  # a finite number stands for -inf, which times 0 is none
+            return found if empty is None else found.masked_fill(empty, torch.finfo(found.dtype).min)
+
         for student, teaching, keys in ((image, teacher.image[own], all_text), (text, teacher.text[own], all_image)):
             target = hard
             if self.alpha:
                 with torch.no_grad():
-                    soft = F.softmax(logits(similarity(teaching, keys)), dim=1)
+                    soft = F.softmax(scores(teaching, keys), dim=1)
                     target = alpha * soft + (1 - alpha) * hard
-            loss = loss - (F.log_softmax(logits(similarity(student, keys)), dim=1) * target).sum(1).mean() / 2
+            loss = loss - (F.log_softmax(scores(student, keys), dim=1) * target).sum(1).mean() / 2
         return loss
 
     @torch.no_grad()
@@ -98,8 +110,10 @@ class Contrast(nn.Module):
             return
         image, text, ids = teacher.image[-size:], teacher.text[-size:], teacher.ids[-size:]
         places = (self.next_row + torch.arange(len(ids), device=ids.device)) % size
-        self.image[places], self.text[places], self.ids[places] = image.float(), text.float(), ids
-        self.next_row, self.filled = (self.next_row + len(ids)) % size, min(size, self.filled + len(ids))
+        self.image.index_copy_(0, places, image.float())
+        self.text.index_copy_(0, places, text.float())
+        self.ids.index_copy_(0, places, ids)
+        self.next_row.add_(len(ids)).remainder_(size)
 
     @torch.no_grad()
     def fill(self, image: Tensor, text: Tensor, number: int) -> None:
@@ -107,7 +121,7 @@ class Contrast(nn.Module):
         rows = min(len(self.ids), len(image))
         if rows:
             self.image[:rows], self.text[:rows], self.ids[:rows] = image[:rows], text[:rows], number
-            self.next_row, self.filled = rows % len(self.ids), rows
+            self.next_row.fill_(rows % len(self.ids))
 
 
 def fit_queue(queue_size: int, batch_size: int, rows: int) -> int:

@@ -6,7 +6,7 @@ Use it for models with a second stage, whose candidates it reranks: BLIP, BLIP-2
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...backbones.base import Matcher, Texts, similarity
 from ...backbones.frames import frame_weights
-from ...distributed import gather, rank
+from ...distributed import gather, largest, ranks
 
 
 @dataclass(frozen=True)
@@ -48,45 +48,56 @@ class Matching:
     def __init__(self, longest: int, all_ranks: bool, frame_attention: bool) -> None:
         self.longest, self.all_ranks, self.frame_attention = longest, all_ranks, frame_attention
 
-    def __call__(self, backbone: Matcher, pairs: Pairs, several: bool | None, context: Tensor | None) -> Tensor:
+    def __call__(self, backbone: Matcher, pairs: Pairs, context: Tensor | None) -> Tensor:
         """The mean cross-entropy over pairs, a scalar.
 
-        The shapes depend on which negatives were drawn: their places in the batch, and the lengths of texts, are what a
-        step reads from the device, all at once.
+        Which negatives were drawn is known on the device alone: shapes do not depend on it, so that a step need not
+        read it.
 
         Args:
-            several: whether the ids differ at all; None asks them.
             context: see `Matcher.match`.
         """
-        ids, own = pairs.ids, torch.arange(len(pairs.ids))
-        every = Pairs(pairs.states, pairs.image, pairs.text, pairs.frames, pairs.texts.padded(self.longest), ids)
-        if self.all_ranks:
-            every, own = every.gathered(), own + rank() * len(ids)
+        ids, count = pairs.ids, len(pairs.ids)
+        own = torch.arange(count, device=ids.device)
+        every, texts = pairs, pairs.texts
+        if self.all_ranks and ranks() > 1:
+            texts = texts.padded(self._width(texts))
+            every = replace(pairs, texts=texts).gathered()
         different = ids[:, None] != every.ids[None]
-        if several is None or (not several and len(every.ids) > len(ids)):
-            several = bool(different.any())
-        negatives = len(ids) if several else 0  # of a batch of one picture there are none, else every row has one
         with torch.no_grad():
-            drawn = [every.texts.lengths()]
-            if negatives:
-                drawn.append(_negatives(backbone, pairs.image, every.text, different))
-                drawn.append(_negatives(backbone, pairs.text, every.image, different))
-            lengths, texts, images = torch.cat(drawn).cpu().split([len(every.ids), negatives, negatives])
-        which_text, which_image = torch.cat([own, texts, own[:negatives]]), torch.cat([own, own[:negatives], images])
-        used, which = which_image.unique(return_inverse=True)
-        longest = int(lengths[which_text].max())
-        of_text, of_image, used = (places.to(ids.device) for places in (which_text, which_image, used))
-        positive = torch.arange(len(of_text), device=ids.device) < len(ids)
-        frames = frame_weights(every.text[of_text], every.frames[of_image]) if self.frame_attention else None
+            of_text = _negatives(backbone, pairs.image, every.text, different)
+            of_image = _negatives(backbone, pairs.text, every.image, different)
+        states, frames, which, certain = pairs.states, every.frames[of_image], torch.cat([own, own, of_image]), 2
+        if every is not pairs:  # most pictures are of other ranks: each that was drawn stands by itself
+            states, certain = torch.cat([states, every.states.index_select(0, of_image)]), 1
+            which = torch.cat([own, own, own + count])
+        weights = None
+        if self.frame_attention:
+            heard = torch.cat([pairs.text, every.text[of_text], pairs.text])
+            weights = frame_weights(heard, torch.cat([pairs.frames, pairs.frames, frames]))
+        negatives = every.texts.rows(of_text)
+        positive = torch.arange(3 * count, device=ids.device) < count
         logits = backbone.match(
-            every.texts.rows(of_text).cut(longest),
-            every.states[used],
+            Texts(
+                torch.cat([texts.ids, negatives.ids, texts.ids]), torch.cat([texts.mask, negatives.mask, texts.mask])
+            ),
+            states,
             which,
+            certain=certain,
             context=context,
             positive=positive,
-            frames=frames,
+            frames=weights,
         )
-        return F.cross_entropy(logits, positive.long())
+        # a batch of one picture has no negatives: what was drawn in their place does not count
+        counts = (positive | different.any(1).repeat(3)).to(logits.dtype)
+        return (F.cross_entropy(logits, positive.long(), reduction="none") * counts).sum() / counts.sum()
+
+    def _width(self, texts: Texts) -> int:
+        """Columns of the longest text of all ranks; in a compiled step, where ranks do not ask each other, those that
+        texts may have."""
+        if torch.compiler.is_compiling():
+            return self.longest
+        return int(largest(texts.ids.shape[1])[0])
 
 
 def _negatives(backbone: Matcher, queries: Tensor, items: Tensor, different: Tensor) -> Tensor:

@@ -35,8 +35,9 @@ class Averages(nn.Module):
     @torch.no_grad()
     def advance(self, weights: Mapping[str, nn.Parameter]) -> None:
         """Take a step towards the weights."""
-        for name, weight in weights.items():
-            self.values[_key(name)].lerp_(weight, 1 - self.momentum)
+        if weights:
+            averages = [self.values[_key(name)] for name in weights]
+            torch._foreach_lerp_(averages, list(weights.values()), 1 - self.momentum)
 
     @contextmanager
     def swapped_in(self, weights: Mapping[str, nn.Parameter]) -> Iterator[None]:
