@@ -219,7 +219,7 @@ class Step:
         task = Retrieval(backbone, RetrievalSettings(queue_size=rows)).to(self.device).train()
         if rows:
             task._contrast.fill(*queue_of(rows, backbone.feature_shape[-1], self.device), -100)
-        return lambda: task(**self.batch, several=True)["loss"]
+        return lambda: task(**self.batch)["loss"]
 
     def __call__(self) -> Tensor:
         with self._autocast():
