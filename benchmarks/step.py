@@ -748,7 +748,7 @@ def main() -> None:
             print(json.dumps(peak_here(Variant(**options.peak_of), options)))
         return
     if options.device.startswith("cuda"):
-        torch.cuda.set_device(torch.device(options.device))
+        torch.cuda.set_device(torch.device(options.device).index or 0)
         warm = torch.randn(256, 256, device=options.device)
         (warm @ warm).sum().item()  # the workspace of products, which no variant is to pay for
     gc.freeze()  # what was imported need not be looked at
