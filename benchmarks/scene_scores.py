@@ -116,12 +116,13 @@ def in_tables(results: list[dict[str, Any]]) -> str:
     rows = [["R@1 of texts, of pictures, mean recall", "chance", "untuned", *["recipe, seed 0"] * tuned]]
     answers = [["accuracy", "chance", "majority", "of its kind", "untuned", *["recipe, seed 0"] * tuned]]
     for result in results:
-        after = [result["tuned"]] if "tuned" in result else []
+        models = [result["untuned"], *([result["tuned"]] if "tuned" in result else [])]
         if "chance" in result:
-            shown = (result["chance"], result["untuned"], *after)
-            rows.append([f"`{result['pack']}`", *(", ".join(f"{one[key]:.1f}" for key in SHOWN) for one in shown)])
+            cells = [", ".join(f"{result['chance'][key]:.2f}" for key in SHOWN)]
+            cells += [", ".join(f"{model[key]:.1f}" for key in SHOWN) for model in models]
+            rows.append([f"`{result['pack']}`", *cells])
         else:
-            scores = [*result["blind"].values(), *(one["accuracy"] for one in (result["untuned"], *after))]
+            scores = [*result["blind"].values(), *(model["accuracy"] for model in models)]
             answers.append([f"`{result['pack']}`", *(f"{value:.1f}" for value in scores)])
     return "\n\n".join(markdown_table(table[0], table[1:]) for table in (rows, answers) if len(table) > 1)
 

@@ -4,8 +4,8 @@
 
 A pack is a tar with ``scenes.jsonl``, which says where each drawing goes (``aurora_petl.data.scenes`` composes them),
 and ``captions.jsonl`` or ``questions.jsonl``. All chance comes from the pack's name, so the bytes are the same every
-time. A scene shows only drawings of its own split in the packs of drawings. Half of the scenes have a twin, which
-differs in one respect: no caption is true of two scenes of a split.
+time. A scene shows only drawings of its own split in the packs of drawings. Every second scene is given a twin, which
+differs in one respect. What is said of a scene is true of no other scene of its split.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def test_tables_go_between_the_marks(table):
     ]
     written = table.insert(page, table.in_tables(results))
     assert written.startswith("before\n") and written.endswith("\nafter\n") and "old" not in written
-    assert "| `scenes-ink` | 1.0, 2.0, 3.0 | 1.0, 2.0, 3.0 |" in written
+    assert "| `scenes-ink` | 1.00, 2.00, 3.00 | 1.0, 2.0, 3.0 |" in written
     assert "| `scenes-questions` | 30.0 | 10.0 | 40.0 | 35.0 |" in written
     assert table.insert(written, "new").count("new") == 1
     with pytest.raises(SystemExit, match="lacks the marks"):
