@@ -28,7 +28,7 @@ format: $(VENV)/.dev  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-pretrain: $(VENV)/.build  ## pretrain blip-mini again (an hour and a half on two cores; needs npm and apt-get for its pictures)
+pretrain: $(VENV)/.build  ## pretrain blip-mini again (minutes on a GPU, days on two cores; goes on where it stopped; needs npm and apt-get)
 	$(BIN)/python pretraining/pretrain.py
 
 packs: $(VENV)/.build  ## build the embedded picture packs again (needs npm and apt-get)
