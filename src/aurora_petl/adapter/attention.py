@@ -92,6 +92,9 @@ class AuroraAttention(AuroraLinear):
         whole._modules = {**base._modules, "out_proj": output}
         return whole  # type: ignore[no-any-return]
 
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return False  # peft's LoRA adds the update of the output layer twice, so it would compute something else
+
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:

@@ -96,7 +96,7 @@ def combine(model: nn.Module, factors: SharedFactors, name: str, weights: dict[s
     for layer in model.modules():
         if isinstance(layer, AuroraLinear) and name in layer.aurora_P:
             rows = layer.aurora_P[name]
-            own = [(layer.aurora_P[a] if a in layer.aurora_P else None, part.r) for a, part in parts.items()]
+            own = [(layer.scaled_rows(a) if a in layer.aurora_P else None, part.r) for a, part in parts.items()]
             rows.data = _beside(own, len(rows), rows)
 
 

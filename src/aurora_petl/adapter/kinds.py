@@ -114,6 +114,8 @@ class Aurora4bit(AuroraQuantised):
 
     def _dequantised(self) -> Tensor:
         base: Any = base_linear(self)
+        if getattr(base.weight.quant_state, "packing_format_for_cpu", False):  # since inference on a CPU
+            base.state_dict()  # bitsandbytes undoes that layout to save the weights
         weight: Tensor = dequantize_bnb_weight(base.weight)
         return weight
 

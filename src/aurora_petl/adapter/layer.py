@@ -69,7 +69,7 @@ class AuroraLinear(nn.Module, AuroraLayer):
     """
 
     adapter_layer_names: tuple[str, ...] = ("aurora_P", "aurora_factors")
-    other_param_names: tuple[str, ...] = ("aurora_split",)
+    other_param_names: tuple[str, ...] = ("aurora_split", "aurora_scale")
     formed_together = True  # with all layers of its width, see `updates.py`; a subclass computes its own update
 
     def __init__(self, base_layer: nn.Module, factors: SharedFactors) -> None:
@@ -77,6 +77,7 @@ class AuroraLinear(nn.Module, AuroraLayer):
         self.base_layer = base_layer
         self.aurora_P = nn.ParameterDict()  # adapter name -> (slices, R)
         self.aurora_split: dict[str, tuple[int, int]] = {}  # adapter name -> slices by rows and by columns
+        self.aurora_scale: dict[str, float] = {}  # adapter name -> factor on this layer's update, 1 where there is none
         object.__setattr__(self, "aurora_factors", factors)  # past nn.Module, which would register it
         self.merged_adapters = []
         self.in_features, self.out_features = self.sizes(base_linear(self))
@@ -95,6 +96,14 @@ class AuroraLinear(nn.Module, AuroraLayer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.aurora_factors.updates.know(self)  # copies of updates know no layers
+
+    def requires_grad_(self, requires_grad: bool = True) -> AuroraLinear:
+        """As of any module. To freeze one layer freezes the shared factors as well: transformers freezes what it has
+        loaded layer by layer."""
+        if not requires_grad:
+            self.aurora_factors.requires_grad_(False)
+        super().requires_grad_(requires_grad)
+        return self
 
     def add_adapter(self, name: str, split: tuple[int, int]) -> None:
         """Give the layer its rows of the adapter `name`, whose factors exist already."""
@@ -218,11 +227,32 @@ class AuroraLinear(nn.Module, AuroraLayer):
     def of_layer(self, adapter: str, training: bool | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """U, V and mode of the layer's update, on the layer's own device, with rank dropout in training."""
         training = self.training if training is None else training
-        return self._factors(adapter).of_layer(self.aurora_P[adapter], *self.slice_widths(adapter), training)
+        return self._factors(adapter).of_layer(self.scaled_rows(adapter), *self.slice_widths(adapter), training)
+
+    def scaled_rows(self, adapter: str) -> torch.Tensor:
+        """The rows of P times the layer's own scale, in which dW is linear: (slices, R)"""
+        rows: torch.Tensor = self.aurora_P[adapter]
+        scale = self.aurora_scale.get(adapter, 1.0)
+        return rows if scale == 1.0 else rows * scale
 
     def _thin(self, adapter: str, training: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """E (out_features, R) and D (in_features, R) of dW = E D^T."""
         return thin(*self.of_layer(adapter, training), self.is_split_by_columns(adapter))
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Multiply the adapter's update of this layer by `scale` from now on, in the place of an earlier factor."""
+        if adapter in self.aurora_P:
+            self.aurora_scale[adapter] = float(scale)
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the updates of the active adapters by `scale` more."""
+        for adapter in self.active_adapters:
+            self.set_scale(adapter, self.aurora_scale.get(adapter, 1.0) * scale)
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Undo `scale_layer(scale)`; None: take the updates of the active adapters as they were trained."""
+        for adapter in self.active_adapters:
+            self.set_scale(adapter, 1.0 if scale is None else self.aurora_scale.get(adapter, 1.0) / scale)
 
     def only_adapter(self) -> str | None:
         """The adapter, if exactly one is at work."""
@@ -252,7 +282,7 @@ class AuroraLinear(nn.Module, AuroraLayer):
 def formed_for(layers: tuple[AuroraLinear, ...], adapter: str, x: torch.Tensor, form: str) -> Formed | None:
     """What `updates.py` formed for layers that read x; None where each has to form its own: under torch.compile and in
     CUDA graphs, which would not notice that weights change, with rank dropout, drawn anew for each, for slices by
-    columns, and for what `Updates.of` refuses."""
+    columns, for scaled layers, and for what `Updates.of` refuses."""
     first = layers[0]
     factors = first.aurora_factors
     if (
@@ -260,7 +290,7 @@ def formed_for(layers: tuple[AuroraLinear, ...], adapter: str, x: torch.Tensor, 
         or torch.jit.is_tracing()
         or (x.is_cuda and torch.cuda.is_current_stream_capturing())
         or (first._factors(adapter).dropout > 0 and any(layer.training for layer in layers))
-        or any(layer.is_split_by_columns(adapter) for layer in layers)
+        or any(layer.is_split_by_columns(adapter) or layer.aurora_scale.get(adapter, 1.0) != 1.0 for layer in layers)
     ):
         return None
     return factors.updates.of(layers, adapter, taken_as(x), form)

@@ -202,6 +202,10 @@ class AuroraModel(SavedTuner):
         super()._mark_only_adapters_as_trainable(model)
         for factor in trained:
             factor.requires_grad_(True)
+        if all(self.peft_config[name].inference_mode for name in self.active_adapters):  # peft trains biases even so
+            for name, weight in model.named_parameters():
+                if name.endswith(".bias"):
+                    weight.requires_grad_(False)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
