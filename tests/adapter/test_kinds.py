@@ -1,5 +1,6 @@
 """Adapted layers of other types than `nn.Linear`, beyond what all cases of `test_common_cases.py` show of them."""
 
+import importlib.util
 import threading
 
 import pytest
@@ -148,3 +149,36 @@ def test_kinds_beside_each_other():
     assert {name for name, _ in factors.named_parameters()} == {"lambda_", "U_8", "V_8"}
     y = model(X)
     assert torch.allclose(model.merge_and_unload()(X), y, atol=1e-5)
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("open_clip", "torchvision")),
+    reason="open_clip not installed",
+)
+def test_a_model_of_open_clip(tmp_path):
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    def base() -> nn.Module:
+        torch.manual_seed(0)
+        pictures = CLIPVisionCfg(layers=2, width=32, head_width=16, patch_size=8, image_size=32)
+        return CLIP(16, pictures, CLIPTextCfg(layers=2, width=24, heads=2, context_length=12, vocab_size=60)).eval()
+
+    def features(model: nn.Module) -> torch.Tensor:
+        return torch.cat([model.encode_image(pixels), model.encode_text(ids)])
+
+    pixels, ids = torch.randn(3, 3, 32, 32), torch.randint(1, 60, (3, 12))
+    start, targets = features(base()), ["attn", "conv1"]
+    model = get_peft_model(base(), AuroraConfig(r=4, target_modules=targets, init_weights=False)).eval()
+    tuned = features(model.base_model.model)
+    tuned.sum().backward()
+    assert all(weight.grad is not None for weight in model.parameters() if weight.requires_grad)
+    assert not torch.allclose(tuned, start, atol=1e-2)
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        loaded = PeftModel.from_pretrained(base(), tmp_path).eval()
+        assert torch.allclose(features(loaded.base_model.model), tuned, atol=1e-5)
+        merged = model.merge_and_unload()
+        assert (
+            torch.allclose(features(merged), tuned, atol=1e-5)
+            and merged.state_dict().keys() == base().state_dict().keys()
+        )
