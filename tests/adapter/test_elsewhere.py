@@ -63,7 +63,8 @@ def test_transformers_saves_and_loads(tmp_path, base):
 
     loaded = AutoModel.from_pretrained(base)
     told = loaded.load_adapter(tmp_path / "adapter")
-    assert not told.missing_keys and not told.unexpected_keys and not told.mismatched_keys
+    if told is not None:  # as since transformers 5.7 or later
+        assert not told.missing_keys and not told.unexpected_keys and not told.mismatched_keys
     assert torch.equal(scores(loaded), expected) and not any(weight.requires_grad for weight in loaded.parameters())
     loaded.disable_adapters()
     assert torch.equal(scores(loaded), plain)

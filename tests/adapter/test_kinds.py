@@ -108,6 +108,16 @@ def test_several_threads_run_one_attention():
     assert len(results) == 80 and all(torch.allclose(y, expected[places[id(x)]], atol=1e-6) for x, y in results)
 
 
+@pytest.mark.parametrize("name", ["attention", "convolutions"])
+def test_compiled(name):
+    case, model = CASES[name], adapted(name)
+    compiled = torch.compile(model, backend="aot_eager")
+    y = compiled(*case.inputs().values())
+    y.sum().backward()
+    assert torch.allclose(y, case.run(model), atol=1e-5)
+    assert all(weight.grad is not None for weight in model.parameters() if weight.requires_grad)
+
+
 def test_in_bfloat16_and_under_autocast():
     for name in ("attention", "convolutions", "conv1d"):
         case = CASES[name]

@@ -56,12 +56,13 @@ class AuroraModel(SavedTuner):
                 f"{type(model).__name__} is adapted by another AuroraModel already, which has an adapter "
                 f"{adapter_name!r}: call `unload()` on that one first, or `add_adapter` to give it a second adapter."
             )
-        configs = dict(getattr(model, "peft_config", None) or {})
+        configs: Any = getattr(model, "peft_config", {})
+        before = dict(configs)
         try:
             super().__init__(model, peft_config, adapter_name, *args, **kwargs)
         except Exception:
-            if configs:  # peft has noted the new adapter there already
-                cast(Any, model).peft_config = configs
+            configs.clear()  # peft has noted the new adapter there already
+            configs.update(before)
             raise
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
