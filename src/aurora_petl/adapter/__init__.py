@@ -12,12 +12,13 @@ from peft.utils import register_peft_method
 from peft.utils.peft_types import PeftType
 
 from .card import PEFT_TYPE, PEFT_TYPE_IN_FILES
-from .config import CONTEXTS, CORES, GATES, AuroraConfig
+from .config import BIASES, CONTEXTS, CORES, GATES, AuroraConfig
 from .factors import AuroraFactors, adapter_size
 from .layer import AuroraLinear
 from .model import AuroraModel
 
 __all__ = [
+    "BIASES",
     "CONTEXTS",
     "CORES",
     "GATES",
