@@ -161,6 +161,22 @@ def test_an_adapter_without_heads(tmp_path, backbone):
     assert torch.equal(outputs(backbone), outputs(ours))
 
 
+@pytest.mark.parametrize("method", ["aurora", "lora"])
+@pytest.mark.parametrize("bias", ["all", "only"])
+def test_biases_that_train_are_saved(method, bias, tmp_path, backbone):
+    ours = load_backbone("blip-mini")
+    apply_method(ours, method, {"bias": bias if bias == "all" else f"{method}_only", "r": 4})
+    biases = [name for name in trainable(ours) if name.endswith(".base_layer.bias")]
+    assert biases
+    with torch.no_grad():
+        for weight in trainable(ours).values():
+            weight.add_(0.01)
+    save_adapter(ours, tmp_path / "adapter")
+    load_adapter(backbone, tmp_path / "adapter", method)
+    own, loaded = (dict(one.module.named_parameters()) for one in (ours, backbone))
+    assert all(torch.equal(loaded[name], weight) for name, weight in own.items())
+
+
 def test_an_adapter_with_context_and_gates_stays_small(tmp_path, backbone):
     apply_method(backbone, "aurora", {"r": 64, "context": "batch", "gate": "scale_shift"})
     save_adapter(backbone, tmp_path / "adapter")

@@ -8,7 +8,7 @@ from typing import get_args, get_type_hints
 import pytest
 from peft import PeftConfig
 
-from aurora_petl.adapter import CONTEXTS, CORES, GATES, AuroraConfig
+from aurora_petl.adapter import BIASES, CONTEXTS, CORES, GATES, AuroraConfig
 from aurora_petl.checks import check
 from aurora_petl.errors import AuroraError
 from aurora_petl.fields import bounds, fields_of, shown
@@ -406,7 +406,7 @@ def test_options_are_refused_when_they_are_read(overrides, message):
     assert message in refusal(None, re.split(r" (?=[\w.]+=)", overrides))
 
 
-CHOICES = {"core": {*CORES}, "context": {*CONTEXTS, type(None)}, "gate": {*GATES, type(None)}}
+CHOICES = {"core": {*CORES}, "bias": {*BIASES}, "context": {*CONTEXTS, type(None)}, "gate": {*GATES, type(None)}}
 
 
 def leaves(hint) -> set:

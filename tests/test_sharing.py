@@ -107,7 +107,7 @@ def test_the_front_matter_names_the_model_of_the_hub(method, library):
     assert card.data.pipeline_tag == "visual-question-answering" and method in card.data.tags
     assert card.data["base_model_relation"] == ("adapter" if method == "lora" else "finetune")
     assert "model.answer(" in card.text and ("PeftModel" in card.text) == (method == "lora")
-    assert "AURORA_PETL'" not in card.text
+    assert "AURORA_PETL:" not in card.text
 
 
 # The hub

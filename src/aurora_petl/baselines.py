@@ -20,6 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .adapter.additions import additions
+from .adapter.card import PEFT_TYPE, PEFT_TYPE_IN_FILES
+from .adapter.fit import current_names
 from .adapter.targets import default_targets
 from .backbones import Tunable, embedded_models
 from .errors import AuroraError, first_line, short
@@ -145,7 +147,7 @@ def load_adapter(backbone: Tunable, folder: Path, method: str) -> None:
     file = folder / (PEFT_WEIGHTS if kind.config else WEIGHTS)
     if not file.exists():
         raise AuroraError(f"{folder} has no {file.name}; the run did not finish, continue it with --resume")
-    state = _read_weights(file)
+    state = current_names(_read_weights(file))
     if kind.config is None:
         backbone.model.requires_grad_(False)
         own = trained_weights(backbone, kind)
@@ -205,6 +207,7 @@ def _read_config(path: Path, method: str, kind: Method, state: Mapping[str, Tens
     if not isinstance(content, dict):
         raise AuroraError(f"{path} holds {short(content)}, not the configuration of an adapter; {MEND}")
     wanted, given = _peft_type(kind), content.get("peft_type")
+    given = PEFT_TYPE if given == PEFT_TYPE_IN_FILES else given
     if given != wanted:
         made = [other for other, way in METHODS.items() if _peft_type(way) == given is not None]
         of = " or ".join(made) or f"peft type {short(given)}"

@@ -33,13 +33,13 @@ def check(recipe: Recipe) -> TaskSettings:
         if field.name.endswith("_tokens") and (length := getattr(recipe.task, field.name) or 0) > places:
             raise AuroraError(f"task.{field.name} is {length}; {recipe.model} has places for {places} tokens")
     settings: TaskSettings = task_class(recipe.task.name).fitted(recipe.task, backbone)
+    children = sorted(child for child, _ in backbone.model.named_children())
     with warnings.catch_warnings(), suppress(RuntimeError):  # some methods of peft begin from the weights
         warnings.simplefilter("ignore")
         apply_method(backbone, recipe.method, recipe.method_options, recipe.train_heads)
     modules = [name for name, _ in backbone.model.named_modules()]
     for name in recipe.method_options.get("modules_to_save") or ():
         if not name or not any(module.endswith(name) for module in modules):
-            children = sorted(child for child, _ in backbone.model.named_children())
             raise AuroraError(
                 f"method_options.modules_to_save: {recipe.model} has no {short(name)}; {did_you_mean(name, children)}"
             )

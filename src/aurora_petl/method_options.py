@@ -39,6 +39,7 @@ class AuroraOptions(Settings):
     fused_columns: dict[str, Slices] | None = None
     context: Literal["batch", "released"] | None = None
     gate: Literal["scale_shift", "released"] | None = None
+    bias: Literal["none", "all", "aurora_only"] = "none"
     modules_to_save: list[str] | None = None
     init_weights: bool = True
 

@@ -12,6 +12,8 @@ from transformers import (
     BlipForImageTextRetrieval,
     CLIPConfig,
     CLIPModel,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     T5Config,
@@ -70,6 +72,42 @@ class Nested(nn.Module):
         return self.head(x)
 
 
+class Patches(nn.Module):
+    """A picture cut into patches by a convolution, and convolutions over these with the padding of two kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 8, 4, stride=4)
+        self.around = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect", bias=False)
+        self.line = nn.Conv1d(8, 6, 3, padding="same", dilation=2)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.patch(pixels))
+        x = torch.tanh(self.line((x + self.around(x)).flatten(2)))
+        return self.head(x.mT)
+
+
+class Attended(nn.Module):
+    """A block of PyTorch's own attention, as in open_clip's models, whose MLP is a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.attn = nn.LayerNorm(8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.mlp, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q = self.norm(x)
+        x = x + self.attn(q, q, q, need_weights=False)[0]
+        return self.head(x + torch.tanh(self.mlp(x)))
+
+
+def gpt2() -> GPT2LMHeadModel:
+    sizes = dict(vocab_size=50, n_embd=16, n_layer=2, n_head=4, n_positions=32, bos_token_id=1, eos_token_id=2)
+    dropouts = dict(attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
+    return GPT2LMHeadModel(GPT2Config(**sizes, **dropouts, pad_token_id=0, tie_word_embeddings=False))
+
+
 def llama() -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
@@ -98,6 +136,10 @@ def reals(width: int) -> Callable[[], Inputs]:
     return lambda: {"x": torch.randn(4, 5, width, generator=torch.Generator().manual_seed(5))}
 
 
+def pictures() -> Inputs:
+    return {"pixels": torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(5))}
+
+
 def ids(*names: str) -> Callable[[], Inputs]:
     draw = torch.Generator().manual_seed(5)
     return lambda: {name: torch.randint(3, 50, (4, 6), generator=draw.manual_seed(5)) for name in names}
@@ -118,6 +160,7 @@ class Case:
     head: str
     fields: dict[str, Any] = field(default_factory=dict)
     output: str | None = None  # the attribute of what the model returns
+    exact: bool = True  # whether PyTorch computes the base to the bit alike with gradients and without
 
     def base(self) -> nn.Module:
         torch.manual_seed(0)
@@ -127,6 +170,9 @@ class Case:
         """Drawn so that no update is 0, unless `fields` says otherwise."""
         given = {"r": 4, "target_modules": self.targets, "init_weights": False, **self.fields, **fields}
         return AuroraConfig(**given)
+
+    def same(self, x: torch.Tensor, y: torch.Tensor) -> bool:
+        return torch.equal(x, y) if self.exact else torch.allclose(x, y, atol=1e-6, rtol=1e-5)
 
     def run(self, model: nn.Module, **more: Any) -> torch.Tensor:
         weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
@@ -164,6 +210,10 @@ CASES = {
         {"core": "full"},
         "logits",
     ),
+    "conv1d": Case(gpt2, ["c_attn", "c_fc"], ids("input_ids"), "lm_head", {"fused_slices": {"c_attn": 3}}, "logits"),
+    "convolutions": Case(Patches, ["patch", "around", "line"], pictures, "head", exact=False),
+    "attention": Case(Attended, ["attn", "mlp"], reals(8), "head", exact=False),
+    "attention full dropout": Case(Attended, ["attn"], reals(8), "head", {"core": "full", "dropout": 0.2}, exact=False),
     "clip": Case(clip, None, pairs, "visual_projection", {}, "logits_per_image"),
     "blip": Case(*_BLIP, {}, "itm_score"),
     "blip gate context": Case(*_BLIP, {"gate": "scale_shift", "context": "batch"}, "itm_score"),

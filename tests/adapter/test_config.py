@@ -1,11 +1,12 @@
 """Every error of the configuration and of injection names the field, the value and the way out."""
 
+import json
+
 import pytest
 import torch
-from peft import PeftConfig, get_peft_model
+from peft import PeftConfig, get_peft_config, get_peft_model
 from peft.utils.peft_types import PeftType
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from aurora_petl.adapter import AuroraConfig, AuroraLinear
 
@@ -18,6 +19,7 @@ from .tiny import aurora_config
         ({"r": 0}, ["`r`", "positive", "0"]),
         ({"r": 2.5}, ["`r`", "2.5"]),
         ({"core": "tucker"}, ["`core`", "'diagonal'", "'full'", "'tucker'"]),
+        ({"bias": "lora_only"}, ["`bias`", "'none', 'all', 'aurora_only'", "'lora_only'"]),
         ({"context": "bank"}, ["`context`", "'batch' or 'released'", "'bank'"]),
         ({"gate": True}, ["`gate`", "None", "'scale_shift'", "True"]),
         ({"dropout": 1.0}, ["`dropout`", "1.0"]),
@@ -48,13 +50,16 @@ def test_config_errors(fields, words):
         ({"fused_columns": {"down": 5}}, ["`fused_columns`", "5", "down", "12 columns"]),
         ({"fused_slices": {"up": 3}, "fused_columns": {"up": 2}}, ["up", "`fused_slices` (3)", "`fused_columns` (2)"]),
         ({"target_modules": ["up", "embedding"]}, ["embedding", "Embedding", "torch.nn.Linear"]),
-        ({"target_modules": ["up", "conv"]}, ["conv", "Conv1D", "torch.nn.Linear"]),
+        ({"target_modules": ["up", "conv"]}, ["conv", "Conv2d of 2 groups", "`exclude_modules`"]),
+        ({"target_modules": ["up", "turned"]}, ["turned", "ConvTranspose2d", "torch.nn.Linear"]),
         ({"target_modules": ["up", "out_proj"]}, ["attention.out_proj", "MultiheadAttention", "`exclude_modules`"]),
+        ({"target_modules": ["up", "apart"]}, ["apart", "MultiheadAttention", "a width of their own"]),
     ],
 )
 def test_injection_errors_leave_the_model_alone(net, fields, words):
-    net.norm, net.embedding, net.conv = nn.LayerNorm(8), nn.Embedding(3, 8), Conv1D(8, 8)
-    net.attention = nn.MultiheadAttention(8, 2)
+    net.norm, net.embedding, net.conv = nn.LayerNorm(8), nn.Embedding(3, 8), nn.Conv2d(8, 8, 1, groups=2)
+    net.attention, net.apart = nn.MultiheadAttention(8, 2), nn.MultiheadAttention(8, 2, kdim=4)
+    net.turned = nn.ConvTranspose2d(8, 8, 1)
     with pytest.raises(ValueError) as error:
         get_peft_model(net, aurora_config(**fields))
     assert all(word in str(error.value) for word in words), str(error.value)
@@ -62,8 +67,8 @@ def test_injection_errors_leave_the_model_alone(net, fields, words):
 
 
 def bits_and_bytes(dtype: torch.dtype) -> nn.Linear:
-    """As bitsandbytes' layers look from outside: a subclass of nn.Linear, quantised only once on a GPU."""
-    kind = type("Linear4bit", (nn.Linear,), {"__module__": "bitsandbytes.nn.modules"})
+    """As a layer of a new kind of bitsandbytes looks from outside."""
+    kind = type("Linear2bit", (nn.Linear,), {"__module__": "bitsandbytes.nn.modules"})
     layer = kind(8, 8)
     layer.weight = nn.Parameter(torch.zeros(32, 1).to(dtype), requires_grad=False)
     return layer
@@ -95,7 +100,8 @@ def plain(dtype: torch.dtype) -> nn.Linear:
 )
 def test_quantised_layers_are_refused(net, make, dtype):
     net.square = make(dtype)
-    with pytest.raises(ValueError, match=f"square is quantised .*{dtype}.*without quantisation"):
+    weights = "Int4Tensor" if make is torchao else dtype
+    with pytest.raises(ValueError, match=f"square is quantised .*{weights}.*without quantisation"):
         get_peft_model(net, aurora_config())
     assert not any(isinstance(module, AuroraLinear) for module in net.modules())
     get_peft_model(net, aurora_config(exclude_modules=["square"]))
@@ -121,6 +127,15 @@ def test_round_trip(tmp_path):
     assert loaded.to_dict() == config.to_dict()
     assert loaded.fused_slices == {"fc1": 4, "qkv": 3} and loaded.fused_columns == {"fc2": 4}
     assert "rank_pattern" not in config.to_dict()
+
+
+def test_in_a_file_the_type_says_what_it_needs(tmp_path):
+    aurora_config().save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert content["peft_type"].startswith("AURORA_PETL: ") and "pip install aurora-petl" in content["peft_type"]
+    for kind in (content["peft_type"], "AURORA_PETL"):
+        config = get_peft_config({**content, "peft_type": kind})
+        assert config.peft_type is PeftType("AURORA_PETL") and config.r == 4
 
 
 def test_split_of():

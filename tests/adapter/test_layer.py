@@ -234,7 +234,7 @@ def test_layers_on_several_devices():
     """U, V and lambda live on one device and are used where each layer is."""
     net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8, device="meta"))
     model = get_peft_model(net, aurora_config(target_modules=["0", "1"]))
-    first, second = model.base_model.model
+    first, second, _ = model.base_model.model
     assert first.aurora_P["default"].device.type == "cpu" and second.aurora_P["default"].device.type == "meta"
     assert model.base_model.aurora_factors["default"].U_8.device.type == "cpu"
     for tokens in (FEW, MANY):

@@ -126,7 +126,7 @@ def test_save_and_load(tmp_path, core, split, low_cpu_mem_usage):
     saved = load_file(tmp_path / "adapter_model.safetensors")
     other = 4 if split else 12
     shared = {"U_8", f"U_{other}", "V_8", f"V_{other}", "lambda_" if core == "diagonal" else "C"}
-    names = {f"base_model.aurora_factors.{name}" for name in shared}
+    names = {f"base_model.model.aurora_factors.{name}" for name in shared}
     names |= {f"base_model.model.{name}.aurora_P" for name in ("qkv", "up", "down", "square")}
     names |= {"base_model.model.head.weight", "base_model.model.head.bias"}
     assert set(saved) == names

@@ -6,6 +6,7 @@ from importlib import import_module
 import pytest
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import nn
 
 IMPORTED = [
     ("peft.tuners._buffer_dict", "BufferDict"),
@@ -14,7 +15,9 @@ IMPORTED = [
     ("peft.utils.constants", "DUMMY_TARGET_MODULES"),
     ("peft.utils.constants", "INCLUDE_LINEAR_LAYERS_SHORTHAND"),
     ("peft.utils.other", "AuxiliaryTrainingWrapper"),
+    ("peft.mapping", "PEFT_TYPE_TO_CONFIG_MAPPING"),
     ("peft.mapping", "PEFT_TYPE_TO_TUNER_MAPPING"),
+    ("peft.utils.integrations", "dequantize_bnb_weight"),
     ("torch._C", "_are_functorch_transforms_active"),
     ("torch.autograd.forward_ad", "_current_level"),
     ("torch.nn.modules.linear", "NonDynamicallyQuantizableLinear"),
@@ -22,7 +25,9 @@ IMPORTED = [
 
 # methods of peft that ours stand in for, with the arguments that peft gives
 REPLACED = [
-    (BaseTuner, "_pre_injection_hook", ["model", "config", "adapter_name"]),
+    (BaseTuner, "__init__", ["model", "peft_config", "adapter_name"]),
+    (BaseTuner, "_mark_only_adapters_as_trainable", ["model"]),
+    (BaseTuner, "_replace_module", ["parent", "child_name", "new_module", "child"]),
     (BaseTuner, "_prepare_adapter_config", ["peft_config", "model_config"]),
     (BaseTuner, "_prepare_model", ["peft_config", "model"]),
     (BaseTuner, "_create_and_replace", ["peft_config", "adapter_name", "target", "target_name", "parent"]),
@@ -37,7 +42,9 @@ REPLACED = [
 ]
 CALLED = [
     (BaseTuner, "_check_target_module_exists"),
-    (BaseTuner, "_replace_module"),
+    (BaseTuner, "_get_learnable_bias_state_dict"),
+    (BaseTuner, "_remove_adapter_name_from_key"),
+    (nn.Conv2d, "_conv_forward"),
     (PeftModel, "_enable_peft_forward_hooks"),
 ]
 

@@ -18,7 +18,7 @@ from aurora_petl.adapter.fit import check_weights
 from .tiny import Net, aurora_config
 
 INSIDE = "base_model.model."
-FACTORS = "base_model.aurora_factors."
+FACTORS = "base_model.model.aurora_factors."
 NAN, INFINITE = float("nan"), float("inf")
 
 
@@ -33,16 +33,22 @@ def folder(tmp_path):
 
 
 def test_a_process_without_the_package(folder):
-    """Nothing of ours runs there: peft's error names the method, the files beside the weights what it needs."""
+    """Nothing of ours runs there: peft's error, which repeats a field of the file, says what to install, and so do the
+    files beside the weights."""
     script = f"""
         import warnings
-        from peft import PeftConfig
-        try:
-            PeftConfig.from_pretrained({str(folder)!r})
-        except KeyError as error:
-            assert error.args == ("AURORA_PETL",)
-        else:
-            raise SystemExit("loaded")
+        from peft import AutoPeftModel, PeftConfig, PeftModel
+        for load in (
+            lambda: PeftConfig.from_pretrained({str(folder)!r}),
+            lambda: AutoPeftModel.from_pretrained({str(folder)!r}),
+            lambda: PeftModel.from_pretrained(None, {str(folder)!r}),
+        ):
+            try:
+                load()
+            except KeyError as error:
+                assert "pip install aurora-petl" in str(error) and "import aurora_petl" in str(error), error
+            else:
+                raise SystemExit("loaded")
         import aurora_petl
         warnings.simplefilter("error")
         PeftConfig.from_pretrained({str(folder)!r})
@@ -51,6 +57,20 @@ def test_a_process_without_the_package(folder):
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, env=environment)
     for name in ("README.md", "adapter_config.json"):
         assert all(word in (folder / name).read_text() for word in ("AURORA_PETL", "aurora-petl", "import aurora_petl"))
+
+
+def test_files_of_earlier_versions(folder):
+    """The method's bare name, and shared factors that did not lie in the model."""
+    expected = PeftModel.from_pretrained(Net(), folder).state_dict()
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "AURORA_PETL"}))
+    weights = load_file(folder / "adapter_model.safetensors")
+    earlier = {name.replace(FACTORS, "base_model.aurora_factors."): weight.clone() for name, weight in weights.items()}
+    assert earlier.keys() != weights.keys()
+    save_file(earlier, folder / "adapter_model.safetensors")
+    check_weights(get_peft_model(Net(), aurora_config(modules_to_save=["head"])), earlier)
+    loaded = PeftModel.from_pretrained(Net(), folder).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in expected.items() if "aurora_" in name)
 
 
 def test_the_card_has_no_blanks(folder):
@@ -170,7 +190,7 @@ def test_weights_of_another_shape(folder):
     model = get_peft_model(Net(), aurora_config(modules_to_save=["head"]))
     with pytest.raises(ValueError, match=r"U_8 is of shape \(8, 5\) where \(8, 4\) is due"):
         check_weights(model, spoiled(folder, misshapen))
-    with pytest.raises(RuntimeError, match="size mismatch for base_model.aurora_factors.default.U_8"):
+    with pytest.raises(RuntimeError, match="size mismatch for base_model.model.aurora_factors.default.U_8"):
         PeftModel.from_pretrained(Net(), folder)
     with pytest.warns(UserWarning, match="found shape") as told:  # asked for
         PeftModel.from_pretrained(Net(), folder, ignore_mismatched_sizes=True)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import nn
-from transformers import CONFIG_MAPPING, LlamaConfig, LlamaForCausalLM
+from transformers import CONFIG_MAPPING, GPT2Config, GPT2Model, LlamaConfig, LlamaForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from aurora_petl.adapter import AuroraConfig, AuroraLinear
 from aurora_petl.adapter.targets import TARGET_MODULES, default_slices, default_targets, suggested_targets
@@ -31,7 +32,7 @@ def attentions(model: nn.Module) -> list[str]:
         for name, part in model.named_modules()
         if "Attention" in type(part).__name__
         and not any(isinstance(child, nn.MultiheadAttention) for child in part.modules())
-        and sum(isinstance(child, nn.Linear) for child in part.modules()) > 1
+        and sum(isinstance(child, (nn.Linear, Conv1D)) for child in part.modules()) > 1
     ]
     return [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
 
@@ -133,6 +134,7 @@ def test_default_targets_by_type():
         ({"model_type": "phi3", "num_attention_heads": 32}, {"qkv_proj": 3}),
         ({"model_type": "phi3"}, {}),
         ({"model_type": "llama", "num_attention_heads": 32, "num_key_value_heads": 8}, {}),
+        ({"model_type": "gpt2"}, {"attn.c_attn": 3, "crossattention.c_attn": 2}),
         (
             {
                 "model_type": "llava",
@@ -164,6 +166,15 @@ def test_grouped_heads_of_a_fused_layer_against_dense_updates():
         assert layer.out_features == 4 * 4 + 2 * 4 + 2 * 4
         rows = [factors.V_8 @ torch.diag(factors.lambda_ * row) @ factors.U_16.T for row in layer.aurora_P["default"]]
         assert torch.allclose(layer.get_delta_weight("default"), torch.cat(rows), atol=1e-5)
+
+
+def test_cross_attention_of_gpt2_stacks_keys_and_values():
+    base = GPT2Model(
+        GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=32, add_cross_attention=True)
+    )
+    get_peft_model(base, AuroraConfig(r=R))
+    slices = {name: len(layer.aurora_P["default"]) for name, layer in adapted_layers(base).items()}
+    assert slices == {"h.0.attn.c_attn": 3, "h.0.crossattention.c_attn": 2, "h.0.crossattention.q_attn": 1}
 
 
 @pytest.mark.parametrize(

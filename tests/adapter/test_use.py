@@ -1,10 +1,21 @@
 """What users do around an adapted model: many adapters at once, checkpointing, Trainer, pickling, nesting."""
 
+import copy
 import pickle
+import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model, save_as_lora
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    save_as_lora,
+    set_peft_model_state_dict,
+)
+from peft.functional import delete_adapter, set_adapter
 from safetensors.torch import load_model, save_model
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, Trainer, TrainingArguments
@@ -149,9 +160,56 @@ def test_becomes_a_lora(tmp_path, net):
     assert torch.allclose(lora(X), expected, atol=1e-5)
 
 
-def test_injection_without_a_tuner_is_refused(net):
-    with pytest.raises(ValueError, match="shared state.*get_peft_model"):
-        inject_adapter_in_model(aurora_config(), net)
+def test_injection_without_a_tuner(net):
+    """The model itself has all weights of the adapter, by the names that a `PeftModel` gives them."""
+    base = copy.deepcopy(net)(X)
+    model = inject_adapter_in_model(aurora_config(), net)
+    assert model is net and not torch.equal(net(X), base)
+    names = {name for name, weight in net.named_parameters() if weight.requires_grad}
+    assert all("aurora_" in name for name in names) and "aurora_factors.default.U_8" in names
+    state = get_peft_model_state_dict(net)
+    assert set(state) == {name.replace(".default", "") for name in names}
+    torch.manual_seed(1)
+    wrapped = get_peft_model(Net().eval(), aurora_config())
+    assert {f"base_model.model.{name}" for name in state} == set(get_peft_model_state_dict(wrapped))
+    torch.manual_seed(0)
+    for prefix in ("", "base_model.model."):
+        other = inject_adapter_in_model(aurora_config(), Net().eval(), low_cpu_mem_usage=bool(prefix))
+        weights = {prefix + name: weight for name, weight in state.items()}
+        result = set_peft_model_state_dict(other, weights, low_cpu_mem_usage=bool(prefix))
+        assert not result.unexpected_keys and not any("aurora_" in name for name in result.missing_keys)
+        other.load_state_dict({n: w for n, w in net.state_dict().items() if "aurora_" not in n}, strict=False)
+        assert torch.equal(other(X), net(X))
+    with pytest.raises(ValueError, match="lambda_.* is missing"):
+        set_peft_model_state_dict(net, {n: w for n, w in state.items() if "lambda_" not in n})
+
+
+def test_a_second_injection_shares_the_place(net):
+    inject_adapter_in_model(aurora_config(), net)
+    first = net(X)
+    with pytest.warns(UserWarning, match="multiple adapters"):
+        inject_adapter_in_model(aurora_config(r=2, target_modules=["up"]), net, "second")
+    assert set(net.aurora_factors) == {"default", "second"} == set(net.peft_config)
+    second = net(X)
+    set_adapter(net, "default")
+    assert torch.equal(net(X), first) and not torch.equal(second, first)
+    assert not any("second" in name for name, weight in net.named_parameters() if weight.requires_grad)
+    for words, fields in (("has an adapter 'second'", {}), ("matched no module", {"target_modules": ["nothing"]})):
+        with warnings.catch_warnings(action="ignore"), pytest.raises(ValueError, match=words):
+            inject_adapter_in_model(aurora_config(**fields), net, "third" if fields else "second")
+        assert set(net.peft_config) == {"default", "second"} and net.peft_config["second"].r == 2
+    delete_adapter(net, "second", prefix="aurora_")
+    assert set(net.aurora_factors) == {"default"} and torch.equal(net(X), first)
+
+
+def test_a_sequential_model_goes_on_working():
+    net = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+    base = net(X)
+    model = get_peft_model(net, aurora_config(target_modules=["0"]))
+    y = model(X)
+    assert y.shape == base.shape and not torch.equal(y, base)
+    unloaded = model.unload()
+    assert len(unloaded) == 3 and torch.equal(unloaded(X), base)
 
 
 def test_pickle_and_torch_save(tmp_path, net):

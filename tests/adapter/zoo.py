@@ -273,6 +273,11 @@ CASES: dict[str, Case | Part] = {
     "gemma3_text": Case("Gemma3ForCausalLM", _WIDE, words),
     "gemma3n_text": Case("Gemma3nForCausalLM", _GEMMA3N, words),
     "gemma4_text": Case("Gemma4ForCausalLM", _GEMMA4, words),
+    "gpt2": Case(
+        "GPT2LMHeadModel",
+        WORDS | dict(n_embd=16, n_layer=2, n_head=2, n_positions=32, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
+        words,
+    ),
     "gptj": Case("GPTJModel", WORDS | dict(n_embd=16, n_layer=2, n_head=2, n_positions=32, rotary_dim=4), words),
     "gpt_neo": Case(
         "GPTNeoModel",

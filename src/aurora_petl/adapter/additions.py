@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .config import AuroraConfig
 from .layer import AuroraLayer, check_mixed_batch
-from .updates import SharedFactors
+from .shared import SharedFactors
 
 
 class Pass(threading.local):
@@ -42,6 +42,7 @@ class AuroraAddition(nn.Module, AuroraLayer):
 
     field = ""  # of `AuroraConfig`
     about = ""  # what it is, in words
+    bias = None  # type: ignore[assignment]  # it has no base layer whose bias could be trained
     other_param_names: tuple[str, ...] = ("aurora_form", "aurora_factors")
     handles: list[RemovableHandle]
 

@@ -1,19 +1,23 @@
 """What a saved adapter's folder says of how to load it.
 
-A process that has not imported this package gets `KeyError: 'AURORA_PETL'` of peft, and nothing of ours runs in it. So
-the files that lie beside the weights say what is missing.
+In a process that has not imported this package nothing of ours runs. There peft looks `peft_type` of
+`adapter_config.json` up in its table of methods and ends with a `KeyError` of that text. So the text says what is
+missing, and so do the files beside the weights.
 """
 
 from __future__ import annotations
 
 from huggingface_hub import ModelCard, ModelCardData
 
+PEFT_TYPE = "AURORA_PETL"  # peft's name of the method
+PEFT_TYPE_IN_FILES = f"{PEFT_TYPE}: please `pip install aurora-petl` and `import aurora_petl` before peft loads this"
+
 REQUIRES = "the package aurora-petl: `import aurora_petl` before peft loads this adapter"
 
 LOADING = """# An adapter of Aurora
 
 peft loads it as soon as the package `aurora-petl` is installed and imported, which makes the method known to peft.
-Without the import peft ends with `KeyError: 'AURORA_PETL'`.
+Without the import peft ends with `KeyError: 'AURORA_PETL: please ...'`.
 
 ```python
 import aurora_petl

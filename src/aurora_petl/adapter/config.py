@@ -13,13 +13,14 @@ from peft.config import PeftConfig
 from peft.utils.peft_types import PeftType
 
 from ..files import write_text
-from .card import REQUIRES, with_loading
+from .card import PEFT_TYPE, PEFT_TYPE_IN_FILES, REQUIRES, with_loading
 
 # peft has no hook for methods outside its tree, so its enum gains a member here, in memory only. The member
 # AURORA is left to the unrelated package `aurora-peft`; both can be installed.
-if "AURORA_PETL" not in PeftType.__members__:
-    extend_enum(PeftType, "AURORA_PETL", "AURORA_PETL")
+if PEFT_TYPE not in PeftType.__members__:
+    extend_enum(PeftType, PEFT_TYPE, PEFT_TYPE)
 
+BIASES = ("none", "all", "aurora_only")
 CORES = ("diagonal", "full")
 CONTEXTS = ("batch", "released")
 GATES = ("scale_shift", "released")
@@ -124,6 +125,16 @@ class AuroraConfig(PeftConfig):
             )
         },
     )
+    bias: str = field(
+        default="none",
+        metadata={
+            "help": (
+                "Biases of the base model that are trained and saved beside the adapter: 'none', 'all', or "
+                "'aurora_only', those of the adapted layers. They are changed in place, so that the model without the "
+                "adapter has them too. One adapter of a model may have them."
+            )
+        },
+    )
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Modules trained and saved in full beside the adapter, e.g. heads."}
     )
@@ -150,7 +161,7 @@ class AuroraConfig(PeftConfig):
                     f"`{name}` is {given!r}, but all layers share the same factors, so there is one `r` and one "
                     "`scale` for all. Please leave it out, or add a second adapter for those layers."
                 )
-        self.peft_type = PeftType("AURORA_PETL")
+        self.peft_type = PeftType(PEFT_TYPE)
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]  # as peft expects it
         if isinstance(self.exclude_modules, list):
@@ -158,8 +169,9 @@ class AuroraConfig(PeftConfig):
 
         if not _is_int(self.r) or self.r <= 0:
             raise ValueError(f"`r` should be a positive integer but the value passed is {self.r!r}")
-        if self.core not in CORES:
-            raise ValueError(f"`core` should be one of {', '.join(map(repr, CORES))} but is {self.core!r}")
+        for name, choices in (("core", CORES), ("bias", BIASES)):
+            if (choice := getattr(self, name)) not in choices:
+                raise ValueError(f"`{name}` should be one of {', '.join(map(repr, choices))} but is {choice!r}")
         for name, choices in (("context", CONTEXTS), ("gate", GATES)):
             if (form := getattr(self, name)) not in (None, *choices):
                 raise ValueError(f"`{name}` should be None, {' or '.join(map(repr, choices))} but is {form!r}")
@@ -184,8 +196,9 @@ class AuroraConfig(PeftConfig):
                     raise ValueError(f"`{table}[{name!r}]` should be a positive integer but is {slices!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, and for whoever opens the saved file what peft needs to read it."""
-        return {**super().to_dict(), "requires": REQUIRES}
+        """The fields as they are saved. What peft needs to read the file is said in it, and first of all in the name of
+        the method, the only field that peft repeats where the method is not known to it."""
+        return {**super().to_dict(), "peft_type": PEFT_TYPE_IN_FILES, "requires": REQUIRES}
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write `adapter_config.json` as peft does, and how to load the adapter into the model card that peft has

@@ -11,6 +11,9 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
+FACTORS = "base_model.model.aurora_factors."  # how the names of shared factors begin in a file
+EARLIER = "base_model.aurora_factors."  # and how they began before the factors were part of the model
+
 
 def check_weights(model: PeftModel, weights: Mapping[str, Tensor], adapter_name: str = "default") -> None:
     """Check the content of an `adapter_model.safetensors` against the adapter of `model` that it is for, of any method
@@ -23,6 +26,7 @@ def check_weights(model: PeftModel, weights: Mapping[str, Tensor], adapter_name:
         ValueError: if weights are missing, have no place, are of another shape or not finite; the message names them.
     """
     own = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    weights = current_names(weights)
     words = misfit(weights, own, own)
     for name, weight in own.items() if words is None else ():
         if weights[name].shape != weight.shape:
@@ -30,6 +34,14 @@ def check_weights(model: PeftModel, weights: Mapping[str, Tensor], adapter_name:
             break
     if words is not None:
         raise ValueError(f"the weights do not fit adapter {adapter_name!r}: {words}")
+
+
+def current_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a file by the names that files have now."""
+    return {
+        FACTORS + name.removeprefix(EARLIER) if name.startswith(EARLIER) else name: weight
+        for name, weight in weights.items()
+    }
 
 
 def misfit(weights: Mapping[str, Tensor], own: Collection[str], places: Collection[str]) -> str | None:

@@ -43,14 +43,15 @@ from torch import nn
 from .factors import AuroraFactors, autocast_dtype, no_autocast, thin
 from .frozen import FormedLinear, FrozenLinear, apply, merge_pays, plain_operations
 from .norm import norm_inputs
-from .updates import LAYER, Formed, SharedFactors
+from .shared import SharedFactors
+from .updates import LAYER, Formed
 
 
 class AuroraLayer(BaseTunerLayer):
     """Everything of this method that peft switches, merges and deletes by adapter name.
 
-    `aurora_factors`, the tuner model's shared factors by adapter name, is a plain reference, not a submodule: the
-    tuner model alone registers them, so they appear once in `parameters()` and in a state dict.
+    `aurora_factors`, the shared factors by adapter name, is a plain reference, not a submodule: the adapted model alone
+    registers them, so they appear once in `parameters()` and in a state dict.
     """
 
     aurora_factors: SharedFactors
@@ -59,41 +60,65 @@ class AuroraLayer(BaseTunerLayer):
 class AuroraLinear(nn.Module, AuroraLayer):
     """A frozen `nn.Linear` plus the low-rank updates of its active adapters.
 
-    y = (W + sum over active adapters of dW) x + b, with dW made of scale * V M_k U^T by slices.
+    y = (W + sum over active adapters of dW) x + b, with dW made of scale * V M_k U^T by slices. Layers of other types
+    are subclasses (`kinds.py`, `attention.py`).
 
     Args:
         base_layer: the linear layer, possibly wrapped by another peft layer.
-        factors: the tuner model's shared factors by adapter name.
+        factors: the shared factors of the model by adapter name.
     """
 
     adapter_layer_names: tuple[str, ...] = ("aurora_P", "aurora_factors")
-    other_param_names: tuple[str, ...] = ("aurora_split",)
+    other_param_names: tuple[str, ...] = ("aurora_split", "aurora_scale")
+    formed_together = True  # with all layers of its width, see `updates.py`; a subclass computes its own update
 
     def __init__(self, base_layer: nn.Module, factors: SharedFactors) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.aurora_P = nn.ParameterDict()  # adapter name -> (slices, R)
         self.aurora_split: dict[str, tuple[int, int]] = {}  # adapter name -> slices by rows and by columns
+        self.aurora_scale: dict[str, float] = {}  # adapter name -> factor on this layer's update, 1 where there is none
         object.__setattr__(self, "aurora_factors", factors)  # past nn.Module, which would register it
         self.merged_adapters = []
-        linear = base_linear(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.in_features, self.out_features = self.sizes(base_linear(self))
         factors.updates.know(self)
+
+    @staticmethod
+    def sizes(base: Any) -> tuple[int, int]:
+        """Columns and rows of the weight of a layer of this type, as a matrix."""
+        return base.in_features, base.out_features
+
+    @property
+    def frozen_weight(self) -> torch.Tensor:
+        """The base weight that the update is added to."""
+        return base_linear(self).weight
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.aurora_factors.updates.know(self)  # copies of updates know no layers
 
+    def requires_grad_(self, requires_grad: bool = True) -> AuroraLinear:
+        """As of any module. To freeze one layer freezes the shared factors as well: transformers freezes what it has
+        loaded layer by layer."""
+        if not requires_grad:
+            self.aurora_factors.requires_grad_(False)
+        super().requires_grad_(requires_grad)
+        return self
+
     def add_adapter(self, name: str, split: tuple[int, int]) -> None:
         """Give the layer its rows of the adapter `name`, whose factors exist already."""
         self.aurora_split[name] = split
         self.aurora_P[name] = self._factors(name).add(
-            *self.slice_widths(name), math.prod(split), base_linear(self).weight.device
+            *self.slice_widths(name), math.prod(split), self.frozen_weight.device
         )
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
-        """dW of one adapter, without rank dropout: (out_features, in_features), in float32 or wider."""
-        E, D = self._thin(adapter, training=False)
+        """dW of one adapter, without rank dropout, in float32 or wider and in the shape of the base weight: for an
+        `nn.Linear` (out_features, in_features)."""
+        return self._delta(adapter, training=False)
+
+    def _delta(self, adapter: str, training: bool) -> torch.Tensor:
+        E, D = self._thin(adapter, training)
         wide = torch.promote_types(E.dtype, torch.float32)
         with no_autocast(E.device):
             return E.to(wide) @ D.to(wide).t()
@@ -121,7 +146,8 @@ class AuroraLinear(nn.Module, AuroraLayer):
         adapters = [name for name in self.active_adapters if name in self.aurora_P]
         if self.merged or not adapters:
             return self._base(x, *args, **kwargs)
-        if len(adapters) == 1 and not args and not kwargs and one_step(self.base_layer, x):
+        plain = self.formed_together and len(adapters) == 1 and not args and not kwargs
+        if plain and one_step(self.base_layer, x):
             formed, from_norm = formed_for((self,), adapters[0], x, LAYER), norm_inputs(x)
             if formed is not None:
                 of_U, of_E = formed.tokens()
@@ -148,6 +174,15 @@ class AuroraLinear(nn.Module, AuroraLayer):
         y: torch.Tensor = self.base_layer(x, *args, **kwargs)
         return y
 
+    def weight_with_updates(self) -> torch.Tensor:
+        """The base weight plus the updates that are to be added now; the base weight itself if there are none."""
+        weight = self.frozen_weight
+        if not (self.disable_adapters or self.merged):
+            for adapter in self.active_adapters:
+                if adapter in self.aurora_P:
+                    weight = weight + self._delta(adapter, self.training).to(weight.dtype)
+        return weight
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add the updates of the adapters (default: the active ones) to the base weight.
 
@@ -160,7 +195,7 @@ class AuroraLinear(nn.Module, AuroraLayer):
                 merged = self._shifted_base_weight(name, sign=1)
                 if safe_merge and not torch.isfinite(merged).all():
                     raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
-                base_linear(self).weight.data = merged
+                self._set_base_weight(merged)
                 self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
@@ -168,12 +203,15 @@ class AuroraLinear(nn.Module, AuroraLayer):
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
         while self.merged_adapters:
-            base_linear(self).weight.data = self._shifted_base_weight(self.merged_adapters.pop(), sign=-1)
+            self._set_base_weight(self._shifted_base_weight(self.merged_adapters.pop(), sign=-1))
 
     @torch.no_grad()
     def _shifted_base_weight(self, adapter: str, sign: int) -> torch.Tensor:
-        weight, delta = base_linear(self).weight, self.get_delta_weight(adapter)
+        weight, delta = self.frozen_weight, self.get_delta_weight(adapter)
         return (weight.to(delta.dtype) + sign * delta.to(weight.device)).to(weight.dtype)
+
+    def _set_base_weight(self, weight: torch.Tensor) -> None:
+        self.frozen_weight.data = weight
 
     def _factors(self, adapter: str) -> AuroraFactors:
         return self.aurora_factors[adapter]  # type: ignore[return-value]
@@ -189,11 +227,32 @@ class AuroraLinear(nn.Module, AuroraLayer):
     def of_layer(self, adapter: str, training: bool | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """U, V and mode of the layer's update, on the layer's own device, with rank dropout in training."""
         training = self.training if training is None else training
-        return self._factors(adapter).of_layer(self.aurora_P[adapter], *self.slice_widths(adapter), training)
+        return self._factors(adapter).of_layer(self.scaled_rows(adapter), *self.slice_widths(adapter), training)
+
+    def scaled_rows(self, adapter: str) -> torch.Tensor:
+        """The rows of P times the layer's own scale, in which dW is linear: (slices, R)"""
+        rows: torch.Tensor = self.aurora_P[adapter]
+        scale = self.aurora_scale.get(adapter, 1.0)
+        return rows if scale == 1.0 else rows * scale
 
     def _thin(self, adapter: str, training: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """E (out_features, R) and D (in_features, R) of dW = E D^T."""
         return thin(*self.of_layer(adapter, training), self.is_split_by_columns(adapter))
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Multiply the adapter's update of this layer by `scale` from now on, in the place of an earlier factor."""
+        if adapter in self.aurora_P:
+            self.aurora_scale[adapter] = float(scale)
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the updates of the active adapters by `scale` more."""
+        for adapter in self.active_adapters:
+            self.set_scale(adapter, self.aurora_scale.get(adapter, 1.0) * scale)
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Undo `scale_layer(scale)`; None: take the updates of the active adapters as they were trained."""
+        for adapter in self.active_adapters:
+            self.set_scale(adapter, 1.0 if scale is None else self.aurora_scale.get(adapter, 1.0) / scale)
 
     def only_adapter(self) -> str | None:
         """The adapter, if exactly one is at work."""
@@ -211,7 +270,7 @@ class AuroraLinear(nn.Module, AuroraLayer):
         # peft's version casts to the base dtype too, which would round loaded float32 rows
         rows = self.aurora_P[adapter_name] if adapter_name in self.aurora_P else None
         if rows is not None and rows.device.type != "meta":
-            rows.data = rows.data.to(device or base_linear(self).weight.device)
+            rows.data = rows.data.to(device or self.frozen_weight.device)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True  # the update is additive
@@ -223,7 +282,7 @@ class AuroraLinear(nn.Module, AuroraLayer):
 def formed_for(layers: tuple[AuroraLinear, ...], adapter: str, x: torch.Tensor, form: str) -> Formed | None:
     """What `updates.py` formed for layers that read x; None where each has to form its own: under torch.compile and in
     CUDA graphs, which would not notice that weights change, with rank dropout, drawn anew for each, for slices by
-    columns, and for what `Updates.of` refuses."""
+    columns, for scaled layers, and for what `Updates.of` refuses."""
     first = layers[0]
     factors = first.aurora_factors
     if (
@@ -231,7 +290,7 @@ def formed_for(layers: tuple[AuroraLinear, ...], adapter: str, x: torch.Tensor, 
         or torch.jit.is_tracing()
         or (x.is_cuda and torch.cuda.is_current_stream_capturing())
         or (first._factors(adapter).dropout > 0 and any(layer.training for layer in layers))
-        or any(layer.is_split_by_columns(adapter) for layer in layers)
+        or any(layer.is_split_by_columns(adapter) or layer.aurora_scale.get(adapter, 1.0) != 1.0 for layer in layers)
     ):
         return None
     return factors.updates.of(layers, adapter, taken_as(x), form)

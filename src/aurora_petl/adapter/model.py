@@ -1,4 +1,4 @@
-"""`AuroraModel`: puts `AuroraLinear` layers into a model and owns the factors that they share."""
+"""`AuroraModel`: puts adapted layers into a model, and the factors that they share."""
 
 from __future__ import annotations
 
@@ -13,44 +13,57 @@ from typing import Any, cast
 import torch
 from peft import NoMatchingPeftModuleError
 from peft.config import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
-from peft.utils.constants import DUMMY_TARGET_MODULES, INCLUDE_LINEAR_LAYERS_SHORTHAND
+from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..errors import AuroraWarning
 from .additions import PASS, add_additions, additions, check_additions
+from .combine import check_combinable, combine, combined_config
 from .config import AuroraConfig
 from .factors import AuroraFactors
-from .fit import misfit
+from .kinds import AuroraTorchao
 from .layer import AuroraLayer, AuroraLinear, base_linear
+from .places import check_target, is_all_linear, is_linear, is_of_attention, layer_class, like_weight, unfit
+from .saved import SavedTuner
+from .shared import CHILD, SharedFactors, factors_of
 from .targets import TARGET_MODULES, default_slices, default_targets, suggested_targets
-from .updates import SharedFactors
 
 
-class AuroraModel(BaseTuner):
+class AuroraModel(SavedTuner):
     """Mode approximation (arXiv 2305.08381, section 3.2): see `factors.py` for the method.
 
-    Made by `get_peft_model(model, AuroraConfig(...))`. U, V and lambda (or C) of every adapter are registered
-    here, under `aurora_factors.<adapter>`, and referenced by the layers, which own their rows of P. What `context`
-    and `gate` add (`additions.py`) cannot be merged into weights: merging leaves it in the model, with a warning, and
-    the model that `merge_and_unload` returns still has it, frozen.
+    Made by `get_peft_model(model, AuroraConfig(...))`, `inject_adapter_in_model` and what calls these. U, V and lambda
+    (or C) of every adapter are registered in the adapted model, as `aurora_factors.<adapter>`, and referenced by the
+    layers, which own their rows of P. What `context` and `gate` add (`additions.py`) cannot be merged into weights:
+    merging leaves it in the model, with a warning, and the model that `merge_and_unload` returns still has it, frozen.
 
     Raises:
         ValueError: if no target modules are given or known for the model, if they match nothing, or if they
-            match a module that is not an `nn.Linear`, is quantised, or does not divide into its slices; if `context` or
-            `gate` is given and the model has no place for it.
+            match a module that cannot be adapted (`places.py`) or does not divide into its slices; if `context` or
+            `gate` is given and the model has no place for it; if the model has an adapter of this name.
     """
 
-    uses_shared_state = True
     prefix = "aurora_"
     tuner_layer_cls = AuroraLayer
     target_module_mapping = TARGET_MODULES  # type: ignore[assignment]  # rows may be a regex, as peft's own
     aurora_factors: SharedFactors
 
-    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        self.aurora_factors = SharedFactors()
+    def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        if adapter_name in (factors_of(model) or ()):
+            raise ValueError(
+                f"{type(model).__name__} is adapted by another AuroraModel already, which has an adapter "
+                f"{adapter_name!r}: call `unload()` on that one first, or `add_adapter` to give it a second adapter."
+            )
+        configs: Any = getattr(model, "peft_config", {})
+        before = dict(configs)
+        try:
+            super().__init__(model, peft_config, adapter_name, *args, **kwargs)
+        except Exception:
+            configs.clear()  # peft has noted the new adapter there already
+            configs.update(before)
+            raise
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         """Fill in the default targets, and how many slices the fused layers of this model are.
@@ -63,7 +76,7 @@ class AuroraModel(BaseTuner):
         config.fused_slices = rows | {name: n for name, n in default_slices(model_config).items() if name not in rows}
         targets = default_targets(model_type) if config.target_modules is None else config.target_modules
         if targets is None:
-            endings = {name.rpartition(".")[2] for name, part in self.model.named_modules() if _is_linear(part)}
+            endings = {name.rpartition(".")[2] for name, part in self.model.named_modules() if is_linear(part)}
             suggestion = suggested_targets(endings)
             raise ValueError(
                 f"`target_modules` is None and there is no default for model_type {model_type!r} (docs/adapter.md has "
@@ -80,15 +93,19 @@ class AuroraModel(BaseTuner):
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         """Check every target before the first one is replaced, so that an error changes nothing."""
         config = cast(AuroraConfig, peft_config)
-        if _is_all_linear(config.target_modules):
+        if is_all_linear(config.target_modules):
             _maybe_include_all_linear_layers(config, model)
             self._leave_out_what_cannot_be_adapted(config, model)
-        targets = config.target_modules
-        if targets == DUMMY_TARGET_MODULES:
-            return
-        check_additions(model, config)
+        if config.target_modules != DUMMY_TARGET_MODULES:
+            check_additions(model, config)
+            self._check_targets(config, model)
+        if factors_of(model) is None:
+            model.add_module(CHILD, SharedFactors())
+
+    def _check_targets(self, config: AuroraConfig, model: nn.Module) -> None:
+        targets, factors = config.target_modules, factors_of(model)
         for parent, name, addition in additions(model):
-            if addition.aurora_factors is not self.aurora_factors:
+            if addition.aurora_factors is not factors:
                 raise ValueError(
                     f"{type(parent).__name__}.{name} is of an adapter that was merged into this {type(model).__name__} "
                     "earlier or belongs to another AuroraModel: please adapt a freshly loaded model."
@@ -98,14 +115,14 @@ class AuroraModel(BaseTuner):
         for name, module in model.named_modules():
             if not name or name.startswith(inside):
                 continue
-            if isinstance(module, BaseTunerLayer):
+            if isinstance(module, (BaseTunerLayer, SharedFactors)):
                 inside += (f"{name}.",)
-            if _is_linear(module):
+            if is_linear(module):
                 linear_names.add(name.rpartition(".")[2])
             if self._check_target_module_exists(config, name):
-                _check_target(config, name, module)
+                check_target(config, name, module)
                 matched = True
-                if isinstance(module, AuroraLinear) and module.aurora_factors is not self.aurora_factors:
+                if isinstance(module, AuroraLinear) and module.aurora_factors is not factors:
                     raise ValueError(
                         f"Target module {name} is adapted by another AuroraModel already: call `unload()` on "
                         "that model first, or `add_adapter` to give it a second adapter."
@@ -132,11 +149,11 @@ class AuroraModel(BaseTuner):
         """
         names = cast(set[str], config.target_modules)
         modules = {name: part for name, part in model.named_modules() if self._check_target_module_exists(config, name)}
-        unfit = {name: part for name, part in modules.items() if name in names and _unfit(name, part)}
-        if unfit and len(unfit) == len(modules):
-            _check_target(config, *next(iter(unfit.items())))
-        config.target_modules = names - set(unfit)  # type: ignore[assignment]  # as peft expects it
-        told = {name: part for name, part in unfit.items() if not _is_of_attention(part)}
+        left_out = {name: part for name, part in modules.items() if name in names and unfit(name, part)}
+        if left_out and len(left_out) == len(modules):
+            check_target(config, *next(iter(left_out.items())))
+        config.target_modules = names - set(left_out)  # type: ignore[assignment]  # as peft expects it
+        told = {name: part for name, part in left_out.items() if not is_of_attention(part)}
         if told:
             kinds = sorted({type(base_linear(part)).__name__ for part in told.values()})
             warnings.warn(
@@ -156,14 +173,40 @@ class AuroraModel(BaseTuner):
         current_key: str,
         **_: Any,
     ) -> None:
-        split = _check_target(peft_config, current_key, target)
+        split = check_target(peft_config, current_key, target)
         if adapter_name not in self.aurora_factors:
-            self.aurora_factors[adapter_name] = AuroraFactors(peft_config, like=base_linear(target).weight)
+            self.aurora_factors[adapter_name] = AuroraFactors(peft_config, like=like_weight(base_linear(target)))
             add_additions(self.model, adapter_name, peft_config, self.aurora_factors)
-        layer = target if isinstance(target, AuroraLinear) else AuroraLinear(target, self.aurora_factors)
+        layer = target if isinstance(target, AuroraLinear) else self._layer(target)
         layer.add_adapter(adapter_name, split)
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
+
+    def _layer(self, target: nn.Module) -> AuroraLinear:
+        kind = layer_class(base_linear(target))
+        assert kind is not None
+        if kind is not AuroraTorchao:
+            return kind(target, self.aurora_factors)
+        quantiser = getattr(self.model, "hf_quantizer", None)
+        quantisation = getattr(quantiser, "quantization_config", None)
+        return kind(target, self.aurora_factors, getattr(quantisation, "get_apply_tensor_subclass", None))
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(new_module, nn.MultiheadAttention):  # peft's way takes `weight` over, which that has not
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
+
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        # peft freezes what does not belong to a layer
+        trained = [factor for factor in self.aurora_factors.parameters() if factor.requires_grad]
+        super()._mark_only_adapters_as_trainable(model)
+        for factor in trained:
+            factor.requires_grad_(True)
+        if all(self.peft_config[name].inference_mode for name in self.active_adapters):  # peft trains biases even so
+            for name, weight in model.named_parameters():
+                if name.endswith(".bias"):
+                    weight.requires_grad_(False)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -205,13 +248,12 @@ class AuroraModel(BaseTuner):
         for module in self.model.modules():
             uses.update(map(id, [*module._parameters.values(), *module._modules.values()]))
         for name, module in self.model.named_modules():
-            if isinstance(module, AuroraLinear):
-                linear = base_linear(module)
-                if max(uses[id(linear)], uses[id(linear.weight)]) > 1:
-                    raise ValueError(
-                        f"{name} shares its weight with another layer, into which the update would be merged as well: "
-                        "please leave the adapter unmerged, or give the layers weights of their own before it is added."
-                    )
+            used = (base_linear(module), module.frozen_weight) if isinstance(module, AuroraLinear) else ()
+            if any(uses[id(part)] > 1 for part in used):
+                raise ValueError(
+                    f"{name} shares its weight with another layer, into which the update would be merged as well: "
+                    "please leave the adapter unmerged, or give the layers weights of their own before it is added."
+                )
         kept = sorted({addition.about for _, _, addition in additions(self.model) if addition.aurora_form})
         if kept:
             warnings.warn(
@@ -233,51 +275,38 @@ class AuroraModel(BaseTuner):
             if merge:
                 addition.merge(adapter_names=adapter_names)
             addition.leave(parent, name)
+        for module in model.modules():
+            if factors_of(module) is not None:
+                delattr(module, CHILD)
         return model
 
-    @classmethod
-    def _get_adapter_state_dict(
-        cls,
-        model: nn.Module,
-        config: PeftConfig,
-        adapter_name: str,
-        state_dict: dict[str, torch.Tensor],
-        unwanted_adapter_names: list[str],
-    ) -> dict[str, torch.Tensor]:
-        # peft takes names from the modules, whose units of FSDP1 lengthen them, and would leave out what is in a unit
-        return {name: state_dict[name] for name in cls._own_names(model, state_dict)}
+    def add_weighted_adapter(
+        self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "cat"
+    ) -> None:
+        """Add an adapter whose update is the weighted sum of those of others, exactly, as with LoRA's "cat". Its rank
+        is the sum of theirs. It is not activated.
 
-    @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
-        """peft's names of a file's weights in the model.
+        Args:
+            adapters: names of adapters.
+            weights: the factor of each.
+            adapter_name: of the new one.
+            combination_type: "cat"; what LoRA has beside it approximates and is not offered.
 
         Raises:
-            ValueError: if these are not the weights of this adapter; torch tells of shapes.
+            ValueError: if the name is taken, the type another one, or the adapters cannot be combined.
         """
-        weights = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        places = model.state_dict()
-        own = [name for name in cls._own_names(model, places) if adapter_name in name.split(".")[-2:]]
-        if words := misfit(weights, own, places):
-            raise ValueError(f"the weights do not fit adapter {adapter_name!r} of {type(model).__name__}: {words}")
-        return weights
-
-    @classmethod
-    def _own_names(cls, model: nn.Module, state_dict: dict[str, torch.Tensor]) -> list[str]:
-        """The names in a state dict that are of adapters."""
-        owners = (name for name, module in model.named_modules() if isinstance(module, (AuroraModel, AuroraLayer)))
-        starts = tuple(f"{name}.{cls.prefix}".replace("_fsdp_wrapped_module.", "") for name in owners)
-        return [name for name in state_dict if name.startswith(starts)]
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "add_weighted_adapter":
-            raise AttributeError(
-                "AuroraModel has no add_weighted_adapter: please activate several adapters, "
-                "`model.base_model.set_adapter([...])`, which adds their updates up, or save each as a LoRA "
-                "(`peft.save_as_lora`) and combine these."
+        if adapter_name in self.peft_config:
+            raise ValueError(f"Adapter {adapter_name!r} exists already; please choose another name.")
+        if combination_type != "cat":
+            raise ValueError(
+                f"`combination_type` should be 'cat', which is exact, but is {combination_type!r}. For another, save "
+                "the adapters as LoRA (`peft.save_as_lora`) and combine these."
             )
-        return super().__getattr__(name)
+        configs = cast(dict[str, AuroraConfig], self.peft_config)
+        check_combinable(configs, adapters, weights)
+        configs[adapter_name] = combined_config(self.model, configs, adapters)
+        self.inject_adapter(self.model, adapter_name)
+        combine(self.model, self.aurora_factors, adapter_name, dict(zip(adapters, weights, strict=True)))
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)  # the rows in the layers
@@ -285,14 +314,6 @@ class AuroraModel(BaseTuner):
             for factor in self.aurora_factors[adapter_name].parameters():
                 if factor.dtype in (torch.float16, torch.bfloat16):
                     factor.data = factor.data.float()
-
-    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        # peft calls this on every module that has it after loading with low_cpu_mem_usage
-        factors = self.aurora_factors[adapter_name]
-        if any(factor.device.type == "meta" for factor in factors.parameters()):
-            return
-        layers = (m for m in self.model.modules() if isinstance(m, AuroraLinear) and adapter_name in m.aurora_P)
-        factors.to(device or base_linear(next(layers)).weight.device)
 
 
 def _give_names(
@@ -306,73 +327,3 @@ def _give_names(
     if threading.get_ident() != thread:  # hooks are the layer's; `kwargs` is missing if it is just being removed there
         return None
     return args, {**(kwargs or {}), "adapter_names": adapter_names}
-
-
-def _check_target(config: AuroraConfig, name: str, module: nn.Module | BaseTunerLayer) -> tuple[int, int]:
-    """How a targeted module is split into slices, by rows and by columns.
-
-    Raises:
-        ValueError: if it is not a plain `nn.Linear` or does not divide into its slices.
-    """
-    if words := _unfit(name, module):
-        raise ValueError(words)
-    base = base_linear(module)
-    short = name.rpartition(".")[2]
-    rows, columns = split = config.split_of(name)
-    for field, slices, side, size in (
-        ("fused_slices", rows, "rows", base.out_features),
-        ("fused_columns", columns, "columns", base.in_features),
-    ):
-        if size % slices:
-            raise ValueError(
-                f"`{field}` makes {slices} slices of target module {name}, but its {size} {side} do not divide by "
-                f"{slices}. Please set `{field}={{{short!r}: 1}}` or the right number."
-            )
-    if rows > 1 and columns > 1:
-        raise ValueError(
-            f"Target module {name} is in `fused_slices` ({rows}) and in `fused_columns` ({columns}), but a layer "
-            f"can be split one way only. Please set it to 1 in `fused_slices` or in `fused_columns`."
-        )
-    return split
-
-
-def _unfit(name: str, module: nn.Module | BaseTunerLayer) -> str | None:
-    """Why no layer of this kind can be adapted, and what to do, in words; None if it can be."""
-    base = base_linear(module)
-    if not isinstance(base, nn.Linear):
-        return (
-            f"Target module {name} is a {type(base).__name__}, but only torch.nn.Linear can be adapted. "
-            "Please narrow `target_modules` or name it in `exclude_modules`."
-        )
-    if _is_of_attention(base):
-        return (
-            f"Target module {name} belongs to a torch.nn.MultiheadAttention, which takes the weight and never calls "
-            f"the layer, so an adapter would do nothing. Please add {name!r} to `exclude_modules`."
-        )
-    if _is_quantised(base):
-        return (
-            f"Target module {name} is quantised ({type(base).__name__} with weights of {base.weight.dtype}), but only "
-            "weights of 16 bits or more can be adapted. Please load the model without quantisation, in bfloat16 say."
-        )
-    return None
-
-
-def _is_all_linear(targets: object) -> bool:
-    return isinstance(targets, str) and targets.lower() == INCLUDE_LINEAR_LAYERS_SHORTHAND
-
-
-def _is_linear(module: nn.Module) -> bool:
-    """Whether it is a linear layer, or one that peft has wrapped."""
-    return isinstance(module, (nn.Linear, BaseTunerLayer))
-
-
-def _is_of_attention(module: nn.Module | BaseTunerLayer) -> bool:
-    """Whether it is the output layer of an `nn.MultiheadAttention`."""
-    return isinstance(base_linear(module), NonDynamicallyQuantizableLinear)
-
-
-def _is_quantised(linear: nn.Linear) -> bool:
-    """Whether the weight is 8-bit or less. bitsandbytes quantises on the way to the GPU: until then only names tell."""
-    weight = linear.weight
-    origins = {parent.__module__.partition(".")[0] for kind in (linear, weight) for parent in type(kind).__mro__}
-    return bool(origins & {"bitsandbytes", "torchao"}) or not weight.is_floating_point() or weight.itemsize < 2

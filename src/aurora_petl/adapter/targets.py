@@ -88,6 +88,7 @@ TARGET_MODULES: dict[str, tuple[str, ...] | str] = {
     "gemma3_text": _PROJ,
     "gemma3n_text": _PROJ,
     "gemma4_text": _PROJ,
+    "gpt2": ("c_attn", "q_attn"),
     "gptj": _PROJ,
     "gpt_neo": _PROJ,
     "llama": _PROJ,
@@ -104,6 +105,9 @@ TARGET_MODULES: dict[str, tuple[str, ...] | str] = {
 
 # model_type -> the layer that stacks the heads of queries on those of keys and those of values
 FUSED_HEADS = {"phi3": "qkv_proj"}
+
+# model_type -> layers that stack matrices of equal height: query, key and value; key and value
+FUSED_LAYERS = {"gpt2": {"attn.c_attn": 3, "crossattention.c_attn": 2}}
 
 # Names that queries, keys and values have in one model or another.
 _KNOWN_NAMES = (_PROJ, _BERT, _T5, ("q_lin", "k_lin", "v_lin"), ("query_proj", "key_proj", "value_proj"), ("qkv",))
@@ -123,7 +127,7 @@ def default_targets(model_type: object) -> list[str] | str | None:
 
 def default_slices(model_config: Mapping[str, Any]) -> dict[str, int]:
     """Into how many slices of equal height the fused layers of a model divide that the table of `AuroraConfig` does not
-    know, since the number depends on the model's heads.
+    know, since it depends on the model's type, and for some on its heads.
 
     H heads of queries and G heads of keys lie above G heads of values. H is a multiple of G, so that the layer is
     H / G + 2 slices as high as its keys: the queries are H / G slices.
@@ -140,6 +144,7 @@ def default_slices(model_config: Mapping[str, Any]) -> dict[str, int]:
         layer, heads = FUSED_HEADS.get(str(config.get("model_type"))), config.get("num_attention_heads")
         if layer is not None and heads:
             slices[layer] = heads // (config.get("num_key_value_heads") or heads) + 2
+        slices |= FUSED_LAYERS.get(str(config.get("model_type")), {})
     return slices
 
 

@@ -111,7 +111,12 @@ def _unit(x: Tensor, layers: tuple[nn.Module, ...]) -> tuple[AuroraLinear, ...]:
         return ()
     found: list[AuroraLinear] = []
     for layer in layers:
-        if not isinstance(layer, AuroraLinear) or has_hooks(layer) or "forward" in vars(layer):
+        if (
+            not isinstance(layer, AuroraLinear)
+            or not layer.formed_together
+            or has_hooks(layer)
+            or "forward" in vars(layer)
+        ):
             return ()
         adapter = layer.only_adapter()
         if adapter is None or layer.is_split_by_columns(adapter) or not one_step(layer.base_layer, x):

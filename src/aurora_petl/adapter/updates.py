@@ -36,7 +36,13 @@ class Layer(Protocol):
 
     _modules: dict[str, Any]
     aurora_P: nn.ParameterDict
-    aurora_factors: SharedFactors
+    formed_together: bool
+
+    @property
+    def aurora_factors(self) -> nn.ModuleDict: ...
+
+    @property
+    def frozen_weight(self) -> Tensor: ...
 
     def slice_widths(self, adapter: str) -> tuple[int, int]: ...
 
@@ -205,7 +211,7 @@ class Block:
 
 
 class Updates:
-    """What was formed last of the factors of a tuner model."""
+    """What was formed last of the factors of a model."""
 
     def __init__(self) -> None:
         self._layers: list[weakref.ref[Layer]] = []
@@ -221,6 +227,11 @@ class Updates:
     def know(self, layer: Layer) -> None:
         """Form the updates of this layer too."""
         self._layers.append(weakref.ref(layer))
+
+    def layers(self) -> list[Layer]:
+        """The layers that it knows, as far as they are still in use."""
+        self._layers = [known for known in self._layers if known() is not None]
+        return [layer for known in self._layers if (layer := known()) is not None]
 
     def tensors(self) -> list[Tensor]:
         """What is kept of all layers: copies of weights, and updates."""
@@ -285,26 +296,14 @@ class Updates:
     def _P(self, group: tuple[Any, ...]) -> list[nn.ParameterDict]:
         """Of all layers of a group."""
         adapter, _, widths = group
-        self._layers = [known for known in self._layers if known() is not None]
-        layers = [layer for known in self._layers if (layer := known()) is not None and adapter in layer.aurora_P]
         return [
             layer.aurora_P
-            for layer in layers
-            if layer.slice_widths(adapter) == widths and not layer.is_split_by_columns(adapter)
+            for layer in self.layers()
+            if layer.formed_together
+            and adapter in layer.aurora_P
+            and layer.slice_widths(adapter) == widths
+            and not layer.is_split_by_columns(adapter)
         ]
-
-
-class SharedFactors(nn.ModuleDict):
-    """The factors of every adapter of a tuner model by name, and what was formed of them last."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.updates = Updates()
-
-    def _apply(self, *args: Any, **kwargs: Any) -> SharedFactors:
-        self.updates.forget()
-        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
-        return self
 
 
 def merges(layer: Layer) -> bool:

@@ -141,7 +141,7 @@ def _with_peft(recipe: Recipe) -> list[str]:
         "```",
     ]
     if recipe.method == "aurora":
-        lines += ["", "Without the first line peft ends with `KeyError: 'AURORA_PETL'`."]
+        lines += ["", "Without the first line peft ends with `KeyError: 'AURORA_PETL: please ...'`."]
     return lines
 
 
