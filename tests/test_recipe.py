@@ -440,7 +440,7 @@ def test_options_of_aurora_are_the_fields_of_its_configuration():
         ("method=vera method_options.bias=zz", "method vera refuses method_options"),
         ("task.max_tokens=400", "task.max_tokens is 400; blip-mini has places for 64 tokens"),
         ("task.name=vqa task.max_answer_tokens=65", "task.max_answer_tokens is 65; blip-mini has places for 64"),
-        ("image_size=17", "image_size is 17, which patches of 16 pixels do not fill"),
+        ("image_size=17", "image_size is 17, which patches of 12 pixels do not fill"),
         ("files={foo: x}", "files has no key 'foo'"),
     ],
 )

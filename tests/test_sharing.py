@@ -280,7 +280,7 @@ def features(folder, kind, images, texts, **more):
         ("naflex", "Siglip2Model", []),
         ("blip-2", "Blip2ForImageTextRetrieval", []),
         ("blip-mini", "BlipForImageTextRetrieval", FUSION),
-        ("blip-mini", "BlipForImageTextRetrieval", ["image_size=128"]),
+        ("blip-mini", "BlipForImageTextRetrieval", ["image_size=132"]),
     ],
     ids=lambda part: "" if isinstance(part, str) else "-".join(part),
 )
@@ -295,7 +295,7 @@ def test_transformers_alone_gives_the_run_s_vectors(family, kind, fields, tmp_pa
     image, text, report = features(made.folder, kind, images, WORDS, **resized)
     assert np.allclose(image, tuned_model.encode_images(images), atol=1e-5)
     assert np.allclose(text, tuned_model.encode_texts(WORDS), atol=1e-5)
-    if not resized and "image_size=128" not in fields:
+    if not resized and "image_size=132" not in fields:
         assert not np.allclose(image, untuned.encode_images(images), atol=1e-2)
     blip = kind.startswith("Blip")
     assert not report["missing_keys"] and set(report["unexpected_keys"]) == ({"temperature"} if blip else set())

@@ -165,7 +165,7 @@ def test_positions_for_another_size_equal_transformers_own_at_every_call():
     assert torch.allclose(resized.image_states(pixels), wanted, atol=1e-6)
     first = "vision_model.embeddings.position_embedding"
     before, after = plain.model.state_dict()[first], resized.model.state_dict()[first]
-    assert after.shape == (1, 82, 192) and torch.equal(before[:, 0], after[:, 0])
+    assert after.shape == (1, 145, 192) and torch.equal(before[:, 0], after[:, 0])
     assert load_backbone("blip-mini", image_size=144, weights=False).model.state_dict()[first].shape == after.shape
 
 
@@ -179,16 +179,16 @@ def test_converting_to_a_size_equals_loading_at_it(files, done, tmp_path):
     assert small.shape == (1, 37, 192) and torch.equal(small, large)
 
 
-@pytest.mark.parametrize("size, fit", [(100, "96 and 112"), (7, "16"), (-16, "16"), (0, "16")])
+@pytest.mark.parametrize("size, fit", [(100, "96 and 108"), (7, "12"), (-12, "12"), (0, "12")])
 def test_sizes_that_patches_do_not_fill_are_refused(size, fit):
     for weights in (True, False):
-        with pytest.raises(AuroraError, match=rf"image_size is {size}, .*16 pixels.*: {fit}$"):
+        with pytest.raises(AuroraError, match=rf"image_size is {size}, .*12 pixels.*: {fit}$"):
             load_backbone("blip-mini", image_size=size, weights=weights)
 
 
 def test_a_recipe_sets_the_size(folder):
-    recipe = load_recipe(None, [f"data={folder}", "image_size=64", "train.batch_size=4"])
-    assert prepare(recipe, check=False).backbone.image_size == 64
+    recipe = load_recipe(None, [f"data={folder}", "image_size=72", "train.batch_size=4"])
+    assert prepare(recipe, check=False).backbone.image_size == 72
     assert load_recipe(None, []).image_size == 0
 
 
