@@ -228,7 +228,7 @@ def test_wrong_values(words, message, refusal, here):
         ("params blip-mini more", "one word too many: more (see aurora params --help)"),
         ("search \udcff", "argument TEXT: the text is not UTF-8 (see aurora search --help)"),
         ("train --ab\udcff", "unknown option --ab\\udcff (see aurora train --help)"),
-        ("demo --sed 1", "unknown option --sed 1; did you mean --seed? (see aurora demo --help)"),
+        ("demo --sed 1", "unknown option --sed 1; did you mean --seeds? (see aurora demo --help)"),
         ("--hlp", "unknown option --hlp; did you mean --help? (see aurora --help)"),
         ("params blip-mini --r x", "argument --r: invalid int value: 'x' (see aurora params --help)"),
         ("train emoji --out", "argument --out: expected one argument (see aurora train --help)"),

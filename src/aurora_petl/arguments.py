@@ -96,9 +96,9 @@ def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argpars
         "--out",
         type=Path,
         default=Path("runs/demo"),
-        help="folder for results (default: %(default)s; an earlier demo there is replaced)",
+        help="folder for results (default: %(default)s; a demo that was stopped there goes on)",
     )
-    demo.add_argument("--seed", type=int, default=0, help="seed of all runs (default: %(default)s)")
+    demo.add_argument("--seeds", type=int, default=2, metavar="N", help="runs of each method (default: %(default)s)")
 
     train = _command(commands, "train", runs, "tune a model on a dataset and write a run's folder")
     train.add_argument(

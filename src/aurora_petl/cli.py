@@ -59,8 +59,14 @@ def _work(options: argparse.Namespace) -> ModuleType:
     return commands
 
 
+def _check_seeds(seeds: int) -> None:
+    if seeds < 1:
+        raise AuroraError(f"--seeds is {seeds}; it must be at least 1")
+
+
 def _demo(options: argparse.Namespace) -> None:
-    _work(options).demo(options.out, seed=options.seed, progress=progress(options.quiet))
+    _check_seeds(options.seeds)
+    _work(options).demo(options.out, seeds=options.seeds, progress=progress(options.quiet))
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -109,8 +115,7 @@ def _compare(options: argparse.Namespace) -> None:
         _, recipe = _chosen_recipe(name, overrides, given)
         for word in options.methods or ():
             find_method(word.partition(":")[0])
-        if options.seeds < 1:
-            raise AuroraError(f"--seeds is {options.seeds}; it must be at least 1")
+        _check_seeds(options.seeds)
         if wrong := [rate for rate in options.rates or () if not 0 < rate <= 10]:
             raise AuroraError(f"--rates has {wrong[0]:g}; rates must lie above 0, up to 10")
         if wrong := [steps for steps in options.steps if steps < 0]:

@@ -30,9 +30,9 @@ from .search.sheet import MOST, SIDE, contact_sheet
 from .terminal import say
 
 
-def demo(out: Path, *, seed: int, progress: bool) -> None:
+def demo(out: Path, *, seeds: int, progress: bool) -> None:
     """Run the demo into the folder ``out``."""
-    demonstration.demo(out, seed=seed, progress=progress)
+    demonstration.demo(out, seeds=seeds, progress=progress)
 
 
 def dry_run(recipe: Recipe, folder: Path, name: str, *, resume: bool, progress: bool) -> None:

@@ -11,9 +11,9 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ from .selection import settles
 from .tasks import task_class
 from .training import ADAPTER, Run, fit, prepare, train, untuned
 
-METHODS = ("heads", "aurora", "lora:1x", "lora:10x", "dora:10x", "vera", "full")
+AURORA = "aurora"
+METHODS = ("heads", AURORA, "lora:1x", "lora:10x", "dora:10x", "vera", "full")
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 SEARCH_SEED = 100  # seeds of a comparison count from 0
 CELL, PLAN = "cell.json", "comparison.json"
@@ -55,6 +56,7 @@ class Plan:
         rates: learning rates that are tried for each method; of a single one nothing is searched.
         steps: numbers of steps that are tried, 0 being what the recipe says.
         also: data whose test split is scored before and after each run, to see what was forgotten; empty for none.
+        known: learning rates of methods for which nothing is searched.
     """
 
     recipe: Recipe
@@ -63,6 +65,11 @@ class Plan:
     rates: tuple[float, ...] = RATES
     steps: tuple[int, ...] = (0,)
     also: str = ""
+    known: Mapping[str, float] = field(default_factory=dict)
+
+    def budgets(self, word: str) -> list[tuple[int, float]]:
+        """Steps and rates that are tried for a method; of a single pair nothing is searched."""
+        return list(product(self.steps, (self.known[word],) if word in self.known else self.rates))
 
 
 @dataclass(frozen=True)
@@ -147,7 +154,7 @@ def compare(plan: Plan, out: Path, *, progress: bool = False) -> list[Compared]:
     if ranks() > 1:
         raise AuroraError("aurora compare runs in one process; start it without torchrun")
     recipes = {word: recipe_of(word, plan.recipe) for word in plan.methods}
-    _claim(plan, out)
+    claim(plan, out)
     with lock(out, "being compared in"):
         compared = _compare(plan, recipes, out, progress)
         write_json(out / "results.json", comparison_json(compared, plan.recipe.data, plan.also))
@@ -155,7 +162,12 @@ def compare(plan: Plan, out: Path, *, progress: bool = False) -> list[Compared]:
     return compared
 
 
-def _claim(plan: Plan, out: Path) -> None:
+def claim(plan: Plan, out: Path) -> None:
+    """Make the folder of a comparison, or see that what is there is the same one.
+
+    Raises:
+        AuroraError: if ``out`` is a file or holds anything else.
+    """
     content = json.loads(json.dumps(asdict(plan)))
     content["recipe"]["method_options"] = plan.recipe.method_options
     widens = ("methods", "seeds", "rates", "steps")  # a comparison may be widened: runs that are there stay
@@ -189,12 +201,12 @@ def _compare(plan: Plan, recipes: dict[str, Recipe], out: Path, progress: bool) 
     dataset.check(progress=progress)
     other = load_dataset(plan.also, broken=recipe.broken).split("test") if plan.also else None
     start = _start(recipe, dataset, other, progress)
-    budgets = list(product(plan.steps, plan.rates))
-    total = len(recipes) * (plan.seeds + (len(budgets) if len(budgets) > 1 else 0))
+    tried = {word: len(plan.budgets(word)) for word in recipes}
+    total = sum(plan.seeds + (count if count > 1 else 0) for count in tried.values())
     compared = [_baseline(recipe, start, plan.seeds)]
     done = 0
     for word, made in recipes.items():
-        found: dict[tuple[int, float], float] = {}
+        budgets, found = plan.budgets(word), dict[tuple[int, float], float]()
         for steps, rate in budgets if len(budgets) > 1 else ():
             budgeted = _budgeted(made, steps, rate, SEARCH_SEED)
             folder = out / _name(word) / f"search-{steps or 'own'}-{rate:g}"
@@ -204,13 +216,18 @@ def _compare(plan: Plan, recipes: dict[str, Recipe], out: Path, progress: bool) 
         steps, rate = max(found, key=lambda key: found[key]) if found else budgets[0]
         cells = []
         for seed in range(plan.seeds):
-            folder = out / _name(word) / f"{steps or 'own'}-{rate:g}-seed-{seed}"
+            folder = run_folder(out, word, steps, rate, seed)
             cells.append(_cell(_budgeted(made, steps, rate, seed), folder, start, other, score=True))
             done += 1
             told = f"{word}, seed {seed}: {_of(steps, rate)}, test {cells[-1].score:.1f}, {cells[-1].seconds:.0f} s"
             _tell(f"{done}/{total}", told)
         compared.append(_compared(word, steps, rate, plan, found, cells))
     return compared
+
+
+def run_folder(out: Path, word: str, steps: int, rate: float, seed: int) -> Path:
+    """Where the comparison in ``out`` keeps a method's run of a seed; ``steps`` is 0 where the recipe says."""
+    return out / _name(word) / f"{steps or 'own'}-{rate:g}-seed-{seed}"
 
 
 def _start(recipe: Recipe, dataset: Rows, other: Rows | None, progress: bool) -> _Untuned:
@@ -302,7 +319,7 @@ def _baseline(recipe: Recipe, start: _Untuned, seeds: int) -> Compared:
 def _compared(
     word: str, steps: int, rate: float, plan: Plan, found: dict[tuple[int, float], float], cells: Sequence[Cell]
 ) -> Compared:
-    edge = len(plan.rates) > 1 and rate in (min(plan.rates), max(plan.rates))
+    edge = len(plan.rates) > 1 and word not in plan.known and rate in (min(plan.rates), max(plan.rates))
     memory = [cell.memory for cell in cells if cell.memory is not None]
     return Compared(
         word,

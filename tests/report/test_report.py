@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from aurora_petl import report
-from aurora_petl.report import GalleryQuery, Hit, curves, sheets
+from aurora_petl.report import GalleryQuery, Hit, sheets
 
 RECALLS = {key: float(n) for n, key in enumerate(report.RECALLS)}
 
@@ -22,14 +22,6 @@ def test_table_aligns_first_left_and_others_right():
 def test_markdown_table_escapes_pipes():
     found = report.markdown_table(["method", "R@1"], [["a|b", "1.0"]]).splitlines()
     assert found == ["| method | R@1 |", "| --- | ---: |", "| a\\|b | 1.0 |"]
-
-
-def test_comparison_counts_share_of_the_model():
-    row = {"weights": {"trainable": 12_345, "model": 1_234_500}, "test": RECALLS, "train_seconds": 61.4}
-    lines = report.comparison_table({"Aurora": row}).splitlines()
-    assert lines[0].split("  ")[0] == "method"
-    assert lines[2].split() == ["Aurora", "12,345", "1.00%", *(f"{v:.1f}" for v in RECALLS.values()), "61"]
-    assert lines[-1] == report.LEGEND
 
 
 @given(st.text(max_size=300), st.integers(40, 400), st.integers(1, 5))
@@ -53,16 +45,6 @@ def test_wrap_breaks_between_words():
 def test_curve_of_a_short_history(tmp_path, history):
     report.plot_curve(history, tmp_path / "curve.png")
     assert Image.open(tmp_path / "curve.png").size == (975, 546)
-
-
-def test_methods_mark_the_untuned_model(tmp_path, monkeypatch):
-    kept = []
-    monkeypatch.setattr(curves, "save", lambda figure, path: kept.append(figure))
-    report.plot_methods({"Aurora": [(0, 20.0), (10, 30.0)], "full": [(0, 20.0), (10, 25.0)]}, tmp_path, strong="Aurora")
-    lines = {line.get_label(): line for line in kept[0].axes[0].get_lines()}
-    assert list(lines) == ["Aurora", "full", "zero-shot"]
-    assert set(lines["zero-shot"].get_ydata()) == {20.0}
-    assert lines["Aurora"].get_linewidth() > lines["full"].get_linewidth()
 
 
 def _picture(colour):

@@ -1,7 +1,7 @@
 """Results that a person can read: tables, curves and sheets of pictures; what a gallery shows is in `gallery`."""
 
 from .card import ADAPTER_PLACE, RUN_PLACE, data_facts, front_matter, run_card
-from .curves import plot_curve, plot_methods
+from .curves import plot_curve
 from .queries import write_queries
 from .scores import (
     FEW,
@@ -19,7 +19,6 @@ from .sheets import AnsweredQuestion, GalleryQuery, Hit, answer_gallery, load_fo
 from .tables import (
     LEGEND,
     RECALLS,
-    comparison_table,
     conversion_summary,
     markdown_table,
     parameter_summary,
@@ -41,7 +40,6 @@ __all__ = [
     "answer_gallery",
     "by_protocol",
     "caution",
-    "comparison_table",
     "conversion_summary",
     "data_facts",
     "front_matter",
@@ -50,7 +48,6 @@ __all__ = [
     "markdown_table",
     "parameter_summary",
     "plot_curve",
-    "plot_methods",
     "query_gallery",
     "run_card",
     "run_scores",

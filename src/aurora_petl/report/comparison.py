@@ -65,18 +65,27 @@ def _reference(compared: Sequence[Compared]) -> Compared:
 
 
 def comparison_table(compared: Sequence[Compared]) -> str:
-    """A row for each method: weights, size of the file, score, how far Aurora is above it, what was forgotten of other
-    data, seconds and memory."""
+    """A row for each method: weights and their share of the model's, size of the file, score, how far Aurora is above
+    it, what was forgotten of other data, seconds and memory."""
     reference = _reference(compared)
     forgets, measured = any(one.also for one in compared), any(one.memory for one in compared)
     seeds = len(reference.scores)
-    header = ["method", "weights", "file", "rate", reference.metric.replace("_", " "), f"{reference.name} minus it"]
+    header = [
+        "method",
+        "weights",
+        "share",
+        "file",
+        "rate",
+        reference.metric.replace("_", " "),
+        f"{reference.name} minus it",
+    ]
     header += [*(["other data"] if forgets else []), "seconds", *(["memory"] if measured else [])]
     rows = []
     for one in compared:
         row = [
             one.name,
             f"{one.weights['trainable']:,}" if one.weights["trainable"] else "0",
+            f"{100 * one.weights['trainable'] / one.weights['model']:.2f}%" if one.weights.get("model") else "",
             size_of(one.bytes) if one.bytes else "",
             f"{one.rate:g}{'*' if one.at_edge else ''}" if one.rate else "",
             _told(one.scores if one.rate else one.scores[:1]),

@@ -45,26 +45,6 @@ def plot_curve(
     save(figure, path)
 
 
-def plot_methods(curves: dict[str, Sequence[tuple[float, float]]], path: Path, *, strong: str = "") -> None:
-    """One line a method of the validation mean recall against steps, dashed where the untuned model stands (step 0);
-    ``strong`` is drawn thick."""
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for name, points in curves.items():
-        axes.plot(
-            *zip(*points, strict=True), marker="o", markersize=4, linewidth=2.6 if name == strong else 1.4, label=name
-        )
-    zero_shot = next((recall for points in curves.values() for step, recall in points if step == 0), None)
-    if zero_shot is not None:
-        axes.axhline(zero_shot, color="tab:grey", linestyle="--", linewidth=1, label="zero-shot")
-    axes.set(xlabel="step", ylabel="validation mean recall (%)")
-    axes.set_title("What each method learns", loc="left")
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=9)
-    save(figure, path)
-
-
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG."""
     with whole(path) as partial:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..baselines import saved_bytes, weight_counts
 
@@ -36,23 +36,6 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     rule = ["---", *["---:"] * (len(header) - 1)]
     lines = [[cell.replace("|", "\\|") for cell in row] for row in [header, *rows]]
     return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
-
-
-def comparison_table(rows: dict[str, dict[str, Any]]) -> str:
-    """Methods side by side: trainable weights, their share, recalls, training seconds (from `Run.metrics`)."""
-    body = []
-    for name, found in rows.items():
-        weights = found["weights"]
-        body.append(
-            [
-                name,
-                f"{weights['trainable']:,}",
-                f"{100 * weights['trainable'] / weights['model']:.2f}%",
-                *(f"{found['test'][key]:.1f}" for key in RECALLS),
-                f"{found['train_seconds']:.0f}",
-            ]
-        )
-    return f"{table(['method', 'weights', 'share', *RECALLS.values(), 'seconds'], body)}\n{LEGEND}"
 
 
 def conversion_summary(done: Conversion) -> str:
