@@ -1,5 +1,5 @@
-"""The loss of a training step as one graph of torch.compile, of every family: the same losses and gradients, and a graph
-for each shape of batches."""
+"""The loss of a training step as one graph of torch.compile, of every family: the same losses and gradients, with one
+graph for each shape of batches."""
 
 import json
 

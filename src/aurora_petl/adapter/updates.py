@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count, groupby
 from typing import Any, Protocol
 
 import torch
@@ -41,6 +42,25 @@ class Layer(Protocol):
     def slice_widths(self, adapter: str) -> tuple[int, int]: ...
 
     def is_split_by_columns(self, adapter: str) -> bool: ...
+
+
+class Unchanged(threading.local):
+    """Of `weights_unchanged`, by thread."""
+
+    number = 0  # of the block that is under way; 0 outside of any
+
+
+UNCHANGED, NUMBERS = Unchanged(), count(1)
+
+
+@contextmanager
+def weights_unchanged() -> Iterator[None]:
+    """Say that within it nothing changes weights through ``.data``: what was formed for one pass serves all of them."""
+    around, UNCHANGED.number = UNCHANGED.number, UNCHANGED.number or next(NUMBERS)
+    try:
+        yield
+    finally:
+        UNCHANGED.number = around
 
 
 LIMIT = 2**30  # bytes of copies of weights, for each tuner model
@@ -139,7 +159,7 @@ class Formed:
         """
         if not all(stamp.fits() for stamp in self._stamps):
             return False
-        if torch._C._current_graph_task_id() == -1:
+        if torch._C._current_graph_task_id() == -1 and not self._block.is_settled():
             if (self._pass == self._block.passes or self._block.sources.spent) and not self._block.begins_pass():
                 return False
             self._pass = self._block.passes
@@ -175,6 +195,12 @@ class Block:
         self.passes = 0
         self._heights = [len(stamp.data) * out_width for stamp in self.own]
         self._tokens: Tokens = ()
+        self._settled = UNCHANGED.number
+
+    def is_settled(self) -> bool:
+        """Whether a pass has asked already, since when nothing changes weights past their stamps."""
+        settled, self._settled = self._settled, UNCHANGED.number
+        return settled == self._settled != 0
 
     def holds(self, unit: Unit) -> bool:
         """Whether it is of this unit's layers, as they are."""
