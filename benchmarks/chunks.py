@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=2 python benchmarks/chunks.py --json chunks.json
 
-Random weights of the width of CLIP ViT-B/16 and of BLIP-base, few layers, Aurora's adapter. The step is the loss and its
-backward pass: contrast for CLIP, contrast with the momentum encoder and matching for BLIP. Bytes are the most that tensors
-made in a step hold at once: weights and pictures, which were there before, do not count, copies of weights do. Seconds are
-of a step that nobody watches.
+Random weights of the width of CLIP ViT-B/16 and of BLIP-base, few layers, Aurora's adapter. The step is the loss and
+its backward pass: contrast for CLIP, contrast with the momentum encoder and matching for BLIP. Bytes are the most that
+tensors made in a step hold at once: weights and pictures, which were there before, do not count, copies of weights do.
+Seconds are of a step that nobody watches.
 """
 
 from __future__ import annotations

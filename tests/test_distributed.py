@@ -8,6 +8,7 @@ import torch.multiprocessing as mp
 from aurora_petl.backbones.blip.model import empty
 from aurora_petl.baselines import apply_method
 from aurora_petl.distributed import gather
+from aurora_petl.tasks.objectives import matching
 from aurora_petl.tasks.retrieval import Retrieval, RetrievalSettings
 from tests.adapter.tiny import blip_config
 from tests.helpers.duals import dual_batch, tiny_dual
@@ -17,15 +18,15 @@ KINDS = ("own rank", "all ranks", "clip", "siglip", "own rank, chunks", "all ran
 IDS = torch.tensor([0, 1, 0, 2])  # a picture that both ranks show
 
 
-def draw(weights: torch.Tensor, number: int) -> torch.Tensor:
+def draw(weights: torch.Tensor) -> torch.Tensor:
     """In place of a random draw: the likeliest negative of the same rank."""
     own = torch.arange(len(weights)) // (len(IDS) // RANKS)
-    return (weights * (own[:, None] == own)).argmax(1, keepdim=True)
+    return (weights * (own[:, None] == own)).argmax(1)
 
 
-def likeliest(weights: torch.Tensor, number: int) -> torch.Tensor:
+def likeliest(weights: torch.Tensor) -> torch.Tensor:
     """The likeliest negative of all ranks."""
-    return weights.argmax(1, keepdim=True)
+    return weights.argmax(1)
 
 
 def step(rows: slice, kind: str) -> tuple[Retrieval, float]:
@@ -46,7 +47,7 @@ def step(rows: slice, kind: str) -> tuple[Retrieval, float]:
 
 
 def blip(all_rank: bool, chunk_size: int) -> tuple[Retrieval, dict[str, torch.Tensor]]:
-    torch.multinomial = likeliest if all_rank else draw
+    matching.draw = likeliest if all_rank else draw
     torch.manual_seed(0)
     config = blip_config()
     config.text_config.vocab_size = 30_524
@@ -93,7 +94,7 @@ def ranks(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_ranks_train_as_one_with_the_joint_batch(ranks, monkeypatch, kind):
-    monkeypatch.setattr(torch, "multinomial", torch.multinomial)  # `step` replaces it
+    monkeypatch.setattr(matching, "draw", matching.draw)  # `step` replaces it
     kind, *by_chunks = kind.split(", ")
     expected = found(*step(slice(None), kind))
     parts = ("logit_scale",) if kind in ("clip", "siglip") else ("eta", "bank", "_contrast.image")

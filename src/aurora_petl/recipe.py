@@ -82,7 +82,7 @@ class Recipe(Settings):
         self.method_options = typed_options(self.method, self.method_options)
         if getattr(self.task, "chunk_size", 0) and self.train.gradient_checkpointing:
             raise AuroraError(
-                "task.chunk_size and train.gradient_checkpointing both compute layers once more going back; leave one out"
+                "task.chunk_size and train.gradient_checkpointing both compute layers twice; leave one out"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -142,11 +142,14 @@ def _of(texts: Texts) -> tuple[Tensor, Tensor]:
 
 
 def _negatives(backbone: Matcher, queries: Tensor, items: Tensor, different: Tensor) -> Tensor:
-    """For each query an item of another picture, drawn by similarity.
-
-    Where a similarity is not a number, as in a training that diverged, any item is drawn: a GPU would end the process
-    at such a draw, before the loss can tell.
-    """
+    """For each query an item of another picture, drawn by similarity; any item where there is no other picture, or a
+    similarity is not a number, as in a training that diverged."""
     logits = backbone.logits(similarity(queries, items)).float()
     weights = logits.masked_fill(~different, -torch.inf)
-    return torch.multinomial(F.softmax(weights, 1).nan_to_num(1.0), 1)[:, 0]
+    return draw(F.softmax(weights, 1).nan_to_num(1.0))
+
+
+def draw(weights: Tensor) -> Tensor:
+    """A column of each row, (B,), drawn by weights (B, N): the same as `torch.multinomial` draws, which waits for a GPU
+    to check them."""
+    return (weights / torch.empty_like(weights).exponential_()).argmax(1)
