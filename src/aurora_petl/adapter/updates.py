@@ -19,9 +19,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import count, groupby
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, Protocol
 
 import torch
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 
 from .factors import AuroraFactors, expand, no_autocast
 from .gather import Gather, Sources, Tokens
-from .stamp import Stamp, is_plain
+from .stamp import UNCHANGED, Stamp, is_plain
 
 
 class Layer(Protocol):
@@ -42,25 +41,6 @@ class Layer(Protocol):
     def slice_widths(self, adapter: str) -> tuple[int, int]: ...
 
     def is_split_by_columns(self, adapter: str) -> bool: ...
-
-
-class Unchanged(threading.local):
-    """Of `weights_unchanged`, by thread."""
-
-    number = 0  # of the block that is under way; 0 outside of any
-
-
-UNCHANGED, NUMBERS = Unchanged(), count(1)
-
-
-@contextmanager
-def weights_unchanged() -> Iterator[None]:
-    """Say that within it nothing changes weights through ``.data``: what was formed for one pass serves all of them."""
-    around, UNCHANGED.number = UNCHANGED.number, UNCHANGED.number or next(NUMBERS)
-    try:
-        yield
-    finally:
-        UNCHANGED.number = around
 
 
 LIMIT = 2**30  # bytes of copies of weights, for each tuner model

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..adapter.updates import weights_unchanged
+from ..adapter.stamp import weights_unchanged
 from ..backbones.answers import up_to
 from ..backbones.base import DualEncoder, Encoded, Matcher, Texts, is_matcher, similarity
 from ..backbones.frames import Media, encode_media
