@@ -200,7 +200,7 @@ def test_a_step_of_vqa_reads_nothing_from_the_device():
         compare(expected, found)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in (*families.DUAL, *families.MATCHERS) if kind != "naflex"])
+@pytest.mark.parametrize("kind", [*families.DUAL, *families.MATCHERS])
 def test_a_step_of_other_families_waits_for_nothing(kind, tmp_path):
     """Nor do transformers' parts in it."""
     backbone = load_backbone(str(families.make(kind, tmp_path / kind)))

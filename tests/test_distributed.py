@@ -8,34 +8,37 @@ import torch.multiprocessing as mp
 from aurora_petl.backbones.blip.model import empty
 from aurora_petl.baselines import apply_method
 from aurora_petl.distributed import gather
+from aurora_petl.tasks.objectives import matching
 from aurora_petl.tasks.retrieval import Retrieval, RetrievalSettings
 from tests.adapter.tiny import blip_config
 from tests.helpers.duals import dual_batch, tiny_dual
 
 RANKS = 2
-KINDS = ("own rank", "all ranks", "clip", "siglip")
+KINDS = ("own rank", "all ranks", "clip", "siglip", "own rank, chunks", "all ranks, chunks", "clip, chunks")
 IDS = torch.tensor([0, 1, 0, 2])  # a picture that both ranks show
 
 
-def draw(weights: torch.Tensor, number: int) -> torch.Tensor:
+def draw(weights: torch.Tensor) -> torch.Tensor:
     """In place of a random draw: the likeliest negative of the same rank."""
     own = torch.arange(len(weights)) // (len(IDS) // RANKS)
-    return (weights * (own[:, None] == own)).argmax(1, keepdim=True)
+    return (weights * (own[:, None] == own)).argmax(1)
 
 
-def likeliest(weights: torch.Tensor, number: int) -> torch.Tensor:
+def likeliest(weights: torch.Tensor) -> torch.Tensor:
     """The likeliest negative of all ranks."""
-    return weights.argmax(1, keepdim=True)
+    return weights.argmax(1)
 
 
 def step(rows: slice, kind: str) -> tuple[Retrieval, float]:
     """Loss and gradients of the second step on these rows: with BLIP, features are in the queue and soften the
     targets."""
+    kind, *by_chunks = kind.split(", ")
+    chunk_size = 1 if by_chunks else 0
     if kind in ("clip", "siglip"):
-        task = Retrieval(tiny_dual(kind)).train()
+        task = Retrieval(tiny_dual(kind), RetrievalSettings(chunk_size=chunk_size)).train()
         batch = dual_batch(4)
     else:
-        task, batch = blip(kind == "all ranks")
+        task, batch = blip(kind == "all ranks", chunk_size)
     part = {name: value[rows] for name, value in {**batch, "ids": IDS}.items()}
     task(**part)
     loss = task(**part)["loss"]
@@ -43,8 +46,8 @@ def step(rows: slice, kind: str) -> tuple[Retrieval, float]:
     return task, loss.item()
 
 
-def blip(all_rank: bool) -> tuple[Retrieval, dict[str, torch.Tensor]]:
-    torch.multinomial = likeliest if all_rank else draw
+def blip(all_rank: bool, chunk_size: int) -> tuple[Retrieval, dict[str, torch.Tensor]]:
+    matching.draw = likeliest if all_rank else draw
     torch.manual_seed(0)
     config = blip_config()
     config.text_config.vocab_size = 30_524
@@ -52,7 +55,9 @@ def blip(all_rank: bool) -> tuple[Retrieval, dict[str, torch.Tensor]]:
     apply_method(
         backbone, "aurora", {"r": 4, "context": "batch", "gate": "scale_shift", "init_weights": False}, train_heads=True
     )
-    task = Retrieval(backbone, RetrievalSettings(queue_size=8, negative_all_rank=all_rank)).train()
+    task = Retrieval(
+        backbone, RetrievalSettings(queue_size=8, negative_all_rank=all_rank, chunk_size=chunk_size)
+    ).train()
     task.warmup_steps = 1
     ids = torch.randint(3, 50, (4, 5))
     return task, {"pixel_values": torch.randn(4, 3, 16, 16), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -89,13 +94,14 @@ def ranks(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_ranks_train_as_one_with_the_joint_batch(ranks, monkeypatch, kind):
-    monkeypatch.setattr(torch, "multinomial", torch.multinomial)  # `step` replaces it
+    monkeypatch.setattr(matching, "draw", matching.draw)  # `step` replaces it
+    kind, *by_chunks = kind.split(", ")
     expected = found(*step(slice(None), kind))
     parts = ("logit_scale",) if kind in ("clip", "siglip") else ("eta", "bank", "_contrast.image")
     assert all(any(part in name and value.any() for name, value in expected.items()) for part in parts)
     assert all(value.any() for name, value in expected.items() if "eta" in name or "gamma" in name or "bank" in name)
     for rank in range(RANKS):
-        values = torch.load(ranks / f"{kind} {rank}.pt")
+        values = torch.load(ranks / f"{', '.join([kind, *by_chunks])} {rank}.pt")
         assert values.keys() == expected.keys()
         for name, value in expected.items():
             assert torch.allclose(values[name], value, rtol=1e-4, atol=1e-6), (rank, name)

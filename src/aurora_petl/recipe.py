@@ -80,6 +80,10 @@ class Recipe(Settings):
 
     def __post_init__(self) -> None:
         self.method_options = typed_options(self.method, self.method_options)
+        if getattr(self.task, "chunk_size", 0) and self.train.gradient_checkpointing:
+            raise AuroraError(
+                "task.chunk_size and train.gradient_checkpointing both compute layers twice; leave one out"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

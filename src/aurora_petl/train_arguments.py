@@ -66,6 +66,7 @@ def training_arguments(settings: TrainSettings, folder: Path, steps: int, progre
         logging_nan_inf_filter=False,
         dataloader_num_workers=settings.workers,
         dataloader_pin_memory=device.type == "cuda",
+        accelerator_config={"non_blocking": device.type == "cuda"},  # batches move while the GPU works
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
         report_to=settings.report_to,

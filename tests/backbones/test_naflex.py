@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 from transformers.models.siglip2.image_processing_pil_siglip2 import get_image_size_for_max_num_patches
+from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
 from aurora_petl.backbones import load_backbone
-from aurora_petl.backbones.naflex import grid_of
+from aurora_petl.backbones.naflex import grid_of, interpolated
 from aurora_petl.errors import AuroraError
 from tests.helpers.families import make
 
@@ -35,6 +36,20 @@ def test_another_number_of_patches(path):
     assert backbone.encode_image(pixels[None]).feature.shape == (1, 32)
     with pytest.raises(AuroraError, match="image_size is 30, which patches of 8 pixels do not fill"):
         load_backbone(path, image_size=30)
+
+
+@pytest.mark.parametrize("side", [4, 16])
+def test_positions_are_interpolated_as_by_transformers(side):
+    """Grids of one column apart, of which PyTorch makes something else on a CPU where channels lie last, as here."""
+    torch.manual_seed(0)
+    positions = torch.randn(side, side, 8, requires_grad=True)
+    shapes = torch.tensor([(1, 1), (1, 256), (128, 2), (16, 16), (4, 4), (3, 7), (12, 21), (20, 5), (2, 100)])
+    theirs = Siglip2VisionEmbeddings.resize_positional_embeddings(positions, shapes, 256)
+    ours = interpolated(positions, shapes, 256)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    seen = torch.randn_like(theirs)
+    gradients = [torch.autograd.grad(made, positions, seen)[0] for made in (ours, theirs)]
+    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-4)
 
 
 def test_a_training_view_keeps_to_the_number_and_is_drawn_from_the_seed(path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -47,10 +48,14 @@ def make_task(kind: str, folder: Path, **settings: Any) -> tuple[Task, list[dict
         backbone.tokenizer = load_backbone("blip-mini").tokenizer
     else:
         make = writers.make if kind in writers.WRITERS else families.make
-        backbone = load_backbone(str(make(kind, folder / kind)), task=task_name)
+        if not (folder / kind).is_dir():
+            make(kind, folder / kind)
+        backbone = load_backbone(str(folder / kind), task=task_name)
+    torch.manual_seed(1)
     apply_method(backbone, "aurora", {"r": 4, "init_weights": False, "scale": 0.1, **(FUSION if kind in BLIP else {})})
     view = backbone.view()
-    pictures = [Image.effect_noise(size, 80).convert("RGB") for size in SIZES]
+    chance = np.random.default_rng(0)
+    pictures = [Image.fromarray(chance.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in SIZES]
     pixels = [view(picture) for picture in pictures]
     if asks:
         names = ("pixels", "question", "answers", "weights")

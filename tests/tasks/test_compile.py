@@ -1,4 +1,4 @@
-"""The loss of a training step as one graph of torch.compile, of every family: the same losses and gradients, and a
+"""The loss of a training step as one graph of torch.compile, of every family: the same losses and gradients, with one
 graph for each shape of batches."""
 
 import json

@@ -7,9 +7,14 @@ through ``.data`` leaves no trace but the values: see `updates.Formed.fits`.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn, uint8
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -25,6 +30,28 @@ class Steps:
 
 
 register_optimizer_step_post_hook(Steps.taken)
+
+
+class Unchanged(threading.local):
+    """Of `weights_unchanged`, by thread."""
+
+    number = 0  # of the block that is under way; 0 outside of any
+
+
+UNCHANGED, NUMBERS = Unchanged(), count(1)
+
+
+@contextmanager
+def weights_unchanged() -> Iterator[None]:
+    """Say that within it nothing changes weights through ``.data``: what was formed for one pass serves all of them."""
+    if torch.compiler.is_compiling():  # nothing is formed there, and each number would be a graph of its own
+        yield
+        return
+    around, UNCHANGED.number = UNCHANGED.number, UNCHANGED.number or next(NUMBERS)
+    try:
+        yield
+    finally:
+        UNCHANGED.number = around
 
 
 class Stamp:

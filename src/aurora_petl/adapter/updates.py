@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from .factors import AuroraFactors, expand, no_autocast
 from .gather import Gather, Sources, Tokens
-from .stamp import Stamp, is_plain
+from .stamp import UNCHANGED, Stamp, is_plain
 
 
 class Layer(Protocol):
@@ -145,7 +145,7 @@ class Formed:
         """
         if not all(stamp.fits() for stamp in self._stamps):
             return False
-        if torch._C._current_graph_task_id() == -1:
+        if torch._C._current_graph_task_id() == -1 and not self._block.is_settled():
             if (self._pass == self._block.passes or self._block.sources.spent) and not self._block.begins_pass():
                 return False
             self._pass = self._block.passes
@@ -181,6 +181,12 @@ class Block:
         self.passes = 0
         self._heights = [len(stamp.data) * out_width for stamp in self.own]
         self._tokens: Tokens = ()
+        self._settled = UNCHANGED.number
+
+    def is_settled(self) -> bool:
+        """Whether a pass has asked already, since when nothing changes weights past their stamps."""
+        settled, self._settled = self._settled, UNCHANGED.number
+        return settled == self._settled != 0
 
     def holds(self, unit: Unit) -> bool:
         """Whether it is of this unit's layers, as they are."""

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import Siglip2Model
+from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
 from ..data.media import PictureFormat, TrainTransform
 from ..errors import AuroraError, short
@@ -72,6 +73,40 @@ def grid_of(height: int, width: int, patch_size: int, most: int) -> tuple[int, i
     return patches(low)
 
 
+class VisionEmbeddings(Siglip2VisionEmbeddings):
+    """transformers' embeddings, which read each picture's shape to interpolate its positions. In training on another
+    device than the CPU, where to read is to wait, positions are interpolated there for all shapes at once."""
+
+    def resize_positional_embeddings(  # type: ignore[override]
+        self, positional_embeddings: Tensor, spatial_shapes: Any, max_length: int
+    ) -> Tensor:
+        if not self.training or (spatial_shapes.device.type == "cpu" and not torch.compiler.is_compiling()):
+            return super().resize_positional_embeddings(positional_embeddings, spatial_shapes, max_length)
+        return interpolated(positional_embeddings, spatial_shapes, max_length)
+
+
+def interpolated(positions: Tensor, shapes: Tensor, most: int) -> Tensor:
+    """Position embeddings (H, W, D) for grids of other shapes (B, 2), as ``F.interpolate`` makes them with the mode
+    bilinear and antialias, but for rounding -> (B, most, D); behind a grid's last patch its first is repeated."""
+    place = torch.arange(most, device=shapes.device)
+    place = torch.where(place < shapes.prod(1)[:, None], place, 0)  # (B, most)
+    rows, columns = place // shapes[:, 1:], place % shapes[:, 1:]
+    high = _shares(rows, shapes[:, :1], positions.shape[0])
+    wide = _shares(columns, shapes[:, 1:], positions.shape[1])
+    both = (high[..., None] * wide[:, :, None]).flatten(2)  # (B, most, H * W)
+    return (both @ positions.flatten(0, 1).float()).to(positions.dtype)
+
+
+def _shares(place: Tensor, target: Tensor, source: int) -> Tensor:
+    """How much each of ``source`` points gives to those at ``place`` (B, N) of ``target`` (B, 1): a triangle as wide as
+    one of these, at least as one of those -> (B, N, source)"""
+    scale = source / target.float()
+    centre = (scale * (place + 0.5))[..., None]
+    distance = (torch.arange(source, device=place.device) + 0.5 - centre).abs() / scale.clamp(min=1.0)[..., None]
+    shares = (1 - distance).clamp(min=0.0)
+    return shares / shares.sum(-1, keepdim=True)
+
+
 class NaflexBackbone(DualBackbone):
     """SigLIP 2 for pictures of any shape; see `base.DualEncoder`.
 
@@ -81,6 +116,8 @@ class NaflexBackbone(DualBackbone):
 
     def __init__(self, model: Any, tokenizer: Any, picture: PictureFormat, name: str) -> None:
         super().__init__(model, tokenizer, picture, name, KIND)
+        if type(embeddings := model.vision_model.embeddings) is Siglip2VisionEmbeddings:
+            embeddings.__class__ = VisionEmbeddings
         self.patch_size: int = model.config.vision_config.patch_size
         self.patches: int = (picture.size // self.patch_size) ** 2
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..adapter.stamp import weights_unchanged
 from ..backbones.answers import up_to
 from ..backbones.base import DualEncoder, Encoded, Matcher, Texts, is_matcher, similarity
 from ..backbones.frames import Media, encode_media
@@ -31,7 +32,7 @@ from ..evaluation.outcome import RetrievalOutcome
 from ..evaluation.ranking import choose
 from ..evaluation.rerank import rerank
 from .base import Task
-from .objectives import Averages, Contrast, Matching, Pairs, sigmoid_loss
+from .objectives import Averages, Contrast, Matching, Pairs, by_chunks, sigmoid_loss
 from .objectives.contrast import Teacher, fit_queue
 from .settings import RetrievalSettings
 
@@ -94,7 +95,9 @@ class Retrieval(Task):
         device = next(self.model.parameters()).device
         shape = backbone.feature_shape
         self._contrast = Contrast(settings.queue_size or 0, shape, shape[-1:], settings.alpha or 0.0, device)
-        self._matching = Matching(settings.longest_text, settings.negative_all_rank, settings.frame_attention)
+        self._matching = Matching(
+            settings.longest_text, settings.negative_all_rank, settings.frame_attention, settings.chunk_size
+        )
         self.register_buffer("steps", torch.zeros((), dtype=torch.long, device=device))
         if settings.momentum_init == "checkpoint" and len(self._averages):  # else nothing will be trained
             self._start_from_checkpoint()
@@ -163,11 +166,20 @@ class Retrieval(Task):
         backbone, settings, texts = self.backbone, self.settings, Texts(input_ids, attention_mask)
         if self.training:
             self._averages.advance(dict(self.trained()))
-        media, text = encode_media(backbone, pixel_values), backbone.encode_text(texts)
+        teaches = backbone.contrast == "softmax" and bool(settings.momentum)  # without, the averaged model is the model
+        with weights_unchanged():  # the averages take their place and leave it openly
+            taught = self._taught(pixel_values, texts) if teaches else None
+            return self._parts(taught, pixel_values, texts, ids)
+
+    def _parts(
+        self, taught: tuple[Tensor, Tensor] | None, pixel_values: Tensor, texts: Texts, ids: Tensor
+    ) -> dict[str, Tensor]:
+        backbone, settings = self.backbone, self.settings
+        media, text = self._encoded(pixel_values, texts)
         if backbone.contrast == "sigmoid":
             loss = sigmoid_loss(backbone.logits(similarity(media.feature, gather(text.feature))), ids, gather(ids))
         else:
-            loss = self._itc(media, text, pixel_values, texts, ids)
+            loss = self._itc(media, text, taught, ids)
         parts = {"loss": loss}
         if settings.itm_weight and is_matcher(backbone):
             itm = self._itm(backbone, media, text, texts, ids)
@@ -176,14 +188,24 @@ class Retrieval(Task):
             self.steps.add_(1)
         return parts
 
-    def _itc(self, media: Media, text: Encoded, pixel_values: Tensor, texts: Texts, ids: Tensor) -> Tensor:
+    def _encoded(self, pixel_values: Tensor, texts: Texts) -> tuple[Media, Encoded]:
+        """Pictures and texts, a chunk at a time."""
+        backbone, size = self.backbone, self.settings.chunk_size
+        media: Media = by_chunks(lambda pixels: encode_media(backbone, pixels), size, pixel_values)
+        text: Encoded = by_chunks(lambda ids, mask: backbone.encode_text(Texts(ids, mask)), size, texts.ids, texts.mask)
+        return media, text
+
+    @torch.no_grad()
+    def _taught(self, pixel_values: Tensor, texts: Texts) -> tuple[Tensor, Tensor]:
+        """Features by the averaged weights."""
+        with self._averages.swapped_in(dict(self.trained())):
+            media, text = self._encoded(pixel_values, texts)
+        return media.feature, text.feature
+
+    def _itc(self, media: Media, text: Encoded, taught: tuple[Tensor, Tensor] | None, ids: Tensor) -> Tensor:
         backbone = self.backbone
-        image_feature, text_feature = media.feature.detach(), text.feature.detach()
-        if self.settings.momentum:  # without, the averaged model is the model
-            with torch.no_grad(), self._averages.swapped_in(dict(self.trained())):
-                image_feature = encode_media(backbone, pixel_values).feature
-                text_feature = backbone.encode_text(texts).feature
-        elif not self.settings.alpha and not backbone.defaults["momentum"]:
+        image_feature, text_feature = taught or (media.feature.detach(), text.feature.detach())
+        if taught is None and not self.settings.alpha and not backbone.defaults["momentum"]:
             # as CLIP trains: gradients reach both sides of every product; BLIP's reach the side without a teacher
             image_feature, text_feature = media.feature, text.feature
         teacher = Teacher(gather(image_feature), gather(text_feature), gather(ids))

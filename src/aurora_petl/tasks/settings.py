@@ -42,6 +42,8 @@ class RetrievalSettings(TaskSettings):
     # weight of the momentum encoder's soft targets, reached after the first epoch
     alpha: float | None = number(None, 0, 1)
     itm_weight: float = number(1.0, 0, 1000)  # of ITM beside ITC, where the model has a second stage
+    # pairs whose graph is held at once: each chunk is computed once more going back; 0: the whole batch
+    chunk_size: int = number(0, 0, 65_536)
     negative_all_rank: bool = False  # whether ITM's hard negatives come from the batches of all ranks
     max_tokens: int | None = number(None, 2, 512)  # where texts are cut
     # of the candidates. itm: the k_test best by ITC, by match logit + beta * similarity | itc: by similarity alone |

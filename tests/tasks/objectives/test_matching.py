@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from aurora_petl.backbones import Texts
+from aurora_petl.tasks.objectives.matching import draw
 
 
 def spied(task, monkeypatch):
@@ -56,3 +57,13 @@ def test_a_batch_of_one_picture_has_no_negatives_and_a_loss(retrieval, batch):
     retrieval.train()
     losses = retrieval(**{**batch, "ids": torch.zeros(6, dtype=torch.long)})
     assert torch.isfinite(losses["loss"])
+
+
+def test_draws_are_those_of_multinomial():
+    weights = torch.rand(50, 7) * (torch.rand(50, 7) > 0.3) + 1e-9
+    torch.manual_seed(0)
+    expected = torch.multinomial(weights, 1)[:, 0]
+    torch.manual_seed(0)
+    assert torch.equal(draw(weights), expected)
+    many = draw(torch.tensor([[0.0, 1.0, 3.0]]).expand(20_000, 3)).bincount(minlength=3) / 20_000
+    assert torch.allclose(many, torch.tensor([0.0, 0.25, 0.75]), atol=0.02)

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import math
 import threading
+import weakref
 from typing import Any
 
 import torch
@@ -51,6 +52,10 @@ class Pass(threading.local):
     gate: AuroraGate | None = None  # whose layer is between its cross-attention and its output
     states: tuple[Tensor, ...] = ()  # that layer's s and m on their way to the output
     done: int = 0  # tokens that passed the output: the feed-forward part may take them in chunks
+
+    def __init__(self) -> None:
+        # the context that an adapter's bank took last, by adapter and its place
+        self.entered: dict[tuple[int, str], weakref.ref[Tensor]] = {}
 
 
 PASS = Pass()
@@ -190,11 +195,22 @@ class AuroraContext(AuroraAddition):
             output.last_hidden_state = torch.cat([enhanced[:, None], states[:, 1:]], 1)
         return output
 
+    def _enters(self, name: str, context: Tensor) -> bool:
+        """Whether this is the first pass that brings these texts, of several for one batch; no pass that checkpointing
+        computes again is."""
+        if torch._C._current_graph_task_id() != -1:
+            return False
+        known = PASS.entered.get((id(self), name))
+        PASS.entered[id(self), name] = weakref.ref(context)
+        return known is None or known() is not context
+
     def _texts(self, name: str, context: Tensor | None) -> Tensor:
         """The context of this pass; one that was brought enters the bank."""
         bank: Tensor = self.aurora_bank[name]
         if context is None:
             return bank.clone()  # training overwrites the bank, autograd may want what it was
+        if not torch.compiler.is_compiling() and not self._enters(name, context):
+            return context
         bank.copy_(torch.cat([bank, context.detach().to(bank)])[-len(bank) :])
         return context
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...backbones.base import Matcher, Texts, similarity
 from ...backbones.frames import frame_weights
 from ...distributed import gather, largest, ranks
+from .chunks import once_more, parts
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,13 @@ class Matching:
         longest: columns that texts are padded to, the same on every rank.
         all_ranks: whether negatives come from the batches of all ranks.
         frame_attention: whether texts weigh the frames of clips, see `frames.frame_weights`.
+        chunk_size: pairs of the batch whose graph is held at once, see `chunks.py`; negatives are drawn from the whole
+            batch all the same. 0: all of them.
     """
 
-    def __init__(self, longest: int, all_ranks: bool, frame_attention: bool) -> None:
+    def __init__(self, longest: int, all_ranks: bool, frame_attention: bool, chunk_size: int = 0) -> None:
         self.longest, self.all_ranks, self.frame_attention = longest, all_ranks, frame_attention
+        self.chunk_size = chunk_size
 
     def __call__(self, backbone: Matcher, pairs: Pairs, context: Tensor | None) -> Tensor:
         """The mean cross-entropy over pairs, a scalar.
@@ -67,30 +71,63 @@ class Matching:
         with torch.no_grad():
             of_text = _negatives(backbone, pairs.image, every.text, different)
             of_image = _negatives(backbone, pairs.text, every.image, different)
-        states, frames, which, certain = pairs.states, every.frames[of_image], torch.cat([own, own, of_image]), 2
-        if every is not pairs:  # most pictures are of other ranks: each that was drawn stands by itself
-            states, certain = torch.cat([states, every.states.index_select(0, of_image)]), 1
-            which = torch.cat([own, own, own + count])
-        weights = None
-        if self.frame_attention:
-            heard = torch.cat([pairs.text, every.text[of_text], pairs.text])
-            weights = frame_weights(heard, torch.cat([pairs.frames, pairs.frames, frames]))
-        negatives = every.texts.rows(of_text)
         positive = torch.arange(3 * count, device=ids.device) < count
-        logits = backbone.match(
-            Texts(
-                torch.cat([texts.ids, negatives.ids, texts.ids]), torch.cat([texts.mask, negatives.mask, texts.mask])
-            ),
-            states,
-            which,
-            certain=certain,
-            context=context,
-            positive=positive,
-            frames=weights,
-        )
+        if every is pairs and not 0 < self.chunk_size < count:
+            logits = self._logits(backbone, pairs, texts, every, own, of_text, of_image, context, shared=True)
+        else:
+            chunks = [
+                once_more(
+                    self._logits, backbone, pairs, texts, every, own[part], of_text[part], of_image[part], context
+                ).view(3, -1, 2)
+                for part in parts(count, self.chunk_size)
+            ]
+            logits = torch.cat(chunks, 1).flatten(0, 1)
         # a batch of one picture has no negatives: what was drawn in their place does not count
         counts = (positive | different.any(1).repeat(3)).to(logits.dtype)
         return (F.cross_entropy(logits, positive.long(), reduction="none") * counts).sum() / counts.sum()
+
+    def _logits(
+        self,
+        backbone: Matcher,
+        pairs: Pairs,
+        texts: Texts,
+        every: Pairs,
+        own: Tensor,
+        of_text: Tensor,
+        of_image: Tensor,
+        context: Tensor | None,
+        shared: bool = False,
+    ) -> Tensor:
+        """Logits (3 C, 2) of C pictures with their texts, with negative texts, and of the texts with negative pictures.
+
+        Args:
+            texts: of ``pairs``, padded as those of ``every`` are.
+            own: (C,), places in ``pairs``.
+            of_text: (C,), places of negatives in ``every``, and so is ``of_image``.
+            shared: whether negative pictures are among the C, which are all: their keys and values are computed once.
+                Else each negative stands by itself.
+        """
+        place = torch.arange(len(own), device=own.device)
+        mine, others, drawn = texts.rows(own), every.texts.rows(of_text), every.frames[of_image]
+        if shared:
+            states, which = pairs.states, torch.cat([place, place, of_image])
+        else:
+            states = torch.cat([pairs.states[own], every.states[of_image]])
+            which = torch.cat([place, place, len(own) + place])
+        frames = None
+        if self.frame_attention:
+            heard = torch.cat([pairs.text[own], every.text[of_text], pairs.text[own]])
+            frames = frame_weights(heard, torch.cat([pairs.frames[own], pairs.frames[own], drawn]))
+        ids, mask = (torch.cat(three) for three in zip(_of(mine), _of(others), _of(mine), strict=True))
+        return backbone.match(
+            Texts(ids, mask),
+            states,
+            which,
+            certain=2 if shared else 1,
+            context=context,
+            positive=torch.arange(3 * len(own), device=own.device) < len(own),
+            frames=frames,
+        )
 
     def _width(self, texts: Texts) -> int:
         """Columns of the longest text of all ranks; in a compiled step, where ranks do not ask each other, those that
@@ -100,12 +137,19 @@ class Matching:
         return int(largest(texts.ids.shape[1])[0])
 
 
-def _negatives(backbone: Matcher, queries: Tensor, items: Tensor, different: Tensor) -> Tensor:
-    """For each query an item of another picture, drawn by similarity.
+def _of(texts: Texts) -> tuple[Tensor, Tensor]:
+    return texts.ids, texts.mask
 
-    Where a similarity is not a number, as in a training that diverged, any item is drawn: a GPU would end the process
-    at such a draw, before the loss can tell.
-    """
+
+def _negatives(backbone: Matcher, queries: Tensor, items: Tensor, different: Tensor) -> Tensor:
+    """For each query an item of another picture, drawn by similarity; any item where there is no other picture, or a
+    similarity is not a number, as in a training that diverged."""
     logits = backbone.logits(similarity(queries, items)).float()
     weights = logits.masked_fill(~different, -torch.inf)
-    return torch.multinomial(F.softmax(weights, 1).nan_to_num(1.0), 1)[:, 0]
+    return draw(F.softmax(weights, 1).nan_to_num(1.0))
+
+
+def draw(weights: Tensor) -> Tensor:
+    """A column of each row, (B,), drawn by weights (B, N): the same as `torch.multinomial` draws, which waits for a GPU
+    to check them."""
+    return (weights / torch.empty_like(weights).exponential_()).argmax(1)
