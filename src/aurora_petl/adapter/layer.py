@@ -43,7 +43,8 @@ from torch import nn
 from .factors import AuroraFactors, autocast_dtype, no_autocast, thin
 from .frozen import FormedLinear, FrozenLinear, apply, merge_pays, plain_operations
 from .norm import norm_inputs
-from .updates import LAYER, Formed, SharedFactors
+from .units import LAYER
+from .updates import Formed, SharedFactors
 
 
 class AuroraLayer(BaseTunerLayer):

@@ -18,7 +18,7 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backbones.answers import up_to
 from ..backbones.base import DualEncoder, Encoded, Matcher, Texts, is_matcher, similarity
@@ -90,13 +90,18 @@ class Retrieval(Task):
     def __init__(self, backbone: DualEncoder, settings: RetrievalSettings | None = None) -> None:
         super().__init__(backbone, self.fitted(settings or RetrievalSettings(), backbone))
         settings = self.settings
-        self._averages = Averages(dict(self.trained()), settings.momentum or 0.0)
+        self._places = {  # of what is averaged: to look through the whole model takes longer than to average it
+            name: (self.model.get_submodule(owner)._parameters, own)
+            for name, (owner, _, own) in ((name, name.rpartition(".")) for name, _ in self.trained())
+        }
+        momentum = settings.momentum or 0.0
+        self._averages = Averages(self._averaged() if momentum else {}, momentum)
         device = next(self.model.parameters()).device
         shape = backbone.feature_shape
         self._contrast = Contrast(settings.queue_size or 0, shape, shape[-1:], settings.alpha or 0.0, device)
         self._matching = Matching(settings.longest_text, settings.negative_all_rank, settings.frame_attention)
         self.register_buffer("steps", torch.zeros((), dtype=torch.long, device=device))
-        if settings.momentum_init == "checkpoint" and len(self._averages):  # else nothing will be trained
+        if settings.momentum_init == "checkpoint" and self._places:  # else nothing will be trained
             self._start_from_checkpoint()
 
     @torch.no_grad()
@@ -111,7 +116,7 @@ class Retrieval(Task):
             raise AuroraError(f"{self.backbone.name} has no momentum encoder; set task.momentum_init=copy")
         state = read(plain.values())
         for name, original in plain.items():
-            if original in state.weights:
+            if original in state.weights and self.settings.momentum:
                 self._averages.put(name, state.weights[original])
         self._contrast.fill(state.image_queue, state.text_queue, -100)
 
@@ -161,8 +166,8 @@ class Retrieval(Task):
         """``loss`` of a batch, and its parts where there are two, ``itc`` and ``itm``. Side effects: the averages, the
         queue and the step count advance in training mode."""
         backbone, settings, texts = self.backbone, self.settings, Texts(input_ids, attention_mask)
-        if self.training:
-            self._averages.advance(dict(self.trained()))
+        if self.training and settings.momentum:
+            self._averages.advance(self._averaged())
         media, text = encode_media(backbone, pixel_values), backbone.encode_text(texts)
         if backbone.contrast == "sigmoid":
             loss = sigmoid_loss(backbone.logits(similarity(media.feature, gather(text.feature))), ids, gather(ids))
@@ -176,11 +181,15 @@ class Retrieval(Task):
             self.steps.add_(1)
         return parts
 
+    def _averaged(self) -> dict[str, nn.Parameter]:
+        """`trained`, of the weights that were trained when the averages began."""
+        return {name: place[own] for name, (place, own) in self._places.items()}
+
     def _itc(self, media: Media, text: Encoded, pixel_values: Tensor, texts: Texts, ids: Tensor) -> Tensor:
         backbone = self.backbone
         image_feature, text_feature = media.feature.detach(), text.feature.detach()
         if self.settings.momentum:  # without, the averaged model is the model
-            with torch.no_grad(), self._averages.swapped_in(dict(self.trained())):
+            with torch.no_grad(), self._averages.swapped_in(self._averaged()):
                 image_feature = encode_media(backbone, pixel_values).feature
                 text_feature = backbone.encode_text(texts).feature
         elif not self.settings.alpha and not backbone.defaults["momentum"]:
