@@ -28,7 +28,7 @@ import torch
 import transformers
 from accelerate.utils import send_to_device
 from PIL import Image
-from step import Unavailable, first_line, told, waits
+from step import Unavailable, first_line, first_of, told, waits
 from torch import Tensor
 
 from aurora_petl.backbones import load_backbone
@@ -186,7 +186,7 @@ def _captured(step: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> s
         with torch.cuda.graph(graph):
             loss = step()
     except Exception as error:
-        return first_line(error)
+        raise Unavailable(first_line(first_of(error))) from error
     losses = []
     for _ in range(3):
         graph.replay()
@@ -275,11 +275,14 @@ def main() -> None:
             result["steps"][title] = row
             write()
         for title, capture in captures.items():
-            if left() > 0:
-                try:
-                    result["steps"][title]["graph"] = capture()
-                except Exception as error:
-                    result["steps"][title]["graph"] = first_line(error)
+            if left() <= 0:
+                break
+            try:
+                result["steps"][title]["graph"] = capture()
+            except Exception as error:
+                result["steps"][title]["graph"] = str(error) if isinstance(error, Unavailable) else first_line(error)
+                break  # after one that failed PyTorch takes its random generator to be captured still
+            finally:
                 write()
         for title, started in beside.items():
             result[title] = "none" if started is None else started.end(max(20.0, left()))

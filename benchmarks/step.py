@@ -32,6 +32,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -256,8 +257,8 @@ class Replayed:
         try:
             with torch.cuda.graph(self.graph):
                 self.loss = step()
-        except Exception as error:
-            raise Unavailable(f"not captured: {first_line(error)}") from error
+        except Exception as error:  # that of the capture's end hides the one that broke it off
+            raise Unavailable(f"not captured: {first_line(first_of(error))}") from error
 
     def __call__(self) -> Tensor:
         self.graph.replay()
@@ -353,6 +354,13 @@ def device_events(found: Any) -> Iterator[tuple[str, float]]:
         for event in found.events():
             if event.device_type == kind:
                 yield event.name, event.time_range.elapsed_us() / 1e6
+
+
+def first_of(error: BaseException) -> BaseException:
+    """The error that an error was raised beside."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def first_line(error: BaseException) -> str:
@@ -535,6 +543,13 @@ class Bench:
         """Measure those that are not in the result yet, so many at a time, each time beside the reference."""
         wanted = [variant for variant in variants if variant.is_possible and not self.result.has(variant)]
         wanted = [v for v in wanted if v != v.reference()]
+        if self.on_gpu and not self.options.here:
+            captured = [variant for variant in wanted if variant.graph]
+            wanted = [variant for variant in wanted if not variant.graph]
+            for variant in captured:
+                self._elsewhere(variant)
+            if captured and not wanted:
+                return
         reference = variants[0].reference()
         if not wanted and self.result.has(reference):
             return
@@ -554,6 +569,35 @@ class Bench:
         keys = [variant.key for variant in (reference, *wanted)]
         rows = [self.result.rows[key] for key in dict.fromkeys(keys) if key in self.result.rows]
         print(table(HEAD, [[cell[:60] for cell in cells] for cells in body_of(rows)]), flush=True)
+
+    def _elsewhere(self, variant: Variant) -> None:
+        """Measure a captured step in a process of its own: after a capture that failed, PyTorch's random generator
+        takes itself to be captured still, and the next draw raises."""
+        if self.left() <= 0:
+            return
+        self._base = None
+        self._free()
+        row = self.result.begin(variant)
+        print(f"{time.monotonic() - BEGUN:.0f} s: {variant.key}", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "step.json"
+            words = [sys.executable, __file__, "--one-of", json.dumps(asdict(variant)), "--out", str(out)]
+            names = ("device", "width", "layers", "queue", "repeats", "seconds")
+            words += [
+                f"--{name}={min(self.left(), 1e6) if name == 'seconds' else getattr(self.options, name)}"
+                for name in names
+            ]
+            ran = subprocess.run(words, capture_output=True, text=True)
+            rows = {found["key"]: found for found in read_json(out)["rows"]} if out.is_file() else {}
+        row.update(rows.get(variant.key, {}))
+        if row["error"] is None and not row["all_seconds"]:
+            lines = ran.stderr.strip().splitlines()
+            row["error"] = lines[-1][:200] if lines else f"ended with {ran.returncode}"
+        reference = rows.get(variant.reference().key)
+        if reference is not None:
+            self.result.rows.setdefault(reference["key"], reference)
+        self.result.write()
+        print(table(HEAD, [[cell[:60] for cell in cells] for cells in body_of([row])]), flush=True)
 
     def _ready(self, variant: Variant) -> Held | None:
         """Make and warm a variant, and take what is counted once; None if that failed, which its row says."""
@@ -717,6 +761,12 @@ def chosen(options: argparse.Namespace) -> list[list[Variant]]:
     return groups
 
 
+def groups_of(options: argparse.Namespace) -> list[list[Variant]]:
+    if options.one_of is not None:
+        return [[Variant(**options.one_of)]]
+    return preset(options.batch) if options.preset else chosen(options)
+
+
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", choices=MODELS, help="both if not given")
@@ -733,7 +783,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--no-peak", dest="peak", action="store_false", help="leave out peak memory on a CPU")
     parser.add_argument("--out", type=Path, help="write the numbers here, and a table beside them")
     parser.add_argument("--peak-of", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--one-of", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.here = options.one_of is not None
     on_gpu = options.device.startswith("cuda")
     options.batch = options.batch or (16 if on_gpu else 4)
     options.repeats = options.repeats or (3 if on_gpu else 5)
@@ -755,7 +807,7 @@ def main() -> None:
     result = Result(options)
     bench = Bench(options, result)
     with quiet():
-        for group in preset(options.batch) if options.preset else chosen(options):
+        for group in groups_of(options):
             if bench.broken is None:
                 bench.group(group)
     result.write()

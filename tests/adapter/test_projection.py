@@ -163,3 +163,22 @@ def test_what_is_not_used_is_freed():
     del y
     gc.collect()
     assert seen[0]() is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_teacher_reads_one_product_and_evaluation_one_a_layer(alone, monkeypatch, dtype):
+    """Without gradient: in training, as a momentum encoder does, and in evaluation."""
+    model, readers = adapted(dtype)
+    h, calls, linear = torch.randn(*MANY, 8, dtype=dtype), [], torch.nn.functional.linear
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda *args: calls.append(1) or linear(*args))
+    with torch.no_grad():
+        model.train()
+        joint, products = readers(h), len(calls)
+        model.eval()
+        apart = readers(h)
+        assert (products, len(calls) - products) == (1, 3)
+        alone()
+        expected = readers(h)
+    error = 2e-2 if dtype == torch.bfloat16 else 1e-5
+    assert torch.allclose(apart, expected, rtol=error, atol=error)
+    assert torch.allclose(joint, expected, rtol=error, atol=error)

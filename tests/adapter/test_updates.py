@@ -196,6 +196,24 @@ def test_where_values_cannot_be_looked_at_each_pass_forms_anew(blocks):
     assert len(blocks) == 3
 
 
+def test_what_nobody_asks_for_is_not_formed_again(monkeypatch):
+    model = adapted()
+    model(X)
+    kept, qkv = model.base_model.aurora_factors.updates, model.base_model.model.qkv
+    whole = len(kept.tensors())
+    for _ in range(updates.BLOCKS + 2):
+        with torch.no_grad():
+            trained(model)["base_model.model.aurora_factors.default.U_8"].mul_(1.1)
+        qkv(X)
+    assert 0 < len(kept.tensors()) < whole
+    changed = {name: value.clone() for name, value in model.state_dict().items()}
+    found = model(X)
+    monkeypatch.setattr(updates, "LIMIT", -1)
+    alone = adapted()
+    alone.load_state_dict(changed)
+    assert torch.allclose(found, alone(X), rtol=1e-5, atol=1e-6)
+
+
 def test_a_change_between_forward_and_backward_raises():
     model = adapted()
     y = model(X)

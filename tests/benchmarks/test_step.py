@@ -69,6 +69,19 @@ def test_a_variant_that_fails_has_a_row_and_the_others_go_on(step, monkeypatch, 
     assert "| heads, ours | RuntimeError: no room |" in out.with_suffix(".md").read_text()
 
 
+@pytest.mark.slow
+def test_a_capture_has_a_process_of_its_own(step, monkeypatch, tmp_path):
+    """Here one without CUDA, where it fails: the row says so, and beside it is what it was to be compared with."""
+    monkeypatch.setattr(sys, "argv", ["step", *SMALL, "--out", str(tmp_path / "step.json")])
+    options = step.parsed()
+    bench = step.Bench(options, step.Result(options))
+    variant = step.Variant("clip", 32, "float32", "heads", "ours", 2, graph=True)
+    bench._elsewhere(variant)
+    reference, captured = (bench.result.rows[one.key] for one in (variant.reference(), variant))
+    assert reference["error"] is None and reference["seconds"] > 0
+    assert captured["error"] and not captured["all_seconds"]
+
+
 def test_the_preset_begins_with_what_tells_most(step):
     groups = step.preset(16)
     assert [groups[0][0].key, groups[1][0].key] == [

@@ -30,12 +30,13 @@ BLIP = ("blip", "blip-vqa")
 FUSION = {"context": "batch", "gate": "scale_shift"}
 
 
-def make_task(kind: str, folder: Path, **settings: Any) -> tuple[Task, list[dict[str, Any]]]:
+def make_task(kind: str, folder: Path, *, width: int = 16, **settings: Any) -> tuple[Task, list[dict[str, Any]]]:
     """A task of a tiny model with an adapter that changes it, and six pairs of five pictures or three questions.
 
     Args:
         kind: one of `BLIP`, of `families` or of `writers`.
         folder: where the model's folder is made.
+        width: of BLIP's states.
         settings: of retrieval.
     """
     asks = kind == "blip-vqa" or kind in writers.WRITERS
@@ -44,6 +45,8 @@ def make_task(kind: str, folder: Path, **settings: Any) -> tuple[Task, list[dict
     if kind in BLIP:
         config = blip_config()
         config.text_config.vocab_size, config.text_config.max_position_embeddings = 30_524, 40
+        config.text_config.hidden_size = config.text_config.encoder_hidden_size = width
+        config.vision_config.hidden_size = width
         backbone: Any = empty(config, kind, task_name)
         backbone.tokenizer = load_backbone("blip-mini").tokenizer
     else:
@@ -57,6 +60,8 @@ def make_task(kind: str, folder: Path, **settings: Any) -> tuple[Task, list[dict
     chance = np.random.default_rng(0)
     pictures = [Image.fromarray(chance.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in SIZES]
     pixels = [view(picture) for picture in pictures]
+    if frames := settings.get("frames", 0):
+        pixels = [torch.stack([pixel, *pixels[: frames - 1]]) for pixel in pixels]
     if asks:
         names = ("pixels", "question", "answers", "weights")
         rows = [dict(zip(names, (pixel, *row), strict=True)) for pixel, row in zip(pixels, ASKED, strict=False)]

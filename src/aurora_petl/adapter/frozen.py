@@ -173,17 +173,16 @@ class FormedLinear(torch.autograd.Function):
     ) -> Any:
         out, stack, weight = len(formed.E), formed.stack, formed.weight
         h: Any = None
-        with no_autocast(x.device):
-            taken = x.to(formed.E.dtype)
-            if widths is not None and stack is not None:
-                both = F.linear(taken, stack, formed.bias)
-                y, h = both[..., :out], both[..., out:]
-            else:
-                bias = None if formed.bias is None else formed.bias[:out]
-                y = F.linear(taken, _weight(formed, weight), bias)
-                h = None if formed.merged else taken @ formed.U
-            if not formed.merged:
-                y.view(-1, out).addmm_(_rows(h), formed.E.t())
+        taken = x.to(formed.E.dtype)  # all is in the dtype of compute: autocast, if it is on, finds nothing to cast
+        if widths is not None and stack is not None:
+            both = F.linear(taken, stack, formed.bias)
+            y, h = both[..., :out], both[..., out:]
+        else:
+            bias = None if formed.bias is None else formed.bias[:out]
+            y = F.linear(taken, _weight(formed, weight), bias)
+            h = None if formed.merged else taken @ formed.U
+        if not formed.merged:
+            y.view(-1, out).addmm_(_rows(h), formed.E.t())
         need_U, need_E = ctx.needs_input_grad[4], any(ctx.needs_input_grad[5:])
         ctx.formed = formed
         _keep(ctx, x if need_U or (need_E and h is None) else None, from_norm, h if need_E or need_U else None, weight)

@@ -11,6 +11,7 @@ tensors saved in a pass and in its repetition.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,9 +45,9 @@ class Gather(torch.autograd.Function):
     def forward(ctx: Any, sources: Sources, like: Tensor, U: Tensor, V: Tensor, core: Tensor, *P: Tensor) -> Tokens:
         ctx.sources = sources
         ctx.set_materialize_grads(False)
-        one, R = like[:1, :1], U.shape[1]
-        of_E = [one.expand(rows * len(V), R) for rows in sources.rows]
-        of_U = [one.expand(len(U), R) for _ in sources.rows]
+        one, (width, R), height = like[:1, :1], U.shape, V.shape[0]
+        of_E = [one.expand(rows * height, R) for rows in sources.rows]
+        of_U = [one.expand(width, R) for _ in sources.rows]
         _, _, need_U, *need_E = ctx.needs_input_grad
         ctx.mark_non_differentiable(*(() if any(need_E) else of_E), *(() if need_U else of_U))
         return tuple(token for pair in zip(of_E, of_U, strict=True) for token in pair)
@@ -75,7 +76,7 @@ class Gather(torch.autograd.Function):
                 dE = _joined([gradient for gradient in of_E if gradient is not None])
                 P, mode = sources.P, sources.mode
                 if len(given) < len(of_E):
-                    P, mode = (_joined([part.split(sources.rows)[place] for place in given]) for part in (P, mode))
+                    P, mode = (_rows_of(part.split(sources.rows), given) for part in (P, mode))
                 dV, dmode = expand_backward(V, mode, dE.to(mode.dtype))
                 assert dmode is not None
                 dcore, dP_given = sources.factors.mode_backward(core, P, dmode)
@@ -84,6 +85,10 @@ class Gather(torch.autograd.Function):
         needs = ctx.needs_input_grad[3:]
         own = [gradient if need else None for gradient, need in zip((dV, dcore, *dP), needs, strict=True)]
         return None, None, dU, *own
+
+
+def _rows_of(parts: Sequence[Tensor], places: list[int]) -> Tensor:
+    return _joined([parts[place] for place in places])
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -44,7 +44,8 @@ from .factors import AuroraFactors, autocast_dtype, no_autocast, thin
 from .frozen import FormedLinear, FrozenLinear, apply, merge_pays, plain_operations
 from .norm import norm_inputs
 from .shared import SharedFactors
-from .updates import LAYER, Formed
+from .units import LAYER
+from .updates import Formed
 
 
 class AuroraLayer(BaseTunerLayer):

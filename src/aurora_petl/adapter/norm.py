@@ -42,7 +42,8 @@ class RecomputableLayerNorm(nn.LayerNorm):
             not torch.compiler.is_compiling()
             and output.requires_grad  # else nothing keeps the input
             and self.weight is not None
-            and not any(parameter.requires_grad for parameter in self.parameters())
+            and not self.weight.requires_grad
+            and not (self.bias is not None and self.bias.requires_grad)
             and input.dtype == output.dtype == self.weight.dtype  # else autocast had a hand in it
         ):
             source = NormInputs(input.detach(), self.weight, self.bias, self.eps)

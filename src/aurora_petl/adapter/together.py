@@ -5,8 +5,8 @@
       --[ W_v + E_v U^T ]--> v
       --[      U^T      ]--> x U
 
-This is where gradients are wanted. Without them each layer is computed by itself, as the pretrained model does it, and
-an adapter at its start gives the same to the bit.
+This is in training. In evaluation each layer is computed by itself, as the pretrained model does it, and an adapter at
+its start gives the same to the bit.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from .factors import no_autocast, thin
+from .factors import thin
 from .frozen import Extension, FormedLinear, apply
 from .layer import AuroraLinear, base_linear, formed_for, has_hooks, one_step, taken_as
 from .norm import norm_inputs
-from .updates import CROSS, JOINT, Formed, merges
+from .units import CROSS, JOINT, merges
+from .updates import Formed
 
 
 def project(x: Tensor, *layers: nn.Module, chunks: int = 1) -> list[Tensor]:
@@ -34,9 +35,11 @@ def project(x: Tensor, *layers: nn.Module, chunks: int = 1) -> list[Tensor]:
     Returns:
         (..., out_features / chunks) for each part of each layer; they may be parts of one tensor.
     """
-    if (unit := _unit(x, layers)) and (torch.is_grad_enabled() or merges(unit[0])):
+    unit = _unit(x, layers)
+    trains = bool(unit) and (torch.is_grad_enabled() or unit[0].training)  # a momentum encoder wants no gradients
+    if unit and (trains or merges(unit[0])):
         formed = formed_for(unit, _adapter(unit), x, JOINT)
-        if formed is not None and torch.is_grad_enabled():
+        if formed is not None and trains:
             widths = [rows // chunks for rows in formed.rows for _ in range(chunks)]
             of_U, of_E = formed.tokens()
             return list(FormedLinear.apply(x, formed, norm_inputs(x), widths, of_U, *of_E))  # type: ignore
@@ -52,9 +55,9 @@ def _cut(y: Tensor, chunks: int) -> tuple[Tensor, ...]:
 def _apart(x: Tensor, formed: Formed) -> list[Tensor]:
     """Each layer's own product with its rows of the stack."""
     biases: Any = [None] * len(formed.rows) if formed.bias is None else formed.bias[: len(formed.E)].split(formed.rows)
-    with no_autocast(x.device):
-        weights = formed.stack[: len(formed.E)].split(formed.rows)  # type: ignore[index]
-        return [F.linear(x.to(weight.dtype), weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+    taken = x.to(formed.E.dtype)
+    weights = formed.stack[: len(formed.E)].split(formed.rows)  # type: ignore[index]
+    return [F.linear(taken, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
 
 
 class Crossing(NamedTuple):
@@ -110,6 +113,7 @@ def _unit(x: Tensor, layers: tuple[nn.Module, ...]) -> tuple[AuroraLinear, ...]:
     if torch.compiler.is_compiling() or _has_any_global_hook():
         return ()
     found: list[AuroraLinear] = []
+    kinds = set()
     for layer in layers:
         if (
             not isinstance(layer, AuroraLinear)
@@ -122,15 +126,8 @@ def _unit(x: Tensor, layers: tuple[nn.Module, ...]) -> tuple[AuroraLinear, ...]:
         if adapter is None or layer.is_split_by_columns(adapter) or not one_step(layer.base_layer, x):
             return ()
         found.append(layer)
-    kinds = {
-        (
-            _adapter((layer,)),
-            id(layer.aurora_factors),
-            layer.slice_widths(_adapter((layer,))),
-            base_linear(layer).weight.dtype,
-        )
-        for layer in found
-    }
+        widths, kind = layer.slice_widths(adapter), base_linear(layer).weight.dtype
+        kinds.add((adapter, id(layer.aurora_factors), widths, kind))
     return tuple(found) if len(kinds) == 1 else ()
 
 

@@ -21,7 +21,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,86 +29,11 @@ from torch import Tensor, nn
 from .factors import AuroraFactors, expand, no_autocast
 from .gather import Gather, Sources, Tokens
 from .stamp import UNCHANGED, Stamp, is_plain
-
-
-class Layer(Protocol):
-    """What is read of a `layer.AuroraLinear`."""
-
-    _modules: dict[str, Any]
-    aurora_P: nn.ParameterDict
-    formed_together: bool
-
-    @property
-    def aurora_factors(self) -> nn.ModuleDict: ...
-
-    @property
-    def frozen_weight(self) -> Tensor: ...
-
-    def slice_widths(self, adapter: str) -> tuple[int, int]: ...
-
-    def is_split_by_columns(self, adapter: str) -> bool: ...
-
+from .units import CROSS, JOINT, LAYER, Layer, Unit, merges
 
 LIMIT = 2**30  # bytes of copies of weights, for each tuner model
+BLOCKS = 4  # a unit that nobody asked of the last so many blocks is not formed again until it is asked for
 LOCK = threading.Lock()  # several threads may run one model
-
-LAYER = "layer"  # one layer, whose weight is used as it is
-JOINT = "joint"  # layers that read the same x: their weights above U^T
-CROSS = "cross"  # the same: their weights beside E
-
-
-class Unit:
-    """Layers that are computed in one step, and what was formed for them last. It keeps their parts, not the layers,
-    which keep it.
-
-    Args:
-        layers: of one width and dtype, with slices by rows.
-        dtype: of compute.
-        form: LAYER, JOINT or CROSS.
-    """
-
-    def __init__(self, layers: Sequence[Layer], adapter: str, dtype: torch.dtype, form: str) -> None:
-        self.adapter, self.form, self.dtype = adapter, form, dtype
-        self.parts: list[dict[str, Any]] = [layer._modules for layer in layers]
-        self.linears: list[nn.Linear] = [part["base_layer"] for part in self.parts]
-        self.P: list[nn.ParameterDict] = [part["aurora_P"] for part in self.parts]
-        self.merged = form == JOINT and merges(layers[0])
-        self.group = adapter, dtype, layers[0].slice_widths(adapter)
-        self.rows = [linear.out_features for linear in self.linears]
-        self.size = sum(self.rows)
-        self.bytes = 0 if form == LAYER else self.size * self.linears[0].in_features * dtype.itemsize
-        self.formed: Formed | None = None
-        self._bias: tuple[list[Stamp], Tensor | None] | None = None
-
-    def is_of(self, layers: Sequence[Layer]) -> bool:
-        """Whether it was made for these layers, and they still are what they were."""
-        return self.is_whole() and all(part is layer._modules for part, layer in zip(self.parts, layers, strict=True))
-
-    def is_whole(self) -> bool:
-        """Whether the layers have their linear layers and adapter still."""
-        return all(
-            part["base_layer"] is linear and self.adapter in part["aurora_P"]
-            for part, linear in zip(self.parts, self.linears, strict=True)
-        )
-
-    def frozen_weights(self) -> list[tuple[nn.Module, str]]:
-        """W and b of every layer."""
-        own = [(linear, name) for linear in self.linears for name in ("weight", "bias")]
-        return [(owner, name) for owner, name in own if owner._parameters.get(name) is not None]
-
-    def bias(self, R: int) -> Tensor | None:
-        """The biases of the layers in the dtype of compute, with R zeros more for JOINT; formed once."""
-        if self._bias is None or not all(stamp.fits() for stamp in self._bias[0]):
-            stamps = [Stamp(owner, name) for owner, name in self.frozen_weights() if name == "bias"]
-            self._bias = stamps, None
-            if stamps:
-                biases = [
-                    linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias.detach()
-                    for linear in self.linears
-                ]
-                biases += [biases[0].new_zeros(R)] if self.form == JOINT else []
-                self._bias = stamps, (torch.cat(biases) if len(biases) > 1 else biases[0]).to(self.dtype)
-        return self._bias[1]
 
 
 class Formed:
@@ -132,8 +57,8 @@ class Formed:
         self._block, self._places, self._pass = block, [block.places[id(P)] for P in unit.P], -1
         self.E = block.rows_of(self._places, block.E)
         self.bias = unit.bias(block.U.shape[1])
-        frozen = [Stamp(owner, name) for owner, name in unit.frozen_weights()]
-        self._stamps = [*block.shared, *(block.own[place] for place in self._places), *frozen]
+        self._stamps = [*block.shared, *(block.own[place] for place in self._places), *unit.frozen]
+        self.number = block.number
 
     def fits(self) -> bool:
         """Whether all that it was formed of is as it was.
@@ -163,14 +88,17 @@ class Block:
     """E of all layers of a width.
 
     Args:
-        adapter: its name in each of `P`.
+        group: of the layers: adapter, dtype, widths.
         P: of the layers.
+        number: of blocks before it, for the same group.
     """
 
-    def __init__(self, factors: AuroraFactors, group: tuple[Any, ...], P: Sequence[nn.ParameterDict]) -> None:
-        adapter, dtype, (in_width, out_width) = group
-        names = f"U_{in_width}", f"V_{out_width}", factors.core_name
-        self.shared = [Stamp(factors, name, values=True) for name in names]
+    def __init__(
+        self, factors: AuroraFactors, group: tuple[Any, ...], P: Sequence[nn.ParameterDict], number: int
+    ) -> None:
+        adapter, dtype, (_, out_width) = group
+        self.number = number
+        self.shared = [Stamp(factors, name, values=True) for name in _shared_names(factors, group)]
         self.own = [Stamp(own, adapter, values=True) for own in P]
         self.places = {id(own): place for place, own in enumerate(P)}
         rows = torch.cat([stamp.data for stamp in self.own])
@@ -262,11 +190,14 @@ class Updates:
             form = JOINT
         key = adapter, dtype, form, *map(id, layers)
         unit = self._units.get(key)
-        formed = None if unit is None else unit.formed
-        if unit is not None and formed is not None and unit.is_of(layers) and formed.fits():
-            return formed
-        with LOCK:
-            return self._form(key, layers)
+        formed: Formed | None = None if unit is None else unit.formed
+        if unit is None or formed is None or not unit.is_of(layers) or not formed.fits():
+            with LOCK:
+                formed = self._form(key, layers)
+            unit = self._units.get(key)
+        if unit is not None and formed is not None:
+            unit.asked = formed.number
+        return formed
 
     def _form(self, key: tuple[Any, ...], layers: tuple[Layer, ...]) -> Formed | None:
         adapter, dtype, form, *_ = key
@@ -283,16 +214,26 @@ class Updates:
             block = self._blocks.get(group)
             wanted = [unit]
             if unit.formed is not None or block is None or not block.holds(unit):
+                number = 0 if block is None else block.number + 1
                 self._blocks = {name: other for name, other in self._blocks.items() if name[0] == adapter}
                 self._blocks.pop(group, None)
                 for other in units.values():
                     if other.group == group or other.adapter != adapter:
                         other.formed = None
-                P = [own for own in self._P(group) if _is_beside(own, adapter, unit)]
-                block = self._blocks[group] = Block(factors, group, P)
-                wanted = [other for other in units.values() if other.group == group and _can_form(factors, other)]
+                device = _device(factors, factors.core_name)
+                P = [own for own in self._P(group) if is_plain(own, adapter) and _device(own, adapter) == device]
+                block = self._blocks[group] = Block(factors, group, P, number)
+                unit.asked = number
+                wanted = [
+                    other
+                    for other in units.values()
+                    if other.group == group
+                    and number - other.asked <= BLOCKS
+                    and other.device() == device
+                    and all(id(own) in block.places for own in other.P)
+                ]
             form_units(wanted, block)
-        formed = unit.formed
+        formed: Formed | None = unit.formed
         if type(block.E) is not Tensor:  # of a mode that computes with stand-ins
             self.forget()
         elif formed is not None:
@@ -312,27 +253,26 @@ class Updates:
         ]
 
 
-def merges(layer: Layer) -> bool:
-    """Whether an update can be added to the layer's weight without being rounded away: see `layer.py`."""
-    weight: Tensor = layer._modules["base_layer"].weight
-    return weight.dtype.itemsize >= 4
-
-
 def _can_form(factors: AuroraFactors, unit: Unit) -> bool:
     """Whether the weights are tensors like any other, all on one device."""
-    in_width, out_width = unit.group[-1]
     weights: list[tuple[nn.Module, str]] = [
-        *((factors, name) for name in (f"U_{in_width}", f"V_{out_width}", factors.core_name)),
+        *((factors, name) for name in _shared_names(factors, unit.group)),
         *((P, unit.adapter) for P in unit.P),
-        *unit.frozen_weights(),
     ]
-    devices = {owner._parameters[name].device for owner, name in weights}  # type: ignore[union-attr]
-    return len(devices) == 1 and all(is_plain(owner, name) for owner, name in weights)
+    device = unit.device()
+    return device is not None and all(
+        is_plain(owner, name) and _device(owner, name) == device for owner, name in weights
+    )
 
 
-def _is_beside(P: nn.ParameterDict, adapter: str, unit: Unit) -> bool:
-    """Whether a layer's row can be used together with those of `unit`."""
-    return is_plain(P, adapter) and P[adapter].device == unit.P[0][adapter].device
+def _shared_names(factors: AuroraFactors, group: tuple[Any, ...]) -> tuple[str, str, str]:
+    """Of U, V, and lambda or C."""
+    in_width, out_width = group[-1]
+    return f"U_{in_width}", f"V_{out_width}", factors.core_name
+
+
+def _device(owner: nn.Module, name: str) -> torch.device:
+    return owner._parameters[name].device  # type: ignore[union-attr]
 
 
 def form_units(units: list[Unit], block: Block) -> None:

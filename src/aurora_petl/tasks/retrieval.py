@@ -18,7 +18,7 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..adapter.stamp import weights_unchanged
 from ..backbones.answers import up_to
@@ -91,7 +91,12 @@ class Retrieval(Task):
     def __init__(self, backbone: DualEncoder, settings: RetrievalSettings | None = None) -> None:
         super().__init__(backbone, self.fitted(settings or RetrievalSettings(), backbone))
         settings = self.settings
-        self._averages = Averages(dict(self.trained()), settings.momentum or 0.0)
+        self._places = {  # of what is averaged: to look through the whole model takes longer than to average it
+            name: (self.model.get_submodule(owner)._parameters, own)
+            for name, (owner, _, own) in ((name, name.rpartition(".")) for name, _ in self.trained())
+        }
+        momentum = settings.momentum or 0.0
+        self._averages = Averages(self._averaged() if momentum else {}, momentum)
         device = next(self.model.parameters()).device
         shape = backbone.feature_shape
         self._contrast = Contrast(settings.queue_size or 0, shape, shape[-1:], settings.alpha or 0.0, device)
@@ -99,7 +104,7 @@ class Retrieval(Task):
             settings.longest_text, settings.negative_all_rank, settings.frame_attention, settings.chunk_size
         )
         self.register_buffer("steps", torch.zeros((), dtype=torch.long, device=device))
-        if settings.momentum_init == "checkpoint" and len(self._averages):  # else nothing will be trained
+        if settings.momentum_init == "checkpoint" and self._places:  # else nothing will be trained
             self._start_from_checkpoint()
 
     @torch.no_grad()
@@ -114,7 +119,7 @@ class Retrieval(Task):
             raise AuroraError(f"{self.backbone.name} has no momentum encoder; set task.momentum_init=copy")
         state = read(plain.values())
         for name, original in plain.items():
-            if original in state.weights:
+            if original in state.weights and self.settings.momentum:
                 self._averages.put(name, state.weights[original])
         self._contrast.fill(state.image_queue, state.text_queue, -100)
 
@@ -164,8 +169,8 @@ class Retrieval(Task):
         """``loss`` of a batch, and its parts where there are two, ``itc`` and ``itm``. Side effects: the averages, the
         queue and the step count advance in training mode."""
         backbone, settings, texts = self.backbone, self.settings, Texts(input_ids, attention_mask)
-        if self.training:
-            self._averages.advance(dict(self.trained()))
+        if self.training and settings.momentum:
+            self._averages.advance(self._averaged())
         teaches = backbone.contrast == "softmax" and bool(settings.momentum)  # without, the averaged model is the model
         with weights_unchanged():  # the averages take their place and leave it openly
             taught = self._taught(pixel_values, texts) if teaches else None
@@ -198,9 +203,13 @@ class Retrieval(Task):
     @torch.no_grad()
     def _taught(self, pixel_values: Tensor, texts: Texts) -> tuple[Tensor, Tensor]:
         """Features by the averaged weights."""
-        with self._averages.swapped_in(dict(self.trained())):
+        with self._averages.swapped_in(self._averaged()):
             media, text = self._encoded(pixel_values, texts)
         return media.feature, text.feature
+
+    def _averaged(self) -> dict[str, nn.Parameter]:
+        """`trained`, of the weights that were trained when the averages began."""
+        return {name: place[own] for name, (place, own) in self._places.items()}
 
     def _itc(self, media: Media, text: Encoded, taught: tuple[Tensor, Tensor] | None, ids: Tensor) -> Tensor:
         backbone = self.backbone

@@ -32,6 +32,12 @@ def test_weights_come_back_after_an_error():
     assert torch.equal(weights["a.weight"], torch.ones(3))
 
 
+def test_without_momentum_there_are_no_averages(backbone):
+    task = Retrieval(backbone, RetrievalSettings(queue_size=0, momentum=0.0))
+    assert not len(task._averages)
+    assert not any("_averages" in name for name in task.training_state())
+
+
 def test_only_one_copy_of_the_frozen_weights(retrieval):
     frozen = sum(w.numel() for w in retrieval.model.parameters() if not w.requires_grad)
     held = sum(value.numel() for value in retrieval.training_state().values())

@@ -95,9 +95,11 @@ class _Heads:
         return made.view(2 * self.width, -1)
 
     def probabilities(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-        """softmax(q k^T / sqrt(d) + mask) of batches of any kind, the mask broadcast to (batch, any, N)"""
+        """softmax(q k^T / sqrt(d) + mask) of batches of any kind, the mask broadcast to (batch, any, N). The dtype is
+        that of the scores: without it, the autocast of GPUs makes float32, to which no gradient in bfloat16 fits."""
         beta, mask = (0, q[:1, :1, :1]) if mask is None else (1, mask)
-        return F.softmax(torch.baddbmm(mask, q, k.mT, beta=beta, alpha=self.scale), -1)
+        scores = torch.baddbmm(mask, q, k.mT, beta=beta, alpha=self.scale)
+        return F.softmax(scores, -1, dtype=scores.dtype)
 
     def scaled(self, dscores: Tensor, k: Tensor) -> Tensor:
         """dscores k / sqrt(d)"""
