@@ -87,7 +87,7 @@ def run(line: str) -> None:
     if words[1:2] == ["train"] or "train" in words[4:5]:
         words += FEW
     if words[0] == "torchrun":
-        words[0:1] = [sys.executable, "-m", "torch.distributed.run", "--master_port", "0"]
+        words[0:1] = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
@@ -155,6 +155,19 @@ def test_sharing(here, capsys):
 def test_several_processes(here):
     follow("tutorials/several-gpus.md")
     assert Path("runs/two/metrics.json").is_file()
+
+
+def test_the_readme_s_snippet_for_peft(here, capsys):
+    text = (DOCS.parent / "README.md").read_text("utf-8")
+    first, second = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)  # test_api.py runs the first
+    stand_in("openai/clip-vit-base-patch32")
+    exec(compile(second, "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("trainable params: ")
+
+
+def test_links_of_the_readme_lead_to_files():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (DOCS.parent / "README.md").read_text("utf-8"))
+    assert len(links) > 20 and [link for link in links if not (DOCS.parent / link).exists()] == []
 
 
 def test_every_page_is_in_the_navigation():
