@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help setup demo test test-versions lint format pretrain packs scenes bench clean
+.PHONY: help setup demo test test-versions lint format docs dist pretrain packs scenes bench clean
 
 help:  ## show these targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
@@ -28,6 +28,14 @@ format: $(VENV)/.dev  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.docs  ## build the site of the documentation into site/; a broken link is an error
+	$(BIN)/zensical build --clean --strict
+
+dist: $(VENV)/.dist  ## build the source distribution and the wheel into dist/, and check what the package index will show
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
 pretrain: $(VENV)/.build  ## pretrain blip-mini again (minutes on a GPU, days on two cores; goes on where it stopped; needs npm and apt-get)
 	$(BIN)/python pretraining/pretrain.py
 
@@ -41,7 +49,7 @@ bench: setup  ## compare the tuning methods over five seeds (hours)
 	$(BIN)/aurora compare emoji --steps 60 240 --rates 3e-4 1e-3 3e-3 1e-2 --seeds 5 --also fluent-flat --out runs/bench
 
 clean:  ## remove .venv and caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build dist
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache build dist site
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Aurora needs Python 3.11 or newer; give one with make PYTHON=...")'
@@ -59,4 +67,12 @@ $(VENV)/.dev: $(VENV)/.installed
 
 $(VENV)/.build: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[build]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	@touch $@
+
+$(VENV)/.dist: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dist]'
 	@touch $@

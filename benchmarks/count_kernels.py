@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +70,15 @@ def kernels(model: nn.Module, run: Callable[[], Tensor]) -> int:
 def variants(part: str, dtype: str, layers: int, heads: int) -> dict[str, Callable[[], Variant]]:
     """What is compared: makes a model and a forward pass to a loss."""
     if part == "clip":
-        targets = {"target_modules": ["q_proj", "k_proj", "v_proj"]}
+        targets: dict[str, Any] = {"target_modules": ["q_proj", "k_proj", "v_proj"]}
         ours = AuroraConfig(r=64, init_weights=False, **targets)
         adapters: dict[str, Any] = {"floor": None, "Aurora": ours, "LoRA r=64": peft.LoraConfig(r=64, **targets)}
-        return {name: lambda a=a: _clip(a, dtype, layers, heads) for name, a in {**adapters, "full": "full"}.items()}
+        return {name: partial(_clip, a, dtype, layers, heads) for name, a in {**adapters, "full": "full"}.items()}
     found = train_step.adapters("vision-224" if part == "vision" else part)
     wanted = {
         name: adapter for name, adapter in found.items() if name in ("floor", "LoRA r=64", "full") or "Aurora" in name
     }
-    return {name: lambda n=name, a=a: _blip(part, n, a, dtype, layers, heads) for name, a in wanted.items()}
+    return {name: partial(_blip, part, name, a, dtype, layers, heads) for name, a in wanted.items()}
 
 
 def _blip(part: str, name: str, adapter: PeftConfig | str | None, dtype: str, layers: int, heads: int) -> Variant:
@@ -95,7 +96,9 @@ def _blip(part: str, name: str, adapter: PeftConfig | str | None, dtype: str, la
 
 def _clip(adapter: PeftConfig | str | None, dtype: str, layers: int, heads: int) -> Variant:
     width = 64 * heads
-    shape = dict(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=heads)
+    shape: dict[str, Any] = dict(
+        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=heads
+    )
     torch.manual_seed(0)
     model: Any = CLIPVisionModel(CLIPVisionConfig(**shape, image_size=64, patch_size=16))
     kind = torch.bfloat16 if dtype == "bf16" else torch.float32

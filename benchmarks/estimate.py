@@ -28,6 +28,7 @@ from aurora_petl.recipe import Recipe, load_recipe
 from aurora_petl.report import markdown_table
 from aurora_petl.tasks.base import Task
 from aurora_petl.tasks.retrieval import Retrieval
+from aurora_petl.tasks.settings import RetrievalSettings, VQASettings
 from aurora_petl.tasks.vqa import VQA
 
 PEAK, SHARE = 312e12, 0.35  # bfloat16 operations a second of an A100's data sheet, and what training reaches of it
@@ -56,11 +57,13 @@ def step(recipe: Recipe, answers: int, batch: int) -> tuple[int, int, int]:
     ids = torch.randint(1000, ENC, (batch, 20))
     pixels = torch.randn(batch, *([frames] if frames else []), 3, size, size, dtype=torch.float64)
     if kind == "vqa":
+        assert isinstance(recipe.task, VQASettings)
         task: Task = VQA(backbone, recipe.task)
         which = torch.arange(batch).repeat_interleave(answers)
         written = torch.randint(1000, ENC, (len(which), 4))
         inputs = [ids, torch.ones_like(ids), written, torch.ones_like(written), which, torch.ones(len(which))]
     else:
+        assert isinstance(recipe.task, RetrievalSettings)
         task = Retrieval(backbone, replace(recipe.task, queue_size=0, momentum_init="copy"))
         inputs = [ids, torch.ones_like(ids), torch.arange(batch)]
     with FlopCounterMode(display=False) as counter:

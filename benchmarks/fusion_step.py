@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +86,7 @@ def main() -> None:
         difference = float((gradients["ours"] - gradients["transformers"]).norm() / gradients["transformers"].norm())
         if abs(losses["ours"] - losses["transformers"]) > 1e-5 or difference > 1e-4:
             raise SystemExit(f"the two differ: losses {losses}, gradients by {difference:.1e}")
-    result = {
+    result: dict[str, dict[str, Any]] = {
         name: {"seconds": median(times), "all": times, "saved_bytes": saved_bytes(sides[name][0](), sides[name][1])}
         for name, times in taken.items()
     }
@@ -98,8 +99,8 @@ def main() -> None:
     print(f"losses differ by {off:.1e}, gradients by {difference:.1e} of their length")
     if options.json:
         sizes = {name: value for name, value in vars(options).items() if name != "json"}
-        found = {"faster": faster, "loss_difference": off, "gradient_difference": difference}
-        write_json(options.json, {**sizes, "threads": threads, "torch": torch.__version__, **found, **result})
+        figures = {"faster": faster, "loss_difference": off, "gradient_difference": difference}
+        write_json(options.json, {**sizes, "threads": threads, "torch": torch.__version__, **figures, **result})
 
 
 if __name__ == "__main__":

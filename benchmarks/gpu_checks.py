@@ -21,6 +21,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from aurora_petl.tasks.settings import RetrievalSettings, VQASettings
 from aurora_petl.tasks.vqa import VQA
 
 ROOT = Path(__file__).parents[1]
-FUSION = {"context": "batch", "gate": "scale_shift"}
+FUSION: dict[str, Any] = {"context": "batch", "gate": "scale_shift"}
 CAPTIONS = ("a red circle on the left", "two blue stars")
 Made = Callable[[torch.device], tuple[Task, dict[str, Any]]]
 
@@ -122,10 +123,16 @@ def cases(folder: Path) -> dict[str, Callable[[], Made]]:
             warnings.simplefilter("ignore")
             return Path(helpers.make(kind, folder / kind))
 
+    def of_family(kind: str) -> Made:
+        return retrieval(family(kind, "families"), {})
+
+    def of_writers(kind: str) -> Made:
+        return answering(family(kind, "writers"))
+
     for kind in ("clip", "metaclip_2", "siglip", "naflex", "blip-2"):
-        made[kind] = lambda k=kind: retrieval(family(k, "families"), {})
+        made[kind] = partial(of_family, kind)
     for kind in ("qwen2_5_vl", "smolvlm", "internvl"):
-        made[f"{kind}: answers"] = lambda k=kind: answering(family(k, "writers"))
+        made[f"{kind}: answers"] = partial(of_writers, kind)
     return made
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 def formed(model: nn.Module) -> list[Tensor]:
     """Copies of weights with their updates, and updates, which Aurora's layers keep for all passes."""
-    return [part for module in model.modules() if hasattr(module, "updates") for part in module.updates.tensors()]
+    updates: list[Any] = [module.updates for module in model.modules() if hasattr(module, "updates")]
+    return [part for own in updates for part in own.tensors()]
 
 
 def formed_bytes(model: nn.Module) -> int:

@@ -59,7 +59,7 @@ def _clipart(cache: Path) -> list[tuple[str, str, bytes]]:
     out = sources.held_out(cache)
     names = [concept.name for concept in sources.concepts(cache) if concept.code in out]
     shown = {picture.key for picture in sources.clipart(cache, names)}
-    rows = []
+    rows: list[tuple[str, str, bytes]] = []
     for picture in sources.clipart(cache, ["\0"]):  # none is named so
         if picture.key in shown or (drawn := sources.render(picture.svg, 224)) is None:
             continue

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from aurora_petl.data import ImageTextDataset, QuestionDataset, load_dataset
+from aurora_petl.evaluation.outcome import AnswerOutcome
 from aurora_petl.evaluation.recall import KS
 from aurora_petl.evaluation.vqa_accuracy import question_score
 from aurora_petl.files import read_text, write_json, write_text
@@ -56,9 +57,16 @@ def kind_of(question: Any) -> str:
     return question.id.rpartition("-")[2]
 
 
+def score_of(answer: str, question: Any) -> float:
+    """The score of an answer to a question of a pack, all of which have a right answer."""
+    found = question_score(answer, question)
+    assert found is not None
+    return found
+
+
 def accuracy(answers: Sequence[str], split: QuestionDataset) -> float:
     """In percent."""
-    scores = [question_score(answer, question) for answer, question in zip(answers, split, strict=True)]
+    scores = [score_of(answer, question) for answer, question in zip(answers, split, strict=True)]
     return 100 * sum(scores) / len(scores)
 
 
@@ -71,7 +79,7 @@ def answers_without_looking(train_split: QuestionDataset, split: QuestionDataset
     first = {kind: min(counts, key=lambda answer: (-counts[answer], answer)) for kind, counts in by_kind.items()}
     overall = min(every, key=lambda answer: (-every[answer], answer))
     chances = [
-        sum(count * question_score(answer, question) for answer, count in counts.items()) / counts.total()
+        sum(count * score_of(answer, question) for answer, count in counts.items()) / counts.total()
         for question in split
         if (counts := by_kind[kind_of(question)])
     ]
@@ -86,7 +94,7 @@ def kinds_of_answers(answers: Sequence[str], split: QuestionDataset) -> dict[str
     """Accuracy by kind of question, in percent."""
     scores: defaultdict[str, list[float]] = defaultdict(list)
     for answer, question in zip(answers, split, strict=True):
-        scores[kind_of(question)].append(100 * question_score(answer, question))
+        scores[kind_of(question)].append(100 * score_of(answer, question))
     return {kind: sum(own) / len(own) for kind, own in sorted(scores.items())}
 
 
@@ -98,6 +106,7 @@ def score(name: str, runs: Path | None) -> dict[str, Any]:
     result: dict[str, Any] = {"pack": name, "rows": {part: len(dataset.split(part)) for part in ("train", "test")}}
     result["untuned"] = before.metrics
     if isinstance(dataset, QuestionDataset):
+        assert isinstance(before, AnswerOutcome)
         blind = answers_without_looking(dataset.split("train"), split)
         result |= {"blind": blind, "untuned_by_kind": kinds_of_answers(before.answers, split)}
     else:

@@ -276,7 +276,7 @@ def waits(step: Callable[[], Tensor]) -> dict[str, int]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = note
+        warnings.showwarning = note  # type: ignore[assignment]
         torch.cuda.set_sync_debug_mode("warn")
         try:
             step()
@@ -657,7 +657,8 @@ class Bench:
                 try:
                     if not self.on_gpu:
                         trim()
-                    spent = seconds(lambda s=one.step: [s() for _ in range(steps)], self.device) / steps
+                    several = lambda s=one.step: [s() for _ in range(steps)]  # type: ignore[misc]  # noqa: E731
+                    spent = seconds(several, self.device) / steps
                     if turn >= 0:
                         taken[one.variant.key] = spent
                 except Exception as error:

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import peft
 import torch
@@ -32,8 +34,8 @@ from aurora_petl.report import table
 
 FLOOR, USUAL = "floor", "LoRA r=64, stock"
 TOKENS = {"vision-224": 197, "vision-384": 577, "fusion": 577}  # of a picture
-VISION = {"target_modules": ["qkv"]}
-TEXT = {"target_modules": ["query", "key", "value"]}
+VISION: dict[str, Any] = {"target_modules": ["qkv"]}
+TEXT: dict[str, Any] = {"target_modules": ["query", "key", "value"]}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -56,21 +58,21 @@ def made(part: str, adapter: PeftConfig | str | None, sdpa: bool, options: argpa
     text = dict(shape, encoder_hidden_size=width, num_hidden_layers=layers, vocab_size=ENC + 1, initializer_range=0.02)
     (text if part != "fusion" else vision).update(num_hidden_layers=1)
     torch.manual_seed(0)
-    model = BlipForImageTextRetrieval(BlipConfig(text_config=text, vision_config=vision))
+    whole = BlipForImageTextRetrieval(BlipConfig(text_config=text, vision_config=vision))
     if sdpa:
-        use_sdpa(model)
-    model = model.text_encoder if part == "fusion" else model.vision_model
+        use_sdpa(whole)
+    model: Any = whole.text_encoder if part == "fusion" else whole.vision_model
     model.requires_grad_(adapter == "full").to(options.device, DTYPES[options.dtype])
     return (get_peft_model(model, adapter) if isinstance(adapter, PeftConfig) else model).train()
 
 
-def forward(part: str, model: nn.Module, sdpa: bool, inputs: dict[str, Tensor], context: bool) -> Tensor:
+def forward(part: str, model: Any, sdpa: bool, inputs: dict[str, Tensor], context: bool) -> Tensor:
     """The output that training goes on from: picture states, or the fused [CLS]."""
     if isinstance(model, PeftModel):
         model = model.get_base_model()
     if part != "fusion":
         return model.post_layernorm(model.encoder(inputs_embeds=inputs["states"]).last_hidden_state)
-    more = {"meeting": Meeting(first_only=True)} if sdpa else {}
+    more: dict[str, Any] = {"meeting": Meeting(first_only=True)} if sdpa else {}
     if context:
         more["context"] = inputs["context"]
     fused = model(
@@ -98,6 +100,10 @@ def made_inputs(part: str, options: argparse.Namespace) -> dict[str, Tensor]:
     }
 
 
+def _backward(step: Callable[[], Tensor]) -> None:
+    step().float().square().mean().backward()
+
+
 def measure(part: str, options: argparse.Namespace) -> dict[str, dict]:
     """Figures of each variant: seconds, ratio to the floor and to what is usual, bytes, weights."""
     inputs = made_inputs(part, options)
@@ -107,25 +113,23 @@ def measure(part: str, options: argparse.Namespace) -> dict[str, dict]:
             if not sdpa and name.startswith("Aurora"):
                 continue
             model = made(part, adapter, sdpa, options)
-            run = lambda m=model, s=sdpa, c="ICE" in name: forward(part, m, s, inputs, c)  # noqa: E731
+            run = partial(forward, part, model, sdpa, inputs, "ICE" in name)
             steps[name if sdpa else f"{name}, stock"] = run, model
     rows: dict[str, dict] = {}
-    for name, (run, model) in steps.items():
+    for name, (step, model) in steps.items():
         with Peak(options.device) as peak:
-            run().float().square().mean().backward()  # warms up
+            step().float().square().mean().backward()  # warms up
         rows[name] = {
             "all_seconds": [],
-            "saved_bytes": saved_bytes(run(), model),
+            "saved_bytes": saved_bytes(step(), model),
             "formed_bytes": formed_bytes(model),
             "peak_bytes": peak.bytes,
             "trainable": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
         }
     for _ in range(options.repeats):
-        for name, (run, model) in steps.items():
+        for name, (step, model) in steps.items():
             model.zero_grad()
-            rows[name]["all_seconds"].append(
-                seconds(lambda r=run: r().float().square().mean().backward(), options.device)
-            )
+            rows[name]["all_seconds"].append(seconds(partial(_backward, step), options.device))
     for row in rows.values():
         row["seconds"] = median(row["all_seconds"])
         for key, other in (("ratio", FLOOR), ("usual_ratio", USUAL)):  # of paired turns: what slows one slows the other

@@ -56,8 +56,9 @@ class UsualBlip:
 
     def __init__(self, backbone: Stock, image_queue: Tensor, text_queue: Tensor) -> None:
         self.backbone, self.model = backbone, backbone.model
-        self.averaged: Any = deepcopy(backbone.module).requires_grad_(False)
-        self.momentum = self.averaged.get_base_model() if backbone.adapter is not None else self.averaged
+        module: Any = backbone.module
+        self.averaged: Any = deepcopy(module).requires_grad_(False)
+        self.momentum: Any = self.averaged.get_base_model() if backbone.adapter is not None else self.averaged
         self.image_queue, self.text_queue = image_queue.clone(), text_queue.clone()
         self.queue_ids = torch.full((len(image_queue),), -100, device=image_queue.device)
         self.next_row = self.steps = 0

@@ -88,5 +88,11 @@ def test_version(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--version"])
     assert stop.value.code == 0 and capsys.readouterr().out == f"aurora-petl {aurora_petl.__version__}\n"
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
-    assert project["version"] == aurora_petl.__version__
+
+
+def test_the_version_stands_in_one_place():
+    root = Path(__file__).parents[1]
+    settings = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))
+    assert "version" in settings["project"]["dynamic"] and "version" not in settings["project"]
+    assert settings["tool"]["hatch"]["version"]["path"] == "src/aurora_petl/__init__.py"
+    assert "\nversion:" not in (root / "CITATION.cff").read_text("utf-8")

@@ -279,7 +279,7 @@ def is_ranker(backbone: Any) -> TypeGuard[Ranker]:
 def asked(questions: Iterable[str], prompt: str) -> list[str]:
     """Questions as they are put to a model.
 
-    Example:
+    Examples:
         >>> asked(["how many?"], "{question} Answer briefly.")
         ['how many? Answer briefly.']
     """

@@ -53,7 +53,7 @@ def normalize(answer: str) -> str:
     - Periods go, unless a digit follows.
     - Case is lowered, numerals up to ten become digits, articles go, contractions get their apostrophe.
 
-    Example:
+    Examples:
         >>> normalize("The two-seater, dont"), normalize("1,000 m."), normalize("No. 1.5")
         ("2 seater don't", '1000 m', 'no 1.5')
     """
@@ -72,7 +72,7 @@ def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
     Args:
         references: what each annotator said, ten in VQAv2. With fewer than four no answer reaches 1.
 
-    Example:
+    Examples:
         >>> vqa_accuracy("cat", ["cat"] * 3 + ["dog"] * 7)  # 2 matches in 3 subsets, 3 in the other 7
         0.9
 

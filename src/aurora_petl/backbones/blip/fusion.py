@@ -263,7 +263,7 @@ def fusion_encoders(model: nn.Module) -> list[BlipTextEncoder]:
 def fusion_size(layers: int, width: int, context: str | None = None, gate: str | None = None) -> int:
     """Number of weights that `context` and `gate` add to an adapter, for a text encoder of so many layers.
 
-    Example:
+    Examples:
         >>> fusion_size(12, 768, context="batch", gate="scale_shift")  # BLIP-base
         36889
     """
