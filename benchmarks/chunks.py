@@ -28,7 +28,8 @@ from aurora_petl.backbones.blip import model as blip
 from aurora_petl.baselines import apply_method
 from aurora_petl.files import write_json
 from aurora_petl.report import table
-from aurora_petl.tasks.retrieval import Retrieval, RetrievalSettings
+from aurora_petl.tasks.retrieval import Retrieval
+from aurora_petl.tasks.settings import RetrievalSettings
 
 TOKENS = 16  # of a text
 SIZES = (0, 4)
@@ -54,8 +55,8 @@ def made(kind: str, options: argparse.Namespace, chunk_size: int) -> Retrieval:
         backbone = blip.empty(config, kind)
         extra = {"context": "batch", "gate": "scale_shift"}
     apply_method(backbone, "aurora", {"r": 64, "init_weights": False, "scale": 0.1, **extra})
-    queue = {"queue_size": 1024} if kind == "blip" else {}
-    return Retrieval(backbone, RetrievalSettings(chunk_size=chunk_size, **queue)).train()
+    queue = 1024 if kind == "blip" else None
+    return Retrieval(backbone, RetrievalSettings(chunk_size=chunk_size, queue_size=queue)).train()
 
 
 def batch_of(count: int, size: int) -> dict[str, torch.Tensor]:
