@@ -49,7 +49,7 @@ def test_recipe_by_name():
         "context": "batch",
         "gate": "scale_shift",
     }
-    assert (recipe.task.beta, recipe.train.head_learning_rate, recipe.train.augment) == (20.0, 3e-3, False)
+    assert (recipe.task.beta, recipe.train.head_learning_rate, recipe.train.augment) == (20.0, 1e-3, False)
     assert recipe.task.itm_weight == 1.0  # what the file leaves out keeps its default
 
 
