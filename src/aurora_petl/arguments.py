@@ -98,7 +98,7 @@ def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argpars
         default=Path("runs/demo"),
         help="folder for results (default: %(default)s; a demo that was stopped there goes on)",
     )
-    demo.add_argument("--seeds", type=int, default=2, metavar="N", help="runs of each method (default: %(default)s)")
+    demo.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each method (default: %(default)s)")
 
     train = _command(commands, "train", runs, "tune a model on a dataset and write a run's folder")
     train.add_argument(

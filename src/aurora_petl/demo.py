@@ -21,7 +21,7 @@ def plan(seeds: int) -> Plan:
     return Plan(load_recipe(RECIPE), tuple(RATES), seeds=seeds, known=RATES)
 
 
-def demo(folder: Path, *, seeds: int = 2, progress: bool = False) -> None:
+def demo(folder: Path, *, seeds: int = 1, progress: bool = False) -> None:
     """Train and compare all methods into ``folder``, print the table and where the pictures are. A demo that was
     stopped goes on.
 
