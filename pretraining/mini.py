@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BertTokenizerFast, BlipConfig, BlipForImageTextRetrieval
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
@@ -228,19 +228,6 @@ class BlipMini(nn.Module):
         ).last_hidden_state[:, :-1]
         logits = self.decoder.cls(decoded.flatten(0, 1)[texts.places]).float()
         return F.cross_entropy(logits, ids[:, 1:].flatten()[texts.places], label_smoothing=0.1)
-
-
-def load(model: BlipMini, folder: Path) -> None:
-    """Put the weights that `save` wrote back."""
-    state = load_file(folder / "model.safetensors")
-    with torch.no_grad():
-        model.log_temperature.copy_(state.pop("temperature").log()[0])
-    decoder = {
-        name.removeprefix("text_decoder."): state.pop(name) for name in [*state] if name.startswith("text_decod")
-    }
-    missing = [*model.blip.load_state_dict(state, strict=False).missing_keys]
-    missing += model.decoder.load_state_dict(decoder, strict=False).missing_keys
-    assert all("embeddings" in name or "predictions.decoder" in name for name in missing), missing
 
 
 def save(model: BlipMini, tokens: BertTokenizerFast, folder: Path) -> None:

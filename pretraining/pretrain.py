@@ -213,17 +213,17 @@ class Run:
         self.worker = ThreadPoolExecutor(1)
         self.ahead: dict[tuple, Future[Draw]] = {}
 
-    def stage(self, step: int) -> tuple[str, float, float]:
-        """The stage of a step, the share of it that is over, and the learning rate."""
+    def stage(self, step: int) -> tuple[str, float]:
+        """The stage of a step, and its learning rate."""
         text, alone, together, fusion = self.lengths
         if step < text:
-            return "text", step / text, self.rate(step, text, 1e-3)
+            return "text", self.rate(step, text, 1e-3)
         step -= text
         if step < alone + together:  # one schedule for both
             stage = "alone" if step < alone else "all"
-            return stage, step / (alone + together), self.rate(step, alone + together, self.options.lr)
+            return stage, self.rate(step, alone + together, self.options.lr)
         step -= alone + together
-        return "fusion", step / max(1, fusion), self.rate(step, fusion, self.options.fusion_lr)
+        return "fusion", self.rate(step, fusion, self.options.fusion_lr)
 
     @staticmethod
     def rate(step: int, length: int, peak: float) -> float:
@@ -299,7 +299,7 @@ class Run:
         count, every = 0, max(1, sum(self.lengths) // 40)
         self.model.train()
         while self.steps < sum(self.lengths):
-            stage, _, rate = self.stage(self.steps)
+            stage, rate = self.stage(self.steps)
             for name, value in self.step(stage, rate).items():
                 sums[name] = sums.get(name, 0) + value
             self.steps, count = self.steps + 1, count + 1

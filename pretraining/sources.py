@@ -141,8 +141,8 @@ def held_out(cache_dir: Path) -> set[str]:
 
 
 def phrases(cache_dir: Path, codes: set[str]) -> list[str]:
-    """What a picture's words must not hold if it is to show none of the concepts ``codes``: the concepts' names, of a
-    flag the country's, and of a person the trade without "man" and "woman" comes with the concept's family."""
+    """Phrases that the words of a picture must not hold if it is to show none of the concepts ``codes``: their names,
+    and for a flag the name of the country alone, since not every flag is called "flag: Malta"."""
     names = [concept.name for concept in concepts(cache_dir) if concept.code in codes]
     return names + [name.partition(": ")[2] for name in names if name.startswith(("flag: ", "keycap: "))]
 

@@ -64,6 +64,6 @@ def test_the_stages_follow_each_other_and_rates_fall(script):
     options = SimpleNamespace(text=0.0001, alone=0.0002, all=0.0002, fusion=0.0001, batch=10, lr=1e-3, fusion_lr=2e-3)
     run = pretrain.Run(None, None, None, None, None, options)
     stages = [run.stage(step) for step in range(sum(run.lengths))]
-    assert [name for name, _, _ in stages] == ["text"] * 10 + ["alone"] * 20 + ["all"] * 20 + ["fusion"] * 10
-    rates = [rate for name, _, rate in stages if name in ("alone", "all")]
+    assert [name for name, _ in stages] == ["text"] * 10 + ["alone"] * 20 + ["all"] * 20 + ["fusion"] * 10
+    rates = [rate for name, rate in stages if name in ("alone", "all")]
     assert max(rates) <= 1e-3 and rates[-1] < 0.02e-3 and rates[6:] == sorted(rates[6:], reverse=True)

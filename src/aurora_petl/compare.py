@@ -33,12 +33,11 @@ from .files import lock, read_json, write_json
 from .method_options import typed_options
 from .methods import find_method
 from .recipe import Recipe, load_recipe
-from .report.comparison import Compared, comparison_json, plot_comparison
+from .report.comparison import AURORA, Compared, comparison_json, plot_comparison
 from .selection import settles
 from .tasks import task_class
 from .training import ADAPTER, Run, fit, prepare, train, untuned
 
-AURORA = "aurora"
 METHODS = ("heads", AURORA, "lora:1x", "lora:10x", "dora:10x", "vera", "full")
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 SEARCH_SEED = 100  # seeds of a comparison count from 0
@@ -56,7 +55,7 @@ class Plan:
         rates: learning rates that are tried for each method; of a single one nothing is searched.
         steps: numbers of steps that are tried, 0 being what the recipe says.
         also: data whose test split is scored before and after each run, to see what was forgotten; empty for none.
-        known: learning rates of methods for which nothing is searched.
+        known: learning rates that were searched before, by method; for these methods nothing is searched.
     """
 
     recipe: Recipe
@@ -125,7 +124,7 @@ def _sized(name: str, times: float, recipe: Recipe) -> Recipe:
     config = find_method(name).config
     if config is None or "r" not in {field.name for field in fields(config())}:
         raise AuroraError(f"method {name} has no rank r, which its size could be set by; name it without a size")
-    aim = times * _adapter_weights(recipe_of("aurora", recipe))
+    aim = times * _adapter_weights(recipe_of(AURORA, recipe))
 
     def of_rank(rank: int) -> Recipe:
         options = _layers(name, recipe) | {"r": rank}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from .compare import AURORA, Plan, claim, compare, run_folder
+from .compare import Plan, claim, compare, run_folder
 from .data import load_dataset
 from .recipe import load_recipe
-from .report.comparison import comparison_table
+from .report.comparison import AURORA, comparison_table
 from .training import ADAPTER
 
 RECIPE = "emoji"
