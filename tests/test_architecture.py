@@ -21,7 +21,7 @@ LEVELS = [  # from the ground up; a room imports what stands before it, and its 
     {"examples", "train_arguments", "trainer", "trainer_callbacks", "plan", "run_folder", "training", "scoring"},
     {"search"},
     {"model", "api", "export", "sharing"},
-    {"compare", "demo", "terminal", "arguments", "commands", "cli"},
+    {"rate_search", "compare", "demo", "terminal", "arguments", "commands", "cli"},
 ]
 
 

@@ -1,13 +1,16 @@
 """Comparisons of methods: what is searched, run, kept and told."""
 
 import json
+import math
+from types import SimpleNamespace
 
 import pytest
 
 from aurora_petl import compare
 from aurora_petl.cli import main
-from aurora_petl.errors import AuroraError
+from aurora_petl.errors import AuroraError, Diverged
 from aurora_petl.methods import OTHERS, find_method
+from aurora_petl.rate_search import Search
 from aurora_petl.recipe import load_recipe
 from aurora_petl.report.comparison import Compared, comparison_json, comparison_table
 
@@ -69,7 +72,7 @@ def test_other_methods_of_peft_train_are_saved_and_loaded(name, folder, tmp_path
 def test_a_comparison_is_searched_run_taken_up_and_widened(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["compare", *SMALL, "--data", str(folder), "--also", str(folder), "--quiet", "--out", "out"]
-    words += ["--methods", "aurora", "--rates", "1e-3", "3e-3"]
+    words += ["--methods", "aurora", "--rates", "1e-3", "3e-3", "--beyond", "0"]
     assert main([*words, "--seeds", "1"]) == 0
     out, err = capsys.readouterr()
     assert [line.split()[0] for line in out.splitlines()[2:4]] == ["zero-shot", "aurora"]
@@ -102,6 +105,7 @@ def test_a_comparison_is_searched_run_taken_up_and_widened(folder, tmp_path, cap
         (["--methods", "lorra"], "no method 'lorra'; did you mean lora?"),
         (["--seeds", "0"], "--seeds is 0; it must be at least 1"),
         (["--rates", "0"], "--rates has 0; rates must lie above 0"),
+        (["--beyond", "-1"], "--beyond is -1"),
         (["--steps", "-1"], "--steps has -1"),
         (["--also", "gone"], "gone"),
     ],
@@ -120,3 +124,40 @@ def test_the_table_pairs_by_seed():
     assert "+1.0 +- 0.0" in text and "20.0 +- 5.8" in text and "0.01*" in text and "edge" in text
     figures = comparison_json([ours, theirs], "mine", "")["methods"]["lora:r=1"]
     assert figures["aurora_minus"] == 1 and figures["aurora_minus_standard_error"] == 0 and figures["mean"] == 19
+
+
+def test_a_search_goes_on_beyond_the_best_rate_at_the_edge():
+    search = Search({(0, 1e-3): 20.0, (0, 3e-3): 21.0})
+    assert search.beyond() == (0, 9e-3) and search.at_edge
+    search.scores[0, 9e-3] = 20.5
+    assert search.best() == (0, 3e-3) and search.beyond() is None and not search.at_edge
+    search.scores[0, 3e-4] = 22.0
+    assert search.beyond() == (0, 9e-5)
+    search.scores[0, 9e-5] = -math.inf  # it diverged
+    assert search.beyond() is None
+    assert Search({(0, 1e-3): 20.0}).beyond() is None and not Search().at_edge
+    assert Search({(60, 1e-3): 1.0, (60, 3e-3): 2.0, (240, 1e-3): 3.0, (240, 3e-4): 2.0}).beyond() == (240, 3e-3)
+
+
+def test_a_comparison_searches_beyond_and_survives_a_rate_that_diverges(folder, tmp_path, capsys, monkeypatch):
+    scores = {1e-3: 10.0, 3e-3: 20.0, 9e-3: None}
+    fit = lambda _, prepared, **__: _scored(scores[prepared.recipe.train.learning_rate])  # noqa: E731
+    monkeypatch.setattr(compare, "fit", fit)
+    monkeypatch.setattr(compare, "_train", lambda recipe, folder, _: (folder.mkdir(), _scored(19.0))[1])
+    words = ["compare", *SMALL, "--data", str(folder), "--quiet", "--out", str(tmp_path / "out"), "--seeds", "1"]
+    assert main([*words, "--methods", "aurora", "--rates", "1e-3", "3e-3"]) == 0
+    out, err = capsys.readouterr()
+    assert "3/4 aurora, search: rate 0.009, diverged" in err and "edge" not in out
+    found = json.loads((tmp_path / "out/results.json").read_text())["methods"]["aurora"]
+    assert found["search"] == {"rate 0.001": 10.0, "rate 0.003": 20.0} and found["rate"] == 3e-3
+    monkeypatch.setattr(compare, "fit", lambda *_, **__: _scored(None))
+    assert main([*words[:-3], str(tmp_path / "none"), "--methods", "aurora", "--rates", "1e-2", "3e-2"]) == 1
+    assert "aurora diverged at every rate that was tried; give lower --rates" in capsys.readouterr().err
+
+
+def _scored(validation):
+    if validation is None:
+        raise Diverged("the loss of step 3 is nan")
+    weights = {"adapter": 1, "heads": 1, "trainable": 2}
+    metrics = {"validation_best": validation, "weights": weights, "train_seconds": 1, "test": {"mean_recall": 18.0}}
+    return SimpleNamespace(metrics=metrics, task=SimpleNamespace(main_metric="mean_recall"))

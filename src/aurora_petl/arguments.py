@@ -204,7 +204,14 @@ def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argpars
         nargs="+",
         metavar="RATE",
         help="learning rates that are tried for each method on the validation split; a single one is taken as it is "
-        "(default: 1e-4 3e-4 1e-3 3e-3 1e-2)",
+        "(default: 3e-4 1e-3 3e-3)",
+    )
+    compare.add_argument(
+        "--beyond",
+        type=int,
+        default=2,
+        metavar="N",
+        help="how many further rates to try while the best is the lowest or the highest (default: %(default)s)",
     )
     compare.add_argument(
         "--steps", type=int, nargs="+", default=[0], metavar="N", help="numbers of steps to try (default: the recipe's)"

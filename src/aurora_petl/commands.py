@@ -119,6 +119,7 @@ def compare(options: argparse.Namespace, recipe: Recipe, progress: bool) -> None
         tuple(dict.fromkeys(options.methods or comparison.METHODS)),
         options.seeds,
         tuple(options.rates or comparison.RATES),
+        options.beyond,
         tuple(options.steps),
         options.also or "",
     )

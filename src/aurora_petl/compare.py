@@ -8,6 +8,7 @@ that a comparison that was stopped goes on where it was.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import time
@@ -27,11 +28,12 @@ from .data.rows import Dataset as Rows
 from .data.rows import announced
 from .devices import choose
 from .distributed import ranks
-from .errors import AuroraError
+from .errors import AuroraError, Diverged
 from .evaluation.outcome import Outcome
 from .files import lock, read_json, write_json
 from .method_options import typed_options
 from .methods import find_method
+from .rate_search import Search, told
 from .recipe import Recipe, load_recipe
 from .report.comparison import AURORA, Compared, comparison_json, plot_comparison
 from .selection import settles
@@ -39,7 +41,8 @@ from .tasks import task_class
 from .training import ADAPTER, Run, fit, prepare, train, untuned
 
 METHODS = ("heads", AURORA, "lora:1x", "lora:10x", "dora:10x", "vera", "full")
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+RATES = (3e-4, 1e-3, 3e-3)
+BEYOND = 2
 SEARCH_SEED = 100  # seeds of a comparison count from 0
 CELL, PLAN = "cell.json", "comparison.json"
 
@@ -53,6 +56,8 @@ class Plan:
         methods: as `recipe_of` reads them.
         seeds: how many runs of each method are scored.
         rates: learning rates that are tried for each method; of a single one nothing is searched.
+        beyond: while the best rate is the lowest or the highest of those that were tried, a further one is, up to this
+            many for each method: methods differ by more than a factor of ten in the rate that suits them.
         steps: numbers of steps that are tried, 0 being what the recipe says.
         also: data whose test split is scored before and after each run, to see what was forgotten; empty for none.
         known: learning rates that were searched before, by method; for these methods nothing is searched.
@@ -62,12 +67,13 @@ class Plan:
     methods: tuple[str, ...] = METHODS
     seeds: int = 3
     rates: tuple[float, ...] = RATES
+    beyond: int = BEYOND
     steps: tuple[int, ...] = (0,)
     also: str = ""
     known: Mapping[str, float] = field(default_factory=dict)
 
     def budgets(self, word: str) -> list[tuple[int, float]]:
-        """Steps and rates that are tried for a method; of a single pair nothing is searched."""
+        """Steps and rates that are tried first for a method; of a single pair nothing is searched."""
         return list(product(self.steps, (self.known[word],) if word in self.known else self.rates))
 
 
@@ -75,7 +81,7 @@ class Plan:
 class Cell:
     """A finished run of a comparison."""
 
-    validation: float
+    validation: float | None  # None of a run of the search that diverged
     score: float | None  # of the test split; None of a run of the search
     also: float | None
     weights: dict[str, int]
@@ -169,7 +175,7 @@ def claim(plan: Plan, out: Path) -> None:
     """
     content = json.loads(json.dumps(asdict(plan)))
     content["recipe"]["method_options"] = plan.recipe.method_options
-    widens = ("methods", "seeds", "rates", "steps")  # a comparison may be widened: runs that are there stay
+    widens = ("methods", "seeds", "rates", "beyond", "steps")  # a comparison may be widened: runs that are there stay
     if out.is_file():
         raise AuroraError(f"{out} is a file; name a folder with --out")
     if (out / PLAN).is_file():
@@ -201,27 +207,54 @@ def _compare(plan: Plan, recipes: dict[str, Recipe], out: Path, progress: bool) 
     other = load_dataset(plan.also, broken=recipe.broken).split("test") if plan.also else None
     start = _start(recipe, dataset, other, progress)
     tried = {word: len(plan.budgets(word)) for word in recipes}
-    total = sum(plan.seeds + (count if count > 1 else 0) for count in tried.values())
+    count = _Count(sum(plan.seeds + (count if count > 1 else 0) for count in tried.values()))
     compared = [_baseline(recipe, start, plan.seeds)]
-    done = 0
     for word, made in recipes.items():
-        budgets, found = plan.budgets(word), dict[tuple[int, float], float]()
-        for steps, rate in budgets if len(budgets) > 1 else ():
-            budgeted = _budgeted(made, steps, rate, SEARCH_SEED)
-            folder = out / _name(word) / f"search-{steps or 'own'}-{rate:g}"
-            found[steps, rate] = _cell(budgeted, folder, start, None, score=False).validation
-            done += 1
-            _tell(f"{done}/{total}", f"{word}, search: {_of(steps, rate)}, validation {found[steps, rate]:.1f}")
-        steps, rate = max(found, key=lambda key: found[key]) if found else budgets[0]
+        search = _searched(word, made, plan, out, start, count)
+        steps, rate = search.best() if search.scores else plan.budgets(word)[0]
         cells = []
         for seed in range(plan.seeds):
             folder = run_folder(out, word, steps, rate, seed)
             cells.append(_cell(_budgeted(made, steps, rate, seed), folder, start, other, score=True))
-            done += 1
-            told = f"{word}, seed {seed}: {_of(steps, rate)}, test {cells[-1].score:.1f}, {cells[-1].seconds:.0f} s"
-            _tell(f"{done}/{total}", told)
-        compared.append(_compared(word, steps, rate, plan, found, cells))
+            count.tell(
+                f"{word}, seed {seed}: {told(steps, rate)}, test {cells[-1].score:.1f}, {cells[-1].seconds:.0f} s"
+            )
+        compared.append(_compared(word, steps, rate, plan, search, cells))
     return compared
+
+
+def _searched(word: str, made: Recipe, plan: Plan, out: Path, start: _Untuned, count: _Count) -> Search:
+    """The search of a method: what the plan names, and then, while the best rate is at the edge, beyond it."""
+    search, waiting = Search(), plan.budgets(word)
+    if len(waiting) == 1:
+        return search
+    first = len(waiting)
+    while waiting:
+        steps, rate = waiting.pop(0)
+        folder = out / _name(word) / f"search-{steps or 'own'}-{rate:g}"
+        validation = _cell(_budgeted(made, steps, rate, SEARCH_SEED), folder, start, None, score=False).validation
+        search.scores[steps, rate] = -math.inf if validation is None else validation
+        result = "diverged" if validation is None else f"validation {validation:.1f}"
+        count.tell(f"{word}, search: {told(steps, rate)}, {result}")
+        further = search.beyond()
+        if not waiting and further is not None and len(search.scores) < first + plan.beyond:
+            waiting.append(further)
+            count.total += 1
+    if search.scores[search.best()] == -math.inf:
+        raise AuroraError(f"{word} diverged at every rate that was tried; give lower --rates")
+    return search
+
+
+@dataclass
+class _Count:
+    """Which run of a comparison it is, of how many."""
+
+    total: int
+    done: int = 0
+
+    def tell(self, line: str) -> None:
+        self.done += 1
+        print(f"aurora: {time.strftime('%H:%M')} {self.done}/{self.total} {line}", file=sys.stderr, flush=True)
 
 
 def run_folder(out: Path, word: str, steps: int, rate: float, seed: int) -> Path:
@@ -260,7 +293,15 @@ def _cell(recipe: Recipe, folder: Path, start: _Untuned, other: Rows | None, *, 
     if folder.exists():
         shutil.rmtree(folder)  # of a run that was stopped
     _reset_peak()
-    run = _train(recipe, folder, start) if score else _search(recipe, folder, start)
+    try:
+        run = _train(recipe, folder, start) if score else _search(recipe, folder, start)
+    except Diverged:
+        if score:
+            raise
+        cell = Cell(None, None, None, {}, 0, 0.0, None)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        write_json(file, asdict(cell))
+        return cell
     metric = run.task.main_metric
     kept = folder / ADAPTER
     cell = Cell(
@@ -315,10 +356,7 @@ def _baseline(recipe: Recipe, start: _Untuned, seeds: int) -> Compared:
     return Compared("zero-shot", metric, (score,) * seeds, weights, also=() if start.also is None else (start.also,))
 
 
-def _compared(
-    word: str, steps: int, rate: float, plan: Plan, found: dict[tuple[int, float], float], cells: Sequence[Cell]
-) -> Compared:
-    edge = len(plan.rates) > 1 and word not in plan.known and rate in (min(plan.rates), max(plan.rates))
+def _compared(word: str, steps: int, rate: float, plan: Plan, search: Search, cells: Sequence[Cell]) -> Compared:
     memory = [cell.memory for cell in cells if cell.memory is not None]
     return Compared(
         word,
@@ -327,8 +365,8 @@ def _compared(
         cells[0].weights,
         rate=rate,
         steps=steps,
-        at_edge=edge,
-        search={f"{_of(*key)}": value for key, value in found.items()},
+        at_edge=search.at_edge,
+        search={told(*tried): value for tried, value in search.scores.items() if value > -math.inf},
         bytes=cells[0].bytes,
         seconds=sum(cell.seconds for cell in cells) / len(cells),
         memory=max(memory) if memory else None,
@@ -336,14 +374,6 @@ def _compared(
     )
 
 
-def _of(steps: int, rate: float) -> str:
-    return f"rate {rate:g}" + (f", {steps} steps" if steps else "")
-
-
 def _name(word: str) -> str:
     """What a method's folder is called."""
     return "".join(c if c.isalnum() or c in "._=-" else "-" for c in word)
-
-
-def _tell(count: str, line: str) -> None:
-    print(f"aurora: {time.strftime('%H:%M')} {count} {line}", file=sys.stderr, flush=True)

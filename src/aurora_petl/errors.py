@@ -23,6 +23,10 @@ class SharedError(AuroraError):
     """An error that every rank raises, so that the first one alone prints it."""
 
 
+class Diverged(SharedError):
+    """A training whose losses or weights are no numbers any more."""
+
+
 def one_line(text: str, most: int | None = None) -> str:
     """Text with line ends, control characters and halves of surrogate pairs escaped: names of files hold any of them.
 

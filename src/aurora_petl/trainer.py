@@ -25,7 +25,7 @@ from . import checkpoints, distributed, selection
 from .baselines import is_head
 from .checkpoints import Checkpoint
 from .data.rows import Dataset as Rows
-from .errors import SharedError
+from .errors import Diverged, SharedError
 from .evaluation.outcome import Outcome
 from .examples import Order, TrainingExamples
 from .files import write_text
@@ -141,11 +141,11 @@ class TaskTrainer(Trainer):
         if wrong := next((line for line in lines if not math.isfinite(line["loss"])), None):
             raise self._diverged(f"the loss of step {wrong['step']} is {wrong['loss']}")
 
-    def _diverged(self, what: str) -> SharedError:
+    def _diverged(self, what: str) -> Diverged:
         rates = f"train.learning_rate (it is {self.args.learning_rate:g}"
         if self.settings.head_learning_rate:
             rates += f", train.head_learning_rate {self.settings.head_learning_rate:g}"
-        return SharedError(f"the training diverged: {what}; lower {rates}) and start anew")
+        return Diverged(f"the training diverged: {what}; lower {rates}) and start anew")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

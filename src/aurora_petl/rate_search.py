@@ -1,0 +1,43 @@
+"""The search over learning rates and numbers of steps that `aurora compare` gives every method.
+
+The search widens itself: methods differ by more than a factor of ten in the rate that suits them, and a best rate at
+the edge of what was tried says that the search was too short.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Search:
+    """What a method's search tried, and how good each was on the validation split."""
+
+    scores: dict[tuple[int, float], float] = field(default_factory=dict)  # by steps and rate; -inf if a run diverged
+
+    def best(self) -> tuple[int, float]:
+        """Steps and rate with the best score, of equals the first."""
+        return max(self.scores, key=lambda tried: self.scores[tried])
+
+    def _rates(self, steps: int) -> list[float]:
+        return sorted(rate for tried, rate in self.scores if tried == steps)
+
+    def beyond(self) -> tuple[int, float] | None:
+        """Where the search goes on: as far beyond the best rate as its neighbour is within; None unless the best rate
+        is at the edge."""
+        steps, rate = self.best()
+        rates = self._rates(steps)
+        if len(rates) < 2 or rate not in (rates[0], rates[-1]):
+            return None
+        neighbour = rates[1] if rate == rates[0] else rates[-2]
+        return steps, float(f"{rate * rate / neighbour:.1g}")
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether a rate beyond those that were tried may be better."""
+        return bool(self.scores) and self.beyond() is not None
+
+
+def told(steps: int, rate: float) -> str:
+    """A rate and a number of steps, 0 being the recipe's, in words."""
+    return f"rate {rate:g}" + (f", {steps} steps" if steps else "")
