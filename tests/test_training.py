@@ -386,3 +386,16 @@ def test_trackers_are_told_of_the_run_and_refused_before_the_data(folder, tmp_pa
     for name, told in (("clearml", "clearml is not installed; get it with"), ("wanbd", "did you mean wandb?")):
         assert main(["train", "--data", "gone", f"train.report_to=[{name}]"]) == 1
         assert told in capsys.readouterr().err
+
+
+def test_fewer_training_rows_are_drawn_by_the_seed(folder):
+    def rows(seed, most):
+        recipe = load_recipe(None, settings(folder, f"train.seed={seed}", f"train.max_train_samples={most}"))
+        dataset = prepare(recipe, check=False).dataset
+        return [item.image for item in dataset.split("train")], len(dataset.split("test"))
+
+    every, test = rows(0, 0)
+    drawn, others = rows(0, 7)
+    assert len(drawn) == 7 < len(every) and others == test
+    assert [name for name in every if name in drawn] == drawn == rows(0, 7)[0] != rows(1, 7)[0]
+    assert rows(0, 10**6) == (every, test)

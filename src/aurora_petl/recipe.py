@@ -34,6 +34,7 @@ class TrainSettings(Settings):
     gradient_accumulation: int = number(1, 1, 65_536)
     gradient_checkpointing: bool = False  # keep each layer's input alone, compute the layer again going back
     compile: bool = False  # by torch.compile, the loss of each shape of batch as one graph: minutes at the first steps
+    max_train_samples: int = number(0, 0, 10**9)  # rows of the training split that the seed draws; 0: all of them
     epochs: float = number(4.0, 0, 10**6)
     max_steps: int = number(0, 0, 10**9)
     min_steps: int = number(1, 1, 10**9)

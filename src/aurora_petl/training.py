@@ -86,6 +86,8 @@ def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False) -> Pr
         dataset = _dataset(recipe, check_recipe(recipe))
     if check:
         dataset.check(progress=progress)
+    if recipe.train.max_train_samples and find_method(recipe.method).learns:
+        dataset = dataset.few("train", recipe.train.max_train_samples, recipe.train.seed)
     with distributed.together():
         return _prepared(recipe, dataset)
 

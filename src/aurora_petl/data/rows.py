@@ -124,6 +124,12 @@ class Dataset(Sequence[Row], Generic[Row]):
             raise AuroraError(f"{self.name}: no rows of split {short(name)} (it has {held}); {self.mend}")
         return replace(self, name=f"{self.name}/{name}", items=chosen)
 
+    def few(self, name: str, most: int, seed: int) -> Self:
+        """The same with at most so many rows of one split, drawn by ``seed``; rows of other splits are all there."""
+        places = [place for place, item in enumerate(self.items) if item.split == name]
+        left = set(places).difference(random.Random(seed).sample(places, min(most, len(places))))
+        return replace(self, items=select(self.items, [place for place in range(len(self)) if place not in left]))
+
     def check(self, progress: bool = False) -> None:
         """Decode every picture to its end, and of every clip the frame in the middle, each once.
 
