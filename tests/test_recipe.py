@@ -137,6 +137,7 @@ def test_a_recipe_file_that_is_not_there(tmp_path):
             "train.learning_rat=1",
             "recipe emoji: there is no field train.learning_rat; did you mean train.learning_rate?",
         ),
+        ("max_steps=3", "recipe emoji: there is no field max_steps; did you mean train.max_steps?"),
         ("modle=x", "recipe emoji: there is no field modle; did you mean model?"),
         ("task.k_tst=1", "recipe emoji: there is no field task.k_tst; did you mean task.k_test?"),
         ("train.learning_rate=fast", "recipe emoji: train.learning_rate is 'fast'; it must be a number"),

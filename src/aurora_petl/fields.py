@@ -121,7 +121,11 @@ def _told(kind: type[Settings], error: ValidationError, given: Mapping[str, Any]
     what, (name, *inner), culprit = first["type"], first["loc"] or (short(first["input"]),), first["input"]
     known, name = fields_of(kind), str(name)
     if name not in known:
-        near = did_you_mean(name[:60], known, "fields are", kind.prefix)
+        sections = (given.get(part, field.get_default(call_default_factory=True)) for part, field in known.items())
+        inside = [
+            part.prefix + name for part in sections if isinstance(part, Settings) and name in fields_of(type(part))
+        ]
+        near = f"did you mean {inside[0]}?" if inside else did_you_mean(name[:60], known, "fields are", kind.prefix)
         return f"{kind.owner} no field {kind.prefix}{name[:60]}; {near}"
     where, value = f"{kind.prefix}{name}", given[name] if inner else culprit
     hint, ends = known[name].annotation, bounds(known[name])
