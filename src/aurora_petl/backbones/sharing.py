@@ -9,12 +9,15 @@ They are not copied unless one picture has so many texts that its row would make
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..adapter.factors import no_autocast
 
 
 class Sharing(NamedTuple):
@@ -128,7 +131,8 @@ def attend(
             mask = mask[:, :, :1]  # the padding of the keys, the same for all queries of a row
         mask = finite_mask(mask, query.dtype)
     kind = query.dtype
-    if query.device.type == "cpu" and kind == torch.bfloat16:  # whose backward pass is several times slower there
+    if widened := query.device.type == "cpu" and kind == torch.bfloat16 and torch.is_grad_enabled():
+        # PyTorch's backward pass of attention in bfloat16 takes three to seven times as long on a CPU
         query, key, value = query.float(), key.float(), value.float()
         mask = None if mask is None else mask.float()
 
@@ -136,7 +140,8 @@ def attend(
         return part.reshape(len(key), -1, heads, width // heads).transpose(1, 2)
 
     if frames is None:
-        context = F.scaled_dot_product_attention(split(query), split(key), split(value), mask, dropout)
+        with no_autocast(query.device) if widened else nullcontext():  # autocast would narrow them again
+            context = F.scaled_dot_product_attention(split(query), split(key), split(value), mask, dropout)
     else:
         weights = frames.new_ones(texts, frames.shape[1], key.shape[1] // frames.shape[1])
         weights = torch.cat([weights[:, :, :1], weights[:, :, 1:] * frames[:, :, None]], 2).flatten(1)  # (texts, N)
