@@ -1,9 +1,11 @@
 """Seats of texts that meet few pictures: those that nobody looked at hold every text, at its own picture."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aurora_petl.backbones import sharing
 from aurora_petl.backbones.sharing import Sharing, _share_unread, share
 
 
@@ -38,3 +40,19 @@ def test_the_number_of_rows_depends_on_counts_alone():
     for drawn in (own.flip(0), torch.zeros(16, dtype=torch.long), torch.randint(0, 16, (16,))):
         found = _share_unread(torch.cat([own, own, drawn]), 16, 577, 16, 2)
         assert (len(found.rows), found.size) == (18, 7)
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_training_in_bfloat16_on_a_cpu_attends_in_float32(gradient, monkeypatch):
+    kinds = []
+
+    def attention(query, key, value, *rest):
+        narrowed = torch.mm(query[0, 0], key[0, 0].mT).dtype  # what autocast makes of an operation here
+        kinds.append((query.dtype, narrowed))
+        return value
+
+    monkeypatch.setattr(sharing.F, "scaled_dot_product_attention", attention)
+    states = torch.randn(2, 5, 8, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(gradient):
+        assert sharing.attend(states, states, states, 2).dtype == torch.bfloat16
+    assert kinds == [(torch.float32, torch.float32) if gradient else (torch.bfloat16, torch.bfloat16)]
