@@ -21,11 +21,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from pages import write_between
+
 from aurora_petl.data import ImageTextDataset, QuestionDataset, load_dataset
 from aurora_petl.evaluation.outcome import AnswerOutcome
 from aurora_petl.evaluation.recall import KS
 from aurora_petl.evaluation.vqa_accuracy import question_score
-from aurora_petl.files import read_text, write_json, write_text
+from aurora_petl.files import write_json
 from aurora_petl.recipe import load_recipe
 from aurora_petl.report import markdown_table
 from aurora_petl.training import train, untuned
@@ -136,15 +138,6 @@ def in_tables(results: list[dict[str, Any]]) -> str:
     return "\n\n".join(markdown_table(table[0], table[1:]) for table in (rows, answers) if len(table) > 1)
 
 
-def insert(text: str, tables: str) -> str:
-    """``text`` with the tables between its `MARKS`."""
-    before, first, rest = text.partition(MARKS[0])
-    _, last, after = rest.partition(MARKS[1])
-    if not (first and last):
-        raise SystemExit(f"the page lacks the marks {MARKS[0]} and {MARKS[1]}")
-    return f"{before}{first}\n\n{tables}\n\n{last}{after}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packs", nargs="+", default=[*RETRIEVAL, *ANSWERS], choices=[*RETRIEVAL, *ANSWERS])
@@ -158,7 +151,7 @@ def main() -> None:
     if options.json:
         write_json(options.json, {"date": date.today().isoformat(), "results": results})
     if options.docs:
-        write_text(options.docs, insert(read_text(options.docs), tables))
+        write_between(options.docs, tables, MARKS)
 
 
 if __name__ == "__main__":

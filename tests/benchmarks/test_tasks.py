@@ -1,0 +1,46 @@
+"""The table of methods over tasks: means, paired differences and what is counted as a win."""
+
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def figures(*scores, rate=1e-3, edge=False):
+    return {"scores": list(scores), "mean": sum(scores) / len(scores), "rate": rate, "at_edge": edge}
+
+
+def test_aurora_is_compared_by_seed_over_all_tasks(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    tasks = import_module("tasks")
+    one = {
+        "zero-shot": figures(5, 5, rate=0),
+        "aurora": figures(10, 20, 30),
+        "full": figures(12, 20, rate=1e-4, edge=True),
+    }
+    two = {
+        "zero-shot": figures(1, 1, rate=0),
+        "aurora": figures(40, 41),
+        "full": figures(40, 39),
+        "heads": figures(1, 1),
+    }
+    assert tasks.mean_difference([one, two], "full") == [-1.0, 1.0]  # of two seeds, the third is not in all
+    table = tasks.in_table({"scenes-ink": one, "scenes-colour": two}).splitlines()
+    assert "| full | 16.0 +- 4.0 (rate 0.0001*) | 39.5 +- 0.5 (rate 0.001) | 27.8 | +0.0 +- 1.0 | 2 of 2 |" in table
+    assert "| zero-shot | 5.0 | 1.0 | 3.0 |" in table[2] and "heads" not in "".join(table)
+
+
+def test_a_comparison_runs_and_is_reported(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    tasks = import_module("tasks")
+    plans = []
+    monkeypatch.setattr(tasks, "compare", lambda plan, out: plans.append((plan, out)))
+    words = ["tasks.py", "--out", str(tmp_path), "--packs", "scenes-ink", "--set", "train.max_steps=3"]
+    monkeypatch.setattr("sys.argv", [*words, "--default"])
+    with pytest.raises(SystemExit, match="holds no comparison that ended"):
+        tasks.main()
+    [(plan, out)] = plans
+    assert out == tmp_path / "scenes-ink" and plan.recipe.train.max_steps == 3 and plan.methods == ("aurora",)
+    assert plan.known == {"aurora": plan.recipe.train.learning_rate}
