@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, cast, get_type_hints
 
@@ -37,6 +37,7 @@ class AuroraOptions(Settings):
     dropout: float = number(0.0, 0, 0.999)
     fused_slices: dict[str, Slices] | None = None
     fused_columns: dict[str, Slices] | None = None
+    factor_groups: list[str] | None = None
     context: Literal["batch", "released"] | None = None
     gate: Literal["scale_shift", "released"] | None = None
     bias: Literal["none", "all", "aurora_only"] = "none"
@@ -74,7 +75,7 @@ def typed_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     made = (AuroraOptions if name == "aurora" else _options_of(name, method))(**options)
     typed = {key: getattr(made, key) for key in options}
     for key, value in typed.items():
-        for pattern in value if isinstance(value, dict) else [value] if key.endswith("_modules") else []:
+        for pattern in _patterns(key, value):
             if isinstance(pattern, str):
                 _compile(pattern, f"method_options.{key}")
     return typed
@@ -97,6 +98,13 @@ def _options_of(name: str, method: Method) -> type[Settings]:
     about = {"prefix": AuroraOptions.prefix, "owner": f"method {name} has"}
     made = dataclasses.make_dataclass(config.__name__, fields, bases=(Settings,), namespace=about)
     return cast(type[Settings], dataclass(config=CONFIG)(made))
+
+
+def _patterns(key: str, value: Any) -> Iterable[Any]:
+    """The regular expressions among the values of an option."""
+    if isinstance(value, dict) or (key == "factor_groups" and isinstance(value, list)):
+        return value
+    return [value] if key.endswith("_modules") else []
 
 
 def _compile(pattern: str, where: str) -> None:

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from aurora_petl.adapter import AuroraConfig, AuroraFactors, AuroraLinear, adapter_size
+from aurora_petl.adapter.factors import Widths
 
 from .tiny import aurora_config
 
@@ -107,7 +108,7 @@ def test_rank_dropout_masks_components():
     torch.manual_seed(0)
     for core in ("diagonal", "full"):
         factors = AuroraFactors(aurora_config(r=16, core=core, dropout=0.25), torch.zeros(1))
-        rows = factors.add(8, 8, 5, torch.device("cpu"))
+        rows = factors.add(Widths(8, 8), 5, torch.device("cpu"))
         mode = factors.mode(rows)
         assert torch.equal(factors.mode(rows), mode)
         ratio = factors.mode(rows, training=True) / mode

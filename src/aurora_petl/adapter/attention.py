@@ -61,9 +61,9 @@ class AuroraAttention(AuroraLinear):
                 raise
             return getattr(self.base_layer, name)
 
-    def add_adapter(self, name: str, split: tuple[int, int]) -> None:
-        super().add_adapter(name, split)
-        self._base.out_proj.add_adapter(name, (1, 1))
+    def add_adapter(self, name: str, split: tuple[int, int], group: int = 0) -> None:
+        super().add_adapter(name, split, group)
+        self._base.out_proj.add_adapter(name, (1, 1), group)
 
     def forward(  # type: ignore[override]  # called by this name
         self, query: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any

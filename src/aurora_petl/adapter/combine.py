@@ -68,6 +68,9 @@ def combined_config(model: nn.Module, configs: dict[str, AuroraConfig], adapters
             )
         if own and not isinstance(layer, AuroraProjection):
             splits[name] = next(iter(own.values()))
+    groups = {adapter: configs[adapter].factor_groups for adapter in adapters}
+    if any(own != groups[adapters[0]] for own in groups.values()):
+        raise ValueError(f"Adapters that are combined need the same `factor_groups`, but these have {groups}")
     cores = {configs[adapter].core for adapter in adapters}
     return replace(
         configs[adapters[0]],

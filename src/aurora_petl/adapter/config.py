@@ -104,6 +104,16 @@ class AuroraConfig(PeftConfig):
             )
         },
     )
+    factor_groups: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": (
+                "Regexes; layers whose name has a match of the first one share factors U and V of their own, and so on "
+                "for each, and all other layers share theirs. ['vision_model'] gives each of two towers its own. None, "
+                "as in the paper: all layers share the same."
+            )
+        },
+    )
     context: str | None = field(
         default=None,
         metadata={
@@ -184,6 +194,11 @@ class AuroraConfig(PeftConfig):
                 "`layers_to_transform` needs `target_modules` as a list, "
                 f"but that is the string {self.target_modules!r}"
             )
+        for pattern in self.factor_groups or ():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"`factor_groups` holds {pattern!r}, which is no regex: {error}") from error
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError(f"`layers_pattern` is {self.layers_pattern!r} but `layers_to_transform` is not set")
         # Resolved here, so that the saved file says what was done, whatever later versions of the table hold.
@@ -206,6 +221,11 @@ class AuroraConfig(PeftConfig):
         super().save_pretrained(save_directory, **kwargs)
         if (path := Path(save_directory) / "README.md").is_file():
             write_text(path, with_loading(path.read_text(encoding="utf-8")))
+
+    def group_of(self, name: str) -> int:
+        """Which of the groups of layers that share factors the layer `name` is in, from 1; 0 if in none."""
+        patterns = self.factor_groups or ()
+        return next((number for number, pattern in enumerate(patterns, 1) if re.search(pattern, name)), 0)
 
     def split_of(self, name: str) -> tuple[int, int]:
         """How many matrices the linear layer `name` stacks by rows, and how many it holds side by side."""

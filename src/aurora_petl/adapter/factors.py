@@ -13,6 +13,8 @@ all N slices into a tensor and approximate that by R components (CP decompositio
       core = "diagonal"    M_k = diag(lambda * P[k])               lambda: R     P: N x R
       core = "full"        M_k = sum_s C[:, :, s] P[k, s]          C: R x R x R  P: N x R
 
+Layers may be put into groups, each with a U and a V of its own for each width; lambda (or C) is always one.
+
 U, V and lambda (or C) live here, once, on the tuner model. A slice owns only its row P[k], and the row lives
 in the layer that it belongs to: saved rows are then addressed by the layer's name rather than by a position
 that depends on what else was targeted, an adapter with other targets has other rows, and peft's own loading,
@@ -32,12 +34,34 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from .config import AuroraConfig
+
+
+class Widths(NamedTuple):
+    """Of a layer's slices, and which of the groups of layers that share factors it is in, 0 if in none."""
+
+    inputs: int
+    outputs: int
+    group: int = 0
+
+    @property
+    def U(self) -> str:
+        """The name of U for slices of these widths."""
+        return f"U_{self.inputs}{self._suffix}"
+
+    @property
+    def V(self) -> str:
+        """The name of V for slices of these widths."""
+        return f"V_{self.outputs}{self._suffix}"
+
+    @property
+    def _suffix(self) -> str:
+        return f"_{self.group}" if self.group else ""
 
 
 class AuroraFactors(nn.Module):
@@ -59,14 +83,14 @@ class AuroraFactors(nn.Module):
         else:
             self.register_parameter(self.core_name, self._normal((self.r,) * 3, 1 / self.r, like.device))
 
-    def add(self, in_width: int, out_width: int, slices: int, device: torch.device) -> nn.Parameter:
+    def add(self, widths: Widths, slices: int, device: torch.device) -> nn.Parameter:
         """Make U and V for these widths where they are missing; return fresh rows of P, (slices, R)."""
-        if f"U_{in_width}" not in self._parameters:
-            bound = 1 / math.sqrt(in_width)  # as LoRA draws A
-            self.register_parameter(f"U_{in_width}", self._uniform((in_width, self.r), -bound, bound, device))
-        if f"V_{out_width}" not in self._parameters:
+        if widths.U not in self._parameters:
+            bound = 1 / math.sqrt(widths.inputs)  # as LoRA draws A
+            self.register_parameter(widths.U, self._uniform((widths.inputs, self.r), -bound, bound, device))
+        if widths.V not in self._parameters:
             bound = 0.0 if self.init_weights else 1 / math.sqrt(self.r)
-            self.register_parameter(f"V_{out_width}", self._uniform((out_width, self.r), -bound, bound, device))
+            self.register_parameter(widths.V, self._uniform((widths.outputs, self.r), -bound, bound, device))
         return self._normal((slices, self.r), 1.0, device)
 
     @property
@@ -75,7 +99,7 @@ class AuroraFactors(nn.Module):
         return "lambda_" if self.core == "diagonal" else "C"
 
     def of_layer(
-        self, rows: torch.Tensor, in_width: int, out_width: int, training: bool = False
+        self, rows: torch.Tensor, widths: Widths, training: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What makes up a layer's update, on the device of its rows; `thin` turns it into E and D.
 
@@ -83,12 +107,12 @@ class AuroraFactors(nn.Module):
             rows: P[k] of the layer's slices, (slices, R)
 
         Returns:
-            U: (in_width, R)
-            V: (out_width, R)
+            U: (widths.inputs, R)
+            V: (widths.outputs, R)
             mode: of `mode`, (slices, R) or (slices, R, R)
         """
-        U = getattr(self, f"U_{in_width}").to(rows.device)
-        V = getattr(self, f"V_{out_width}").to(rows.device)
+        U = getattr(self, widths.U).to(rows.device)
+        V = getattr(self, widths.V).to(rows.device)
         with no_autocast(rows.device):
             return U, V, self.mode(rows, training)
 

@@ -40,7 +40,7 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
-from .factors import AuroraFactors, autocast_dtype, no_autocast, thin
+from .factors import AuroraFactors, Widths, autocast_dtype, no_autocast, thin
 from .frozen import FormedLinear, FrozenLinear, apply, merge_pays, plain_operations
 from .norm import norm_inputs
 from .shared import SharedFactors
@@ -70,7 +70,7 @@ class AuroraLinear(nn.Module, AuroraLayer):
     """
 
     adapter_layer_names: tuple[str, ...] = ("aurora_P", "aurora_factors")
-    other_param_names: tuple[str, ...] = ("aurora_split", "aurora_scale")
+    other_param_names: tuple[str, ...] = ("aurora_split", "aurora_group", "aurora_scale")
     formed_together = True  # with all layers of its width, see `updates.py`; a subclass computes its own update
 
     def __init__(self, base_layer: nn.Module, factors: SharedFactors) -> None:
@@ -78,6 +78,7 @@ class AuroraLinear(nn.Module, AuroraLayer):
         self.base_layer = base_layer
         self.aurora_P = nn.ParameterDict()  # adapter name -> (slices, R)
         self.aurora_split: dict[str, tuple[int, int]] = {}  # adapter name -> slices by rows and by columns
+        self.aurora_group: dict[str, int] = {}  # adapter name -> which factors the layer's slices share, see `Widths`
         self.aurora_scale: dict[str, float] = {}  # adapter name -> factor on this layer's update, 1 where there is none
         object.__setattr__(self, "aurora_factors", factors)  # past nn.Module, which would register it
         self.merged_adapters = []
@@ -106,11 +107,11 @@ class AuroraLinear(nn.Module, AuroraLayer):
         super().requires_grad_(requires_grad)
         return self
 
-    def add_adapter(self, name: str, split: tuple[int, int]) -> None:
+    def add_adapter(self, name: str, split: tuple[int, int], group: int = 0) -> None:
         """Give the layer its rows of the adapter `name`, whose factors exist already."""
-        self.aurora_split[name] = split
+        self.aurora_split[name], self.aurora_group[name] = split, group
         self.aurora_P[name] = self._factors(name).add(
-            *self.slice_widths(name), math.prod(split), self.frozen_weight.device
+            self.slice_widths(name), math.prod(split), self.frozen_weight.device
         )
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
@@ -217,10 +218,10 @@ class AuroraLinear(nn.Module, AuroraLayer):
     def _factors(self, adapter: str) -> AuroraFactors:
         return self.aurora_factors[adapter]  # type: ignore[return-value]
 
-    def slice_widths(self, adapter: str) -> tuple[int, int]:
-        """Input and output width of the layer's slices."""
+    def slice_widths(self, adapter: str) -> Widths:
+        """Input and output width of the layer's slices, and their group."""
         rows, columns = self.aurora_split[adapter]
-        return self.in_features // columns, self.out_features // rows
+        return Widths(self.in_features // columns, self.out_features // rows, self.aurora_group[adapter])
 
     def is_split_by_columns(self, adapter: str) -> bool:
         return self.aurora_split[adapter][1] > 1
@@ -228,7 +229,7 @@ class AuroraLinear(nn.Module, AuroraLayer):
     def of_layer(self, adapter: str, training: bool | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """U, V and mode of the layer's update, on the layer's own device, with rank dropout in training."""
         training = self.training if training is None else training
-        return self._factors(adapter).of_layer(self.scaled_rows(adapter), *self.slice_widths(adapter), training)
+        return self._factors(adapter).of_layer(self.scaled_rows(adapter), self.slice_widths(adapter), training)
 
     def scaled_rows(self, adapter: str) -> torch.Tensor:
         """The rows of P times the layer's own scale, in which dW is linear: (slices, R)"""

@@ -178,7 +178,7 @@ class AuroraModel(SavedTuner):
             self.aurora_factors[adapter_name] = AuroraFactors(peft_config, like=like_weight(base_linear(target)))
             add_additions(self.model, adapter_name, peft_config, self.aurora_factors)
         layer = target if isinstance(target, AuroraLinear) else self._layer(target)
-        layer.add_adapter(adapter_name, split)
+        layer.add_adapter(adapter_name, split, peft_config.group_of(current_key))
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
 

@@ -81,7 +81,7 @@ def crossing(x: Tensor, *layers: nn.Module, first: bool) -> Crossing | None:
     if not unit or not torch.is_grad_enabled():
         return None
     adapter = _adapter(unit)
-    U: Tensor = getattr(unit[0].aurora_factors[adapter], f"U_{x.shape[-1]}")
+    U: Tensor = getattr(unit[0].aurora_factors[adapter], unit[0].slice_widths(adapter).U)
     stamp = (U, taken_as(x), U._version, x._version)
     if first:
         x._aurora_extended = (apply(Extension, x, U, taken_as(x)), stamp)  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from .factors import Widths
 from .stamp import Stamp, is_plain
 
 LAYER = "layer"  # one layer, whose weight is used as it is
@@ -28,7 +29,7 @@ class Layer(Protocol):
     @property
     def frozen_weight(self) -> Tensor: ...
 
-    def slice_widths(self, adapter: str) -> tuple[int, int]: ...
+    def slice_widths(self, adapter: str) -> Widths: ...
 
     def is_split_by_columns(self, adapter: str) -> bool: ...
 

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .factors import AuroraFactors, expand, no_autocast
+from .factors import AuroraFactors, Widths, expand, no_autocast
 from .gather import Gather, Sources, Tokens
 from .stamp import UNCHANGED, Stamp, is_plain
 from .units import CROSS, JOINT, LAYER, Layer, Unit, merges
@@ -96,7 +96,7 @@ class Block:
     def __init__(
         self, factors: AuroraFactors, group: tuple[Any, ...], P: Sequence[nn.ParameterDict], number: int
     ) -> None:
-        adapter, dtype, (_, out_width) = group
+        adapter, dtype, widths = group
         self.number = number
         self.shared = [Stamp(factors, name, values=True) for name in _shared_names(factors, group)]
         self.own = [Stamp(own, adapter, values=True) for own in P]
@@ -107,7 +107,7 @@ class Block:
         self.wide = expand(V, self.sources.mode)
         self.E, self.U = self.wide.to(dtype), U.to(dtype)
         self.passes = 0
-        self._heights = [len(stamp.data) * out_width for stamp in self.own]
+        self._heights = [len(stamp.data) * widths.outputs for stamp in self.own]
         self._tokens: Tokens = ()
         self._settled = UNCHANGED.number
 
@@ -267,8 +267,8 @@ def _can_form(factors: AuroraFactors, unit: Unit) -> bool:
 
 def _shared_names(factors: AuroraFactors, group: tuple[Any, ...]) -> tuple[str, str, str]:
     """Of U, V, and lambda or C."""
-    in_width, out_width = group[-1]
-    return f"U_{in_width}", f"V_{out_width}", factors.core_name
+    widths: Widths = group[-1]
+    return widths.U, widths.V, factors.core_name
 
 
 def _device(owner: nn.Module, name: str) -> torch.device:
