@@ -62,14 +62,14 @@ def make_app(library: Library, token: str, hosts: Hosts | None = None) -> Guard:
         return _jpeg(load_image(library.content(row), library.pictures[row].path), side)
 
     def asset(request: Request) -> Response:
-        name, kind = ASSETS[request.url.path]
+        name, kind = ASSETS[request.scope["path"]]
         return Response(files(__package__).joinpath("page", name).read_bytes(), media_type=kind)
 
     def about(request: Request) -> Response:
         return JSONResponse({"model": model, **results.about(), "largest": UPLOAD})
 
     def picture(request: Request) -> Response:
-        asked, side = request.path_params["row"], SIDES[request.url.path.split("/")[1]]
+        asked, side = request.path_params["row"], SIDES[request.scope["path"].split("/")[1]]
         if not (asked.isascii() and asked.isdecimal()):
             return refusal(404, f"no row {short(asked)}")
         if len(asked) > 18:
@@ -100,7 +100,7 @@ def make_app(library: Library, token: str, hosts: Hosts | None = None) -> Guard:
 
     async def post(request: Request) -> Response:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        other = "application/json or " if request.url.path == "/api/search" else ""
+        other = "application/json or " if request.scope["path"] == "/api/search" else ""
         words = kind == "application/json" and other != ""
         if not (words or kind.startswith("image/")):
             # a form of another site can send neither type without this server's leave
@@ -124,7 +124,7 @@ def make_app(library: Library, token: str, hosts: Hosts | None = None) -> Guard:
         if kind.startswith("image/"):
             load_image(body, "the picture")  # what is none is not kept
             name = results.keep(body)
-            if request.url.path == "/api/pictures":
+            if request.scope["path"] == "/api/pictures":
                 return JSONResponse({"picture": name})
             asked = results.asked(request.query_params, picture=name)
         else:
