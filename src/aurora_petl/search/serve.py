@@ -197,9 +197,9 @@ def listen(host: str, port: int) -> socket.socket:
 def answered(host: str, listener: socket.socket) -> Hosts:
     """The names that a server at ``host`` answers to: that name, its address, and those that this machine has for
     itself, as a tunnel (``ssh -L``) brings them along; at all addresses, each of them and this machine's name."""
-    if host in EVERY:
-        return Hosts((*LOOPBACK, socket.gethostname().lower(), socket.getfqdn().lower()), addresses=True)
-    return Hosts(tuple(dict.fromkeys((*LOOPBACK, host.lower(), str(listener.getsockname()[0])))))
+    every = host in EVERY
+    more = (socket.gethostname(), socket.getfqdn()) if every else (host, str(listener.getsockname()[0]))
+    return Hosts(tuple(dict.fromkeys((*LOOPBACK, *map(str.lower, more)))), addresses=every)
 
 
 def make_server(app: Guard) -> uvicorn.Server:
