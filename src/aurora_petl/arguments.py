@@ -284,7 +284,20 @@ def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argpars
 
     serve = _command(commands, "serve", runs, "search an index on a page of this machine, before and after tuning")
     serve.add_argument("--index", type=Path, help="folder of the index (default: the only *.index here)")
-    serve.add_argument("--port", type=int, default=7860, help="port on 127.0.0.1 (default: %(default)s)")
+    serve.add_argument(
+        "--port", type=int, default=7860, help="port to listen at; 0 takes a free one (default: %(default)s)"
+    )
+    serve.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="name or address of this machine to listen at, 0.0.0.0 or :: for all of them; others than 127.0.0.1 let "
+        "the network in, without encryption (default: %(default)s)",
+    )
+    serve.add_argument(
+        "--token",
+        help="what opens the page, in the place of one drawn at every start; better set by AURORA_TOKEN in the "
+        "environment, which other users of the machine cannot read",
+    )
 
     push = _command(commands, "push", runs, "share a finished run on the Hugging Face hub")
     push.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")

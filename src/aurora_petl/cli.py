@@ -179,7 +179,7 @@ def _search(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    _work(options).serve(options.index, options.port)
+    _work(options).serve(options.index, options.port, options.host, options.token)
 
 
 def _push(options: argparse.Namespace) -> None:

@@ -202,8 +202,9 @@ def export(run: Path, out: Path) -> None:
     print(f"transformers.{made.kind}.from_pretrained({str(out)!r})")
 
 
-def serve(index: Path | None, port: int) -> None:
-    """Serve an index on a page of this machine until Ctrl-C.
+def serve(index: Path | None, port: int, host: str, token: str | None) -> None:
+    """Serve an index on a page of this machine until Ctrl-C; without ``token``, ``AURORA_TOKEN`` in the environment may
+    set one.
 
     Raises:
         AuroraError: if there is no index, or what serves pages is not installed.
@@ -213,4 +214,4 @@ def serve(index: Path | None, port: int) -> None:
         from .search.serve import serve as serve_library
     except ImportError as error:
         raise AuroraError(f"aurora serve needs starlette and uvicorn: {install('serve')}") from error
-    serve_library(library, port)
+    serve_library(library, port, host, token or os.environ.get("AURORA_TOKEN") or None)

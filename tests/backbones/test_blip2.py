@@ -20,7 +20,7 @@ from aurora_petl.evaluation import rerank as engine
 from aurora_petl.evaluation.features import extract
 from aurora_petl.search.library import Library
 from aurora_petl.search.query import Searcher
-from aurora_petl.search.serve import make_app
+from aurora_petl.search.results import Results
 from aurora_petl.tasks.retrieval import Retrieval
 from aurora_petl.tasks.settings import RetrievalSettings
 from tests.helpers.by_heart import recall, trained
@@ -279,7 +279,12 @@ def test_every_command(path, folder, tmp_path, capsys):
     reranked = searcher.search(picture, 2, texts=True, rerank=4)
     alone = [encoder.match(pixels, [hit.what]).item() + near[hit.what] for hit in reranked]
     assert [hit.score for hit in reranked] == pytest.approx(alone, abs=1e-3)
-    assert make_app(library, "token") is not None
+    results = Results(library)
+    for more, expected in (({}, searcher.search("a red circle", 3)), ({"rerank": "4"}, None)):
+        answer = results.answer(results.asked({"q": "a red circle", "view": "both", "k": "3", **more}))
+        hits = answer["views"][1]["found"]
+        expected = expected or searcher.search("a red circle", 4, rerank=4)[:3]
+        assert [(hit["row"], hit["path"]) for hit in hits] == [(hit.row, hit.what) for hit in expected]
 
 
 def _writer(path):

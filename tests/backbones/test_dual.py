@@ -15,11 +15,12 @@ from aurora_petl.backbones.load import check_company
 from aurora_petl.baselines import apply_method, load_adapter, save_adapter, weight_counts
 from aurora_petl.cli import main
 from aurora_petl.data import load_dataset
+from aurora_petl.data.media import load_image
 from aurora_petl.errors import AuroraError
 from aurora_petl.recipe import load_recipe
 from aurora_petl.search.library import Library
 from aurora_petl.search.query import Searcher
-from aurora_petl.search.serve import make_app
+from aurora_petl.search.results import Results
 from aurora_petl.tasks.retrieval import Retrieval
 from aurora_petl.tasks.settings import RetrievalSettings
 from aurora_petl.training import prepare
@@ -151,7 +152,18 @@ def test_every_command(path, folder, tmp_path, capsys):
     picture = draw("circle", "red")
     hits = Searcher(library).search(picture, 3)
     assert len(hits) == 3 and hits[0].score == pytest.approx(1.0, abs=1e-3)  # it is among them
-    assert make_app(library, "token") is not None
+    results = Results(library)
+    before, after = results.answer(results.asked({"q": "a red circle", "view": "both", "k": "3"}))["views"]
+    for column in (before, after):
+        best = Searcher(library, column["view"]).search("a red circle", 3)
+        assert [hit["path"] for hit in column["found"]] == [hit.what for hit in best]
+        assert column["score"] == "cosine similarity"
+    answer = results.answer(results.asked({"like": "0", "find": "captions", "k": "2"}))
+    best = Searcher(library).search(load_image(library.path(0)), 2, texts=True)
+    assert [hit["caption"] for hit in answer["views"][0]["found"]] == [hit.what for hit in best]
+    assert results.about()["rerank"] == 0
+    with pytest.raises(AuroraError, match="has no second stage to rerank with; leave out rerank"):
+        results.asked({"q": "a red circle", "rerank": "5"})
 
 
 def test_what_a_dual_encoder_lacks_is_told_before_data_are_read(folders, folder, tmp_path):

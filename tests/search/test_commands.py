@@ -146,6 +146,20 @@ def test_serve_says_where_it_is(aurora, library, monkeypatch):
     assert asked[0][0] == "127.0.0.1"
 
 
+def test_serve_takes_a_token_of_the_environment(aurora, library, monkeypatch):
+    asked = []
+    monkeypatch.setattr(serving, "make_app", lambda library, token, hosts: asked.append(token))
+    monkeypatch.setattr(serving.uvicorn.Server, "run", lambda self, sockets: None)
+    monkeypatch.setenv("AURORA_TOKEN", "of-the-environment")
+    for more in ([], ["--token", "of-the-command"]):
+        assert aurora("serve", "--index", library.out, "--port", 0, *more)[0] == 0
+    monkeypatch.setenv("AURORA_TOKEN", "")
+    aurora("serve", "--index", library.out, "--port", 0)
+    assert asked[:2] == ["of-the-environment", "of-the-command"] and len(asked[2]) == 48
+    status, _, err = aurora("serve", "--index", library.out, "--token", "short")
+    assert status == 1 and err.startswith("aurora: error: the token must be 8 to 200 letters")
+
+
 def test_serve_without_its_packages(aurora, library, monkeypatch):
     monkeypatch.delitem(sys.modules, "aurora_petl.search.serve")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
@@ -160,7 +174,7 @@ def test_serve_without_its_packages(aurora, library, monkeypatch):
         ("", "index search serve"),
         ("index", "FOLDER --model --out --quiet"),
         ("search", "TEXT --image --texts --index -k --rerank --sheet --json"),
-        ("serve", "--index --port"),
+        ("serve", "--index --port --host --token"),
     ],
 )
 def test_help_mentions_every_option(command, options, aurora):

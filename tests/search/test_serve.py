@@ -1,15 +1,9 @@
 """The page on this machine, over HTTP: what it finds, and that it gives out nothing else."""
 
-import http.client
 import io
 import json
-import os
 import re
-import shutil
 import socket
-import subprocess
-import threading
-from contextlib import closing
 from urllib.parse import quote
 
 import pytest
@@ -22,49 +16,9 @@ from aurora_petl.search import serve as module
 from aurora_petl.search.index import build_index
 from aurora_petl.search.library import Library
 from aurora_petl.search.query import Searcher
-from aurora_petl.search.serve import make_app, make_server, serve
+from aurora_petl.search.serve import serve
 from tests.helpers.pictures import draw
-
-JSON = {"Content-Type": "application/json"}
-TOKEN = "0123abc"
-
-
-class Client:
-    """One request at a time, its path sent as it is, by who knows the token; status, headers and body."""
-
-    def __init__(self, port):
-        self.port = port
-
-    def __call__(self, path, body=None, headers=None, host=None, method=None, known=True):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        connection.putrequest(method or ("POST" if body is not None else "GET"), path, skip_host=True)
-        told = {"Authorization": f"Bearer {TOKEN}"} if known else {}
-        sent = {"Host": host or f"127.0.0.1:{self.port}", **told, **(headers or {})}
-        for name, value in ({**sent, "Content-Length": str(len(body))} if body is not None else sent).items():
-            connection.putheader(name, value)
-        connection.endheaders(body)
-        answer = connection.getresponse()
-        with closing(connection):
-            return answer.status, answer.headers, answer.read()
-
-    def found(self, body, headers, query=""):
-        status, _, answer = self(f"/search{query}", body, headers)
-        return status, json.loads(answer)
-
-
-def started(library):
-    """A running server of ``library`` and what stops it."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = make_server(make_app(library, TOKEN))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-
-    def stop():
-        server.should_exit = True
-        thread.join(30)
-        listener.close()
-
-    return Client(listener.getsockname()[1]), stop
+from tests.helpers.server import JSON, TOKEN, png, refused, started, words
 
 
 @pytest.fixture(scope="module")
@@ -72,26 +26,6 @@ def client(library):
     client, stop = started(library)
     yield client
     stop()
-
-
-def refused(answer):
-    """Status and message of an error, which carries the security headers."""
-    status, headers, body = answer
-    assert headers["Content-Security-Policy"].startswith("default-src 'none'")
-    assert headers["X-Content-Type-Options"] == "nosniff" and headers["Cache-Control"] == "no-store"
-    message = json.loads(body)["error"]
-    assert "\n" not in message and len(message) < 300
-    return status, message
-
-
-def words(text):
-    return json.dumps({"text": text}).encode()
-
-
-def png(image):
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("view", ["tuned", "untuned"])
@@ -103,17 +37,23 @@ def test_words_and_pictures_find_what_the_searcher_finds(view, client, library):
     ):
         status, answer = client.found(body, headers, f"?view={view}&k=7")
         expected = searcher.search(query, 7)
-        assert status == 200 and answer["view"] == view and answer["score"] == "ITC similarity"
-        assert [(hit["row"], hit["path"]) for hit in answer["found"]] == [(hit.row, hit.what) for hit in expected]
-        assert [hit["score"] for hit in answer["found"]] == pytest.approx([hit.score for hit in expected], abs=1e-5)
+        (column,) = answer["views"]
+        assert status == 200 and column["view"] == view and column["score"] == "ITC similarity"
+        assert [(hit["row"], hit["path"]) for hit in column["found"]] == [(hit.row, hit.what) for hit in expected]
+        assert [hit["score"] for hit in column["found"]] == pytest.approx([hit.score for hit in expected], abs=1e-5)
 
 
 def test_the_page_and_what_it_says_of_itself(client, library):
     status, headers, body = client("/")
     assert status == 200 and headers["Content-Type"].startswith("text/html") and b"<title>Aurora" in body
     assert "default-src 'none'" in headers["Content-Security-Policy"] and not re.search(rb"https?://", body)
-    about = json.loads(client("/about")[2])
-    assert about == {"pictures": 24, "folder": "shapes", "model": "run", "views": ["tuned", "untuned"]}
+    about = json.loads(client("/api/about")[2])
+    views = ["tuned", "untuned", "both"]
+    expected = {"pictures": 24, "captions": 48, "folder": "shapes", "model": "run", "views": views}
+    assert about == {**expected, "rerank": 200, "notes": [], "largest": 64 * 1024**2}
+    for path, kind in (("/page.css", "text/css"), ("/page.js", "text/javascript")):
+        status, headers, body = client(path)
+        assert status == 200 and headers["Content-Type"].startswith(kind) and not re.search(rb"https?://|@import", body)
 
 
 def test_a_picture_goes_out_small_and_without_metadata(album, tmp_path):
@@ -168,8 +108,8 @@ def test_absolute_and_climbing_paths(client, library):
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "evil.example:7860", "192.168.0.1"])
 def test_another_host_name_is_refused(host, client):
-    assert client("/about", host=host)[0] == client("/thumbnail/0", host=host)[0] == 400
-    assert client("/about", host=f"localhost:{client.port}")[0] == 200
+    assert client("/api/about", host=host)[0] == client("/thumbnail/0", host=host)[0] == 400
+    assert client("/api/about", host=f"localhost:{client.port}")[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -195,8 +135,32 @@ def test_another_host_name_is_refused(host, client):
     ],
 )
 def test_wrong_queries(body, headers, query, status, message, client):
-    found, text = refused(client(f"/search{quote(query, safe='?=')}", body, headers))
+    found, text = refused(client(f"/api/search{quote(query, safe='?=')}", body, headers))
     assert found == status and text.startswith(message)
+
+
+def test_a_picture_is_held_for_its_pages(client):
+    picture, kind = png(draw("cross", "blue")), {"Content-Type": "image/png"}
+    status, _, body = client("/api/pictures", picture, kind)
+    name = json.loads(body)["picture"]
+    sent = client.found(picture, kind, "?k=5")[1]
+    assert status == 200 and sent["query"] == {"text": None, "like": None, "picture": name}
+    assert json.loads(client(f"/api/search?picture={name}&k=5")[2]) == sent
+    status, headers, body = client(f"/sent/{name}")
+    assert status == 200 and headers["Content-Type"] == "image/jpeg" and Image.open(io.BytesIO(body)).size == (96, 96)
+    message = "the picture that was asked with is not held any more; give it again"
+    assert refused(client("/sent/0123")) == (404, message)
+    assert refused(client("/api/pictures", b"no picture", kind))[1].startswith("the picture: not a picture")
+    for body, kind in ((words("x"), JSON), (b"%PDF", {"Content-Type": "application/pdf"})):
+        assert refused(client("/api/pictures", body, kind)) == (415, "send a picture")
+
+
+def test_words_in_the_address(client):
+    found = json.loads(client("/api/search?q=a+red+circle&k=5&page=2&view=both")[2])
+    assert found["page"] == 2 and [len(view["found"]) for view in found["views"]] == [5, 5]
+    assert client.found(words("a red circle"), JSON, "?k=5&page=2&view=both")[1] == found
+    assert refused(client("/api/search?q=x&page=0")) == (400, "page is 0; it must be a number from 1 to 83")
+    assert refused(client("/api/search"))[1].startswith("nothing is asked; give one of q")
 
 
 def test_words_may_name_their_coding(client):
@@ -211,7 +175,7 @@ def test_what_no_decoder_takes_is_a_wrong_query(client, monkeypatch):
             raise error("deep inside a decoder")
 
         monkeypatch.setattr(Image, "open", fail)
-        status, message = refused(client("/search", b"x", {"Content-Type": "image/png"}))
+        status, message = refused(client("/api/search", b"x", {"Content-Type": "image/png"}))
         assert status == 400 and message.startswith("the picture: ")
 
 
@@ -219,9 +183,9 @@ def test_an_upload_has_a_limit(client, monkeypatch):
     monkeypatch.setattr(module, "UPLOAD", 1024**2)
     message = "the picture is larger than 1 MB; send a smaller one"
     big, kind = b"x" * (1024**2 + 1), {"Content-Type": "image/png"}
-    assert refused(client("/search", big, kind)) == (413, message)
+    assert refused(client("/api/search", big, kind)) == (413, message)
     with socket.create_connection(("127.0.0.1", client.port)) as sender:  # in chunks, which do not say how many
-        lines = f"POST /search?token={TOKEN} HTTP/1.1", "Host: localhost", "Content-Type: image/png"
+        lines = f"POST /api/search?token={TOKEN} HTTP/1.1", "Host: localhost", "Content-Type: image/png"
         sender.sendall("\r\n".join([*lines, "Transfer-Encoding: chunked", "", ""]).encode())
         sender.sendall(b"%x\r\n%s\r\n" % (len(big), big))
         assert sender.recv(1 << 16).startswith(b"HTTP/1.1 413")
@@ -229,10 +193,10 @@ def test_an_upload_has_a_limit(client, monkeypatch):
 
 def test_errors_of_the_framework_are_refusals_too(client):
     assert refused(client("/nothing")) == (404, "Not Found")
-    assert refused(client("/search")) == (405, "Method Not Allowed")
+    assert refused(client("/api/pictures")) == (405, "Method Not Allowed")
     assert refused(client("/", b"x")) == (405, "Method Not Allowed")
     assert refused(client("/thumbnail/" + "9" * 5_000)) == (400, "row is a number of 5,000 digits")
-    assert refused(client("/about", host="evil.example"))[0] == 400
+    assert refused(client("/api/about", host="evil.example"))[0] == 400
 
 
 def test_a_failure_of_the_server_is_a_refusal_too(client, monkeypatch):
@@ -241,10 +205,10 @@ def test_a_failure_of_the_server_is_a_refusal_too(client, monkeypatch):
 
     monkeypatch.setattr(Searcher, "search", fail)
     message = "the server failed; what went wrong stands where aurora serve runs"
-    assert refused(client("/search", words("x"), JSON)) == (500, message)
+    assert refused(client("/api/search", words("x"), JSON)) == (500, message)
 
 
-@pytest.mark.parametrize("path", ["/", "/about", "/thumbnail/0", "/picture/0", "/nothing"])
+@pytest.mark.parametrize("path", ["/", "/api/about", "/thumbnail/0", "/picture/0", "/nothing"])
 def test_who_does_not_know_the_token_gets_nothing(path, client):
     message = "the token is missing or wrong; open the address that aurora serve printed"
     for end, headers in (
@@ -258,18 +222,23 @@ def test_who_does_not_know_the_token_gets_nothing(path, client):
         (f"?token={TOKEN}", {"Authorization": "Bearer wrong"}),
     ):
         assert refused(client(path + end, headers=headers, known=False)) == (403, message)
-    status = 404 if path == "/nothing" else 200
-    assert client(f"{path}?token={TOKEN}", known=False)[0] == client(path)[0] == status
-    assert refused(client("/search", words("x"), JSON, known=False))[0] == 403
+    status = {"/nothing": 404}.get(path, 200)
+    assert client(path)[0] == status
+    assert client(f"{path}?token={TOKEN}", known=False)[0] == (303 if path == "/" else status)
+    assert refused(client("/api/search", words("x"), JSON, known=False))[0] == 403
 
 
 def test_a_client_that_goes_away_or_is_slow(library, monkeypatch, capfd):
     monkeypatch.setattr(module, "REQUEST_SECONDS", 0.5)
     monkeypatch.setattr(guard, "REQUEST_SECONDS", 1.5)
     client, stop = started(library)
-    begun = (
-        f"POST /search?token={TOKEN} HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 99\r\n"
+    lines = (
+        f"POST /api/search?token={TOKEN} HTTP/1.1",
+        "Host: localhost",
+        "Content-Type: image/png",
+        "Content-Length: 99",
     )
+    begun = "\r\n".join([*lines, ""])
     try:
         with socket.create_connection(("127.0.0.1", client.port)) as sender:
             sender.sendall(f"{begun}\r\nabc".encode())
@@ -284,7 +253,7 @@ def test_a_client_that_goes_away_or_is_slow(library, monkeypatch, capfd):
             assert sender.recv(1 << 16).startswith(b"HTTP/1.1 408")
             while sender.recv(1 << 16):
                 pass  # until the server closes the connection
-        assert client("/about")[0] == 200
+        assert client("/api/about")[0] == 200
     finally:
         stop()
     assert capfd.readouterr() == ("", "")
@@ -295,55 +264,3 @@ def test_a_port_that_is_taken(client, library):
         serve(library, client.port)
     with pytest.raises(AuroraError, match="port 99999 can't be used"):
         serve(library, 99999)
-
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def browse(client, folder, *how):
-    """Let Chromium open a search; what it prints."""
-    return subprocess.run(
-        [
-            CHROMIUM,
-            *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
-            *("--disable-component-update", "--disable-sync", "--disable-quic", "--virtual-time-budget=20000"),
-            f"--user-data-dir={folder}",
-            *how,
-            f"http://127.0.0.1:{client.port}/?token={TOKEN}#a%20red%20circle",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "HOME": str(folder)},
-    ).stdout
-
-
-@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
-def test_a_browser_shows_what_was_found(client, library, tmp_path):
-    """The page runs, asks for the words behind its #, and lists the pictures with their scores, for the eye too."""
-    page = browse(client, tmp_path, "--dump-dom")
-    answer = client.found(words("a red circle"), JSON)[1]["found"]
-    shown = re.findall(rf'<img src="/thumbnail/(\d+)\?token={TOKEN}"', page)
-    assert shown == [str(hit["row"]) for hit in answer]
-    assert f"{answer[0]['score']:.3f}" in page and "After tuning" in page
-
-    browse(client, tmp_path, f"--screenshot={tmp_path / 'page.png'}", "--window-size=1240,900")
-    with Image.open(tmp_path / "page.png") as file:
-        colours = {colour for _, colour in file.convert("RGB").getcolors(1 << 20)}
-    for hit in answer[:4]:  # the first row of the page has the colours of its pictures
-        picture = load_image(library.path(hit["row"]))
-        wanted = picture.getpixel((picture.width // 2, picture.height // 2))
-        assert any(close(colour, wanted) for colour in colours)
-
-    browse(client, tmp_path, f"--screenshot={tmp_path / 'narrow.png'}", "--window-size=400,900")
-    with Image.open(tmp_path / "narrow.png") as file:
-        narrow = file.convert("RGB")
-    middles = [load_image(library.path(hit["row"])).getpixel((48, 48)) for hit in answer[:2]]
-    assert any(  # the two best stand side by side on a telephone
-        all(close(narrow.getpixel((x, y)), wanted) for x, wanted in zip((100, 286), middles, strict=True))
-        for y in range(150, 450)
-    )
-
-
-def close(colour, wanted):
-    return max(abs(a - b) for a, b in zip(colour, wanted, strict=True)) < 12

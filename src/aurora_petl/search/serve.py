@@ -1,15 +1,17 @@
-"""A page on this machine that searches an index in words or by picture, before and after tuning.
+"""A page, and an API for programs, that search an index in words or by picture, before and after tuning.
 
-It listens on 127.0.0.1, answers to that name only, so that no other site can reach it through the browser, and to who
-knows the token in the address that it prints, so that no other user of the machine can. A picture is asked for by its
-row in the index and goes out as a new, smaller JPEG of the very bytes that were indexed: no other file, and no
-metadata, is ever served.
+The server listens on 127.0.0.1 unless it is told another address, answers to its own names only, so that no other site
+can reach it through the browser, and to who knows the token in the address that it prints, so that no other user of the
+machine can. A picture is asked for by its row in the index and goes out as a new, smaller JPEG of the very bytes that
+were indexed: no other file, and no metadata, is ever served.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
+import re
 import secrets
 import socket
 from contextlib import suppress
@@ -23,53 +25,51 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..data.media import load_image
-from ..errors import AuroraError, short
+from ..errors import AuroraError, first_line, short
 from ..files import parse_json
-from .guard import HOSTS, REQUEST_SECONDS, Guard, Protocol, refusal
+from .guard import LOOPBACK, REQUEST_SECONDS, Guard, Hosts, Protocol, refusal
 from .library import Library
-from .query import Searcher
+from .results import Results
 
 SIDES = {"thumbnail": 320, "picture": 1600}  # pixels at most
+ASSETS = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
 UPLOAD = 64 * 1024**2  # bytes of a picture
 WORDS = 64 * 1024  # bytes of a query in words
-MOST = 200  # pictures an answer
+EVERY = ("0.0.0.0", "::")  # all addresses of this machine
 PATIENCE = 5  # seconds that answers may take to go out when the server is stopped
+TOKEN = re.compile(r"[A-Za-z0-9._~-]{8,200}")  # what an address and a cookie hold as it is
 
 
-def make_app(library: Library, token: str) -> Guard:
-    """The page, ``POST /search``, ``GET /thumbnail/ROW`` and ``GET /picture/ROW``, for who knows ``token``.
+def make_app(library: Library, token: str, hosts: Hosts | None = None) -> Guard:
+    """The page and its API, for who knows ``token``; docs/search.md lists the routes.
 
     Raises:
         AuroraError: if the index or its model can't be used.
     """
-    searchers = {view: Searcher(library, view, kind="auto") for view in library.keys}
-    about = {
-        "pictures": len(library.pictures),
-        "folder": library.folder.name,
-        "model": Path(library.model_name).name,
-        "views": list(searchers),
-    }
+    results = Results(library)
+    model = Path(library.model_name).name
 
     @lru_cache(maxsize=512)
     def encoded(row: int, side: int, size: int, mtime_ns: int) -> bytes:
-        image = load_image(library.content(row), library.pictures[row].path)
-        image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3)
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=85)
-        return buffer.getvalue()
+        return _jpeg(load_image(library.content(row), library.pictures[row].path), side)
 
-    def page(request: Request) -> Response:
-        return HTMLResponse(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+    def asset(request: Request) -> Response:
+        name, kind = ASSETS[request.scope["path"]]
+        return Response(files(__package__).joinpath("page", name).read_bytes(), media_type=kind)
 
-    def tell(request: Request) -> Response:
-        return JSONResponse(about)
+    def about(request: Request) -> Response:
+        return JSONResponse({"model": model, **results.about(), "largest": UPLOAD})
 
     def picture(request: Request) -> Response:
-        asked, side = request.path_params["row"], SIDES[request.url.path.split("/")[1]]
+        asked, side = request.path_params["row"], SIDES[request.scope["path"].split("/")[1]]
         if not (asked.isascii() and asked.isdecimal()):
             return refusal(404, f"no row {short(asked)}")
         if len(asked) > 18:
@@ -85,17 +85,32 @@ def make_app(library: Library, token: str) -> Guard:
         except AuroraError as error:
             return refusal(410, str(error))
 
-    async def search(request: Request) -> Response:
+    def sent(request: Request) -> Response:
+        try:
+            image = load_image(results.upload(request.path_params["name"]), "the picture")
+        except AuroraError as error:
+            return refusal(404, str(error))
+        return Response(_jpeg(image, SIDES["thumbnail"]), media_type="image/jpeg")
+
+    def search(request: Request) -> Response:
+        try:
+            return JSONResponse(results.answer(results.asked(request.query_params)))
+        except AuroraError as error:
+            return refusal(400, str(error))
+
+    async def post(request: Request) -> Response:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if not (kind == "application/json" or kind.startswith("image/")):
+        other = "application/json or " if request.scope["path"] == "/api/search" else ""
+        words = kind == "application/json" and other != ""
+        if not (words or kind.startswith("image/")):
             # a form of another site can send neither type without this server's leave
-            return refusal(415, "send application/json or a picture")
-        most = WORDS if kind == "application/json" else UPLOAD
+            return refusal(415, f"send {other}a picture")
+        most = WORDS if words else UPLOAD
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
                 body = await _body(request, most)
             if body is None:
-                what = "query" if most == WORDS else "picture"
+                what = "query" if words else "picture"
                 return refusal(413, f"the {what} is larger than {_size(most)}; send a smaller one")
             return await run_in_threadpool(answer, request, kind, body)
         except TimeoutError:
@@ -106,49 +121,85 @@ def make_app(library: Library, token: str) -> Guard:
             return refusal(400, str(error))
 
     def answer(request: Request, kind: str, body: bytes) -> Response:
-        view, count = request.query_params.get("view", next(iter(searchers))), request.query_params.get("k", "24")
-        if view not in searchers:
-            raise AuroraError(f"no view {short(view)}; choose one of {', '.join(searchers)}")
-        if not (count.isascii() and count.isdecimal() and len(count) < 10 and 1 <= int(count) <= MOST):
-            raise AuroraError(f"k is {short(count).strip(chr(39))}; it must be a number from 1 to {MOST}")
         if kind.startswith("image/"):
-            found = searchers[view].search(load_image(body, "the picture"), int(count))
+            load_image(body, "the picture")  # what is none is not kept
+            name = results.keep(body)
+            if request.scope["path"] == "/api/pictures":
+                return JSONResponse({"picture": name})
+            asked = results.asked(request.query_params, picture=name)
         else:
-            asked = parse_json(body, "the query")
-            if not (isinstance(asked, dict) and isinstance(asked.get("text"), str)):
+            query = parse_json(body, "the query")
+            if not (isinstance(query, dict) and isinstance(query.get("text"), str)):
                 raise AuroraError('send {"text": "what to look for"}')
-            found = searchers[view].search(asked["text"], int(count))
-        hits = [{"row": hit.row, "score": hit.score, "path": hit.what} for hit in found]
-        return JSONResponse({"view": view, "score": searchers[view].scored_by(int(count), 0), "found": hits})
+            asked = results.asked(request.query_params, text=query["text"])
+        return JSONResponse(results.answer(asked))
 
     app = Starlette(
         routes=[
-            Route("/", page),
-            Route("/about", tell),
-            Route("/search", search, methods=["POST"]),
+            *(Route(path, asset) for path in ASSETS),
+            Route("/api/about", about),
+            Route("/api/search", search, methods=["GET"]),
+            Route("/api/search", post, methods=["POST"]),
+            Route("/api/pictures", post, methods=["POST"]),
+            Route("/sent/{name}", sent),
             *(Route(f"/{name}/{{row}}", picture) for name in SIDES),
         ],
         exception_handlers={HTTPException: _refused, Exception: _failed},
     )
-    return Guard(app, token)
+    return Guard(app, token, hosts)
 
 
-def serve(library: Library, port: int) -> None:
-    """Serve until stopped; port 0 takes a free one.
+def serve(library: Library, port: int, host: str = LOOPBACK[0], token: str | None = None) -> None:
+    """Serve until stopped.
+
+    Args:
+        port: 0 takes a free one.
+        host: the name or address of this machine to listen at; ``0.0.0.0`` and ``::`` are all its addresses.
+        token: None draws one.
 
     Raises:
-        AuroraError: if the port is taken, or see `make_app`.
+        AuroraError: if the address can't be listened at, the token can't be one, or see `make_app`.
     """
-    try:
-        listener = socket.create_server((HOSTS[0], port))
-    except (OSError, OverflowError) as error:
-        raise AuroraError(f"port {port} can't be used ({error}); name another --port") from error
-    with listener:
-        token = secrets.token_hex(24)
-        server = make_server(make_app(library, token))
-        print(f"http://{HOSTS[0]}:{listener.getsockname()[1]}/?token={token}  (stop with Ctrl-C)", flush=True)
+    if token is not None and not TOKEN.fullmatch(token):
+        raise AuroraError("the token must be 8 to 200 letters, digits and . _ ~ -; choose another, or leave it out")
+    with listen(host, port) as listener:
+        drawn = token or secrets.token_hex(24)
+        server = make_server(make_app(library, drawn, answered(host, listener)))
+        name = host if host not in EVERY else socket.gethostname()
+        address = f"http://{f'[{name}]' if ':' in name else name}:{listener.getsockname()[1]}/"
+        told = f"{address}  (asks for the token that was set; " if token else f"{address}?token={drawn}  ("
+        print(f"{told}stop with Ctrl-C)", flush=True)
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens at an address of this machine.
+
+    Raises:
+        AuroraError: if there is no such address, or the port is taken.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        raise AuroraError(
+            f"host {short(host)} is no address of this machine ({first_line(error)}); name another --host"
+        ) from error
+    dual = host == "::" and socket.has_dualstack_ipv6()
+    try:
+        return socket.create_server((address[0], port), family=family, dualstack_ipv6=dual)
+    except (OSError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL:
+            raise AuroraError(f"host {short(host)} is no address of this machine; name another --host") from error
+        raise AuroraError(f"port {port} can't be used ({error}); name another --port") from error
+
+
+def answered(host: str, listener: socket.socket) -> Hosts:
+    """The names that a server at ``host`` answers to: that name, its address, and those that this machine has for
+    itself, as a tunnel (``ssh -L``) brings them along; at all addresses, each of them and this machine's name."""
+    every = host in EVERY
+    more = (socket.gethostname(), socket.getfqdn()) if every else (host, str(listener.getsockname()[0]))
+    return Hosts(tuple(dict.fromkeys((*LOOPBACK, *map(str.lower, more)))), addresses=every)
 
 
 def make_server(app: Guard) -> uvicorn.Server:
@@ -177,6 +228,14 @@ async def _body(request: Request, most: int) -> bytes | None:
         if len(body) > most:
             return None
     return bytes(body)
+
+
+def _jpeg(image: Image.Image, side: int) -> bytes:
+    """A picture as a new JPEG of at most ``side`` pixels, without metadata."""
+    image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
 
 
 def _size(count: int) -> str:

@@ -30,6 +30,6 @@ FAMILIES: dict[str, tuple[Callable[[Draw], Case], int]] = {
     "good-words": (words.good_lines, 10),
     "outputs": (words.outputs, 9),
     "mixtures": (words.mixtures, 36),
-    "page": (page.requests, 117),
+    "page": (page.requests, 130),
     "benchmarks": (roots.roots, 60),
 }

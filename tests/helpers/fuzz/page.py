@@ -123,7 +123,7 @@ def _found(count: int) -> Wrong:
     def check(answer: Answer) -> str | None:
         if answer.status != 200:
             return None
-        rows = json.loads(answer.body)["found"]
+        rows = json.loads(answer.body)["views"][0]["found"]
         right = len(rows) == count and all(-1.01 <= row["score"] <= 1.01 for row in rows)
         return None if right else f"{len(rows)} hits: {answer.body[:200]!r}"
 
@@ -172,6 +172,24 @@ QUERIES: list[tuple[bytes, tuple[int, ...]]] = [
     *((value, (200,)) for value in (b"k=3&k=x&k=3", b"zzz=1", b"&&&&", b"k=3&view=tuned", b"%ff=%ff", b"?")),
     (b"&".join([b"a=1"] * 5000), (200, 400, 403)),
 ]
+ASKED: list[tuple[bytes, tuple[int, ...]]] = [
+    *(
+        (value, (400,))
+        for value in (b"", b"q=", b"q=%20", b"q=a&like=1", b"like=", b"like=-1", b"like=24", b"like=%00")
+    ),
+    *((b"like=" + value, (400,)) for value in (DIGITS.encode(), "٣".encode(), b"1e1", b"x", b"0x1")),
+    *((b"picture=" + value, (400,)) for value in (b"", b"x", b"..%2F..%2Fetc", b"%00", b"%ff", b"y" * 5000)),
+    *((b"q=a&rerank=" + value, (400,)) for value in (b"", b"-1", b"201", DIGITS.encode(), b"x", b"%C2%B2")),
+    *((b"q=a&page=" + value, (400,)) for value in (b"", b"0", b"84", DIGITS.encode(), b"x", b"1.0")),
+    *((b"q=a&find=" + value, (400,)) for value in (b"", b"x", b"captions", b"%0d%0aX: y")),
+    (b"like=0&rerank=5", (400,)),
+    *((value, (200,)) for value in (b"q=%ff", b"q=a&page=83", b"q=a&rerank=3&k=2&page=2", b"like=0", b"q=a&q=b")),
+    *(
+        (value, (200,))
+        for value in (b"like=1&find=captions&rerank=2", b"q=%F0%9F%94%B4&view=both", b"q=" + b"y" * 9000)
+    ),
+    *((value, (200, 400)) for value in (b"q=%00", b"q=%1b[31m", b"q=%ed%a0%bd")),
+]
 PATHS = [
     *(
         "/picture/24",
@@ -188,11 +206,21 @@ PATHS = [
         "/picture/٣",
         "/picture/²",
         "/picture/0/0",
-        "/picture/../about",
+        "/picture/../api/about",
         "/picture/%30",
         "/thumbnail/99",
     ),
-    *("//", "/..", "/../../etc/passwd", "/etc/passwd", "/manifest.json", "/search/x", "/about/", "/static/x", "/\0"),
+    *(
+        "//",
+        "/..",
+        "/../../etc/passwd",
+        "/etc/passwd",
+        "/manifest.json",
+        "/api/search/x",
+        "/api/about/",
+        "/static/x",
+        "/\0",
+    ),
     *(
         "/picture/0\0",
         "/picture/\n",
@@ -241,43 +269,43 @@ LENGTHS = [DIGITS.encode(), b"99999999999", b"5", b"0"]  # no digits never come 
 
 
 def requests(draw: Draw) -> Case:
-    rng, way = draw.rng, draw.number % 9
-    post = Request("POST", "/search", headers=[HOST, KNOWN, JSON], body=b'{"text": "a circle"}')
+    rng, way = draw.rng, draw.number % 10
+    post = Request("POST", "/api/search", headers=[HOST, KNOWN, JSON], body=b'{"text": "a circle"}')
     if way == 0:
-        post.body, statuses = draw.one_of(BODIES, 9, "body")
+        post.body, statuses = draw.one_of(BODIES, 10, "body")
         post.parts = rng.choice([1, 3, 50])
         return _case(draw, f"body {post.body[:60]!r}", post, statuses, _found(24))
     if way == 1:
-        post.query, statuses = draw.one_of(QUERIES, 9, "query")
+        post.query, statuses = draw.one_of(QUERIES, 10, "query")
         return _case(draw, f"query {post.query[:60]!r}", post, statuses)
     if way == 2:
-        path = draw.one_of(PATHS, 9, "path")
+        path = draw.one_of(PATHS, 10, "path")
         return _case(draw, f"path {path[:60]!r}", Request(path=path), (400, 404, 405, 307), None)
     if way == 3:
-        headers, statuses = draw.one_of(HEADERS, 9, "headers")
-        return _case(draw, f"headers {headers!r}", Request(path="/about", headers=headers), statuses)
+        headers, statuses = draw.one_of(HEADERS, 10, "headers")
+        return _case(draw, f"headers {headers!r}", Request(path="/api/about", headers=headers), statuses)
     if way == 4:
-        kind = draw.one_of([*FORMATS.items()], 9, "format")
-        harm = draw.one_of([*HARMS, "cut"], 9, "harm")
+        kind = draw.one_of([*FORMATS.items()], 10, "format")
+        harm = draw.one_of([*HARMS, "cut"], 10, "harm")
         whole = encoded(kind[1])
         post.body = cut(whole, rng) if harm == "cut" else HARMS[harm](whole, rng)
         post.headers, post.parts = [HOST, KNOWN, (b"content-type", b"image/" + kind[0].encode())], rng.choice([1, 9])
         return _case(draw, f"picture {kind[0]}, {harm}", post, (200, 400), _found(24))
     if way == 5:
-        about = draw.one_of(list(NO_PICTURES), 9, "none")
+        about = draw.one_of(list(NO_PICTURES), 10, "none")
         post.body, post.headers = NO_PICTURES[about](), [HOST, KNOWN, PNG]
         return _case(draw, f"picture {about}", post, (400,))
     if way == 6:
         method = draw.one_of(
             ["PUT", "DELETE", "OPTIONS", "HEAD", "TRACE", "PATCH", "get", "GET\n", "", "CONNECT", "y" * 999],
-            9,
+            10,
             "method",
         )
-        path = rng.choice(["/", "/about", "/search", "/picture/0"])
-        statuses = (200, 405) if method == "HEAD" else (405,)
+        path = rng.choice(["/", "/api/about", "/api/search", "/picture/0"])
+        statuses = (200, 400, 405) if method == "HEAD" else (405,)
         return _case(draw, f"method {method[:20]!r} {path}", Request(method, path), statuses)
     if way == 7:
-        which = draw.one_of(["gone", "gone early", "kind", "length", "websocket", "odd JSON"], 9, "how")
+        which = draw.one_of(["gone", "gone early", "kind", "length", "websocket", "odd JSON"], 10, "how")
         if which == "gone":
             post.gone, post.parts = True, 4
             return _case(draw, which, post, (0, 400))
@@ -300,6 +328,9 @@ def requests(draw: Draw) -> Case:
             )
         post.headers = [HOST, KNOWN, JSON, (b"content-length", rng.choice(LENGTHS))]
         return _case(draw, f"length {post.headers[3]!r}", post, (200, 400, 413))
+    if way == 8:
+        query, statuses = draw.one_of(ASKED, 10, "asked")
+        return _case(draw, f"asked {query[:60]!r}", Request(path="/api/search", query=query), statuses)
     post.headers = [HOST, JSON]
     post.query = rng.choice(
         [b"token=", b"token=x", b"token=%ff", b"token=0123abcd", b"token", b"token=x&token=0123abc", b"Token=0123abc"]
