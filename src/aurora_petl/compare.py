@@ -32,6 +32,7 @@ from .evaluation.outcome import Outcome
 from .files import lock, read_json, write_json
 from .method_options import typed_options
 from .methods import find_method
+from .notes import note
 from .recipe import Recipe, load_recipe
 from .report.comparison import AURORA, Compared, comparison_json, plot_comparison
 from .selection import settles
@@ -346,4 +347,4 @@ def _name(word: str) -> str:
 
 
 def _tell(count: str, line: str) -> None:
-    print(f"aurora: {time.strftime('%H:%M')} {count} {line}", file=sys.stderr, flush=True)
+    note(f"{time.strftime('%H:%M')} {count} {line}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass, replace
 
@@ -14,6 +13,7 @@ from .devices import choose
 from .distributed import rank, ranks
 from .errors import AuroraError
 from .examples import TrainingExamples
+from .notes import note
 from .recipe import Recipe, TrainSettings
 from .report import parameter_summary, table
 from .tasks.base import Task
@@ -47,10 +47,7 @@ def fit_batch(recipe: Recipe, examples: int, what: str) -> TrainSettings:
         raise AuroraError(f"{recipe.data}: {examples} training {what}s are too few; every process needs at least 2")
     fitted = min(batch, each)
     if fitted < batch and rank() == 0:
-        print(
-            f"aurora: a batch is {fitted}, not {batch}: there are {examples} training {what}s",
-            file=sys.stderr,
-        )
+        note(f"a batch is {fitted}, not {batch}: there are {examples} training {what}s")
     accumulation = min(settings.gradient_accumulation, each // fitted)
     return replace(settings, batch_size=fitted, gradient_accumulation=accumulation)
 
