@@ -10,8 +10,8 @@ import aurora_petl
 from aurora_petl import checkpoints
 from aurora_petl.cli import main
 from aurora_petl.errors import AuroraError
-from aurora_petl.loading import load_run
 from aurora_petl.recipe import load_recipe
+from aurora_petl.run_model import load_run
 from aurora_petl.selection import steps_to_keep
 from aurora_petl.training import train
 

@@ -14,9 +14,9 @@ from aurora_petl.backbones import hub, load_backbone
 from aurora_petl.cli import main
 from aurora_petl.data import load_dataset
 from aurora_petl.errors import AuroraError
-from aurora_petl.loading import load_run
 from aurora_petl.recipe import load_recipe
 from aurora_petl.report import run_summary
+from aurora_petl.run_model import load_run
 from aurora_petl.tasks.retrieval import Retrieval
 from aurora_petl.training import prepare, train
 

@@ -42,7 +42,7 @@ def demo(out: Path, *, seeds: int, progress: bool) -> None:
 def dry_run(recipe: Recipe, folder: Path, name: str, *, resume: bool, progress: bool) -> None:
     """Print what a run of the recipe called ``name`` into ``folder`` would do."""
     claim(folder, resume)
-    prepared = training.prepare(recipe, progress=progress, folder=folder)
+    prepared = training.prepare(recipe, progress=progress, folder=folder, compiles=False)
     recipe, dataset = prepared.recipe, prepared.dataset
     planned = plan.make_plan(recipe, dataset, prepared.task) if find_method(recipe.method).learns else None
     if rank() == 0:

@@ -19,7 +19,7 @@ from .backbones.picture_format import FILES, write_picture_format
 from .data.media import PictureFormat
 from .errors import AuroraError
 from .files import as_os_error, whole_folder
-from .loading import load_run, saved_recipe
+from .run_model import load_run, saved_recipe
 
 TEMPERATURE = "temperature"  # what `backbones.temperature` reads
 DUAL = ("clip", "metaclip_2", "siglip")  # their position embeddings are interpolated at every pass

@@ -18,9 +18,9 @@ from .devices import choose
 from .distributed import rank
 from .errors import AuroraError
 from .evaluation.outcome import Outcome
-from .loading import load_run, saved_recipe
 from .recipe import Recipe
 from .report.scores import TUNED, UNTUNED
+from .run_model import load_run, saved_recipe
 from .tasks import task_class
 from .tasks.base import Task
 

@@ -31,16 +31,16 @@ from .evaluation.outcome import Outcome
 from .examples import TrainingExamples
 from .files import write_json
 from .kept import digest
-from .loading import ADAPTER as ADAPTER
-from .loading import CHECKPOINTS, HISTORY, apply_recipe, make_backbone, started
-from .loading import load_run as load_run  # which others import from here
-from .loading import untuned as untuned
 from .methods import find_method
 from .plan import count_steps, fit_batch
 from .recipe import Recipe, located
 from .report import data_facts, kept_weights, plot_curve, run_card, run_scores, start_scores
 from .report.gallery import GALLERIES
 from .run_folder import ours
+from .run_model import ADAPTER as ADAPTER
+from .run_model import CHECKPOINTS, HISTORY, apply_recipe, make_backbone, started
+from .run_model import load_run as load_run  # which others import from here
+from .run_model import untuned as untuned
 from .stopping import Signals
 from .tasks import task_class
 from .tasks.base import Task
@@ -76,7 +76,9 @@ class Prepared:
     source: warm_start.Source | None = None  # of the first weights, if they are not the pretrained model's
 
 
-def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False, folder: Path | None = None) -> Prepared:
+def prepare(
+    recipe: Recipe, *, check: bool = True, progress: bool = False, folder: Path | None = None, compiles: bool = True
+) -> Prepared:
     """Read and check a run's data, then load its model, method and task.
 
     Of a method that has nothing to learn, the test split is all that is needed, checked and returned, and where
@@ -84,6 +86,7 @@ def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False, folde
 
     Args:
         folder: of the run, if it began already.
+        compiles: whether ``train.compile`` is followed.
 
     Raises:
         AuroraError: at the first thing that would stop the run.
@@ -95,7 +98,10 @@ def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False, folde
     if check:
         dataset.check(progress=progress)
     with distributed.together():
-        return _prepared(recipe, dataset, warm_start.source_of(recipe, folder))
+        prepared = _prepared(recipe, dataset, warm_start.source_of(recipe, folder))
+    if compiles and recipe.train.compile and find_method(recipe.method).learns:
+        prepared.task.compile_loss()
+    return prepared
 
 
 def _dataset(recipe: Recipe, settings: TaskSettings) -> Rows[Any]:
@@ -129,8 +135,6 @@ def _prepared(recipe: Recipe, dataset: Rows[Any], source: warm_start.Source | No
         recipe = replace(recipe, task=kind.fitted(recipe.task, backbone))
     backbone.module.to(choose())  # only now: a seed draws the same adapter on every device
     task = kind(backbone, recipe.task)
-    if recipe.train.compile and method.learns:
-        task.compile_loss()
     return Prepared(recipe, dataset, backbone, task, fingerprint, source)
 
 
