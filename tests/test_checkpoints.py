@@ -139,8 +139,10 @@ def test_odd_names_are_no_checkpoints(tmp_path):
 def test_the_newest_and_the_best_stay(tmp_path):
     for step in (1, 2, 3, 4):
         write(tmp_path, step)
-    checkpoints.prune(tmp_path, 1)
+    checkpoints.prune(tmp_path, {1})
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-1", "checkpoint-3", "checkpoint-4"}
+    checkpoints.prune(tmp_path)
+    assert checkpoints.steps(tmp_path) == [3, 4]
 
 
 def test_a_full_disk_leaves_the_older_checkpoint_and_nothing_half_written(tmp_path, monkeypatch):

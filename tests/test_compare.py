@@ -71,7 +71,7 @@ def test_other_methods_of_peft_train_are_saved_and_loaded(name, folder, tmp_path
 
 def test_a_comparison_is_searched_run_taken_up_and_widened(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ["compare", *SMALL, "--data", str(folder), "--also", str(folder), "--quiet", "--out", "out"]
+    words = ["compare", *SMALL, "--data", str(folder), "--also", str(folder), "--out", "out"]
     words += ["--methods", "aurora", "--rates", "1e-3", "3e-3", "--beyond", "0"]
     assert main([*words, "--seeds", "1"]) == 0
     out, err = capsys.readouterr()
@@ -144,7 +144,7 @@ def test_a_comparison_searches_beyond_and_survives_a_rate_that_diverges(folder, 
     fit = lambda _, prepared, **__: _scored(scores[prepared.recipe.train.learning_rate])  # noqa: E731
     monkeypatch.setattr(compare, "fit", fit)
     monkeypatch.setattr(compare, "_train", lambda recipe, folder, _: (folder.mkdir(), _scored(19.0))[1])
-    words = ["compare", *SMALL, "--data", str(folder), "--quiet", "--out", str(tmp_path / "out"), "--seeds", "1"]
+    words = ["compare", *SMALL, "--data", str(folder), "--out", str(tmp_path / "out"), "--seeds", "1"]
     assert main([*words, "--methods", "aurora", "--rates", "1e-3", "3e-3"]) == 0
     out, err = capsys.readouterr()
     assert "3/4 aurora, search: rate 0.009, diverged" in err and "edge" not in out

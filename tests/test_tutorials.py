@@ -147,6 +147,7 @@ def test_from_clip_to_siglip2(here, capsys):
 def test_sharing(here, capsys):
     run("aurora train --data my_photos --out runs/mine")
     left = follow("tutorials/sharing.md")
+    assert Path("models/dual/modules.json").is_file() and len(left["scores"]) == len(left["found"]["captions"])
     assert Path("models/mine/tokenizer.json").is_file() and left["model"].config.model_type == "blip"
     assert "adapter_model.safetensors" in capsys.readouterr().out
 

@@ -69,6 +69,7 @@ def load(
     task: str | None = None,
     image_size: int | None = None,
     strength: float = 1.0,
+    step: int | None = None,
     device: str | None = None,
 ) -> Model:
     """A tuned model, or one as it was pretrained.
@@ -79,6 +80,7 @@ def load(
         task: ``retrieval`` or ``vqa``; by default the run's, or the first that the model's family offers.
         image_size: of an untuned model, pixels a side of the pictures that it reads; by default its own.
         strength: of a run, how far its weights are from the untuned model (0) to the tuned one (1).
+        step: of a run, the weights of a step that it kept, see ``train.checkpoints``.
         device: ``auto``, ``cpu``, ``mps``, ``cuda`` or ``cuda:N``.
 
     Raises:
@@ -89,7 +91,7 @@ def load(
         raise AuroraError(f"strength is {strength:g}; it must lie between 0, the untuned model, and 1")
     with using(device):
         if (folder := run_folder(name)) is not None:
-            recipe, tuned = training.load_run(folder, strength)
+            recipe, tuned = training.load_run(folder, strength, step)
             if task not in (None, recipe.task.name):
                 raise AuroraError(f"{name} was tuned for {recipe.task.name}; leave out task")
             if image_size is not None:

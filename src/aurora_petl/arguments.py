@@ -124,6 +124,13 @@ def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argpars
     )
     train.add_argument("--model", help="blip-mini, a model folder, or a hub id such as Salesforce/blip-itm-base-coco")
     train.add_argument("--method", help="aurora, lora, dora, vera, heads or full")
+    train.add_argument(
+        "--from",
+        dest="init_from",
+        metavar="RUN",
+        help="begin with the weights of another finished run of the same model and method, or with those of an "
+        "adapter, by its folder or hub id",
+    )
     train.add_argument("--out", type=Path, help="folder of the run (default: runs/ and the recipe's or data's name)")
     train.add_argument("--resume", action="store_true", help="continue a run that was stopped, to the same result")
     train.add_argument(
@@ -161,6 +168,9 @@ def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argpars
         default=1.0,
         metavar="S",
         help="score the model part of the way from untuned (0) to tuned (1, the default)",
+    )
+    evaluate.add_argument(
+        "--step", type=int, metavar="N", help="score the weights of step N, if the run kept them (train.checkpoints)"
     )
     evaluate.add_argument("--merge", action="store_true", help="fold the adapter into the weights first")
     evaluate.add_argument(
@@ -311,12 +321,35 @@ def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argpars
     )
     export.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
     export.add_argument("out", type=Path, metavar="OUT", help="folder to make; it must not exist yet")
+    export.add_argument(
+        "--format",
+        default="transformers",
+        choices=("transformers", "sentence-transformers"),
+        help="what reads the folder; sentence-transformers knows CLIP, MetaCLIP 2, SigLIP and SigLIP 2 "
+        "(default: %(default)s, which knows all)",
+    )
+
+    features = _command(
+        commands, "features", runs, "write the vectors of pictures and captions to a Parquet or NumPy file"
+    )
+    features.add_argument(
+        "model", metavar="MODEL", help="folder of a finished run, blip-mini, a model folder or a hub id"
+    )
+    features.add_argument("data", metavar="DATA", help="pictures with captions, as of aurora train --data")
+    features.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .parquet or .npz file to write")
+    features.add_argument("--split", help="train, validation or test (default: all)")
+    features.add_argument("--root", help="as of aurora train")
+    features.add_argument(
+        "--files", action="append", default=[], metavar="KEY=VALUE", help="as of aurora evaluate: how data are read"
+    )
+    features.add_argument("--frames", type=int, default=0, metavar="N", help="of a clip (default: as the run has it)")
+    features.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="pictures at a time (default: %(default)s)"
+    )
 
     _command(commands, "recipes", runs, "list the recipes")
 
-    for command in (demo, train, evaluate, compare, index):
-        command.add_argument("--quiet", action="store_true", help="no progress bars, which a file never gets")
-    for command in (demo, train, evaluate, compare, index, search, serve):
+    for command in (demo, train, evaluate, compare, index, search, serve, features):
         command.add_argument("--device", help="auto, cpu, mps, cuda or cuda:N (default: auto, a GPU if there is one)")
     return parser
 
@@ -324,6 +357,9 @@ def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argpars
 def _command(commands, name: str, runs: Mapping[str, Callable], about: str) -> argparse.ArgumentParser:
     made = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".", allow_abbrev=False)
     made.set_defaults(run=runs[name], parser=made)
+    made.add_argument(
+        "--quiet", action="store_true", help="no progress bars, which a file never gets, and no notes: results alone"
+    )
     return made
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -136,6 +137,62 @@ def _trained(backbone: Tunable) -> dict[str, Tensor]:
     return {n: w.detach().contiguous() for n, w in backbone.model.named_parameters() if w.requires_grad}
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What `save_adapter` wrote.
+
+    Args:
+        weights: by the names that they have in the file.
+        heads: those that are single parameters, beside an adapter of peft.
+        config: of a method of peft.
+    """
+
+    weights: dict[str, Tensor]
+    heads: dict[str, Tensor]
+    config: PeftConfig | None = None
+
+
+def read_saved(folder: Path, method: str, name: str, mend: str = MEND) -> Saved:
+    """Read what `save_adapter` wrote for a method on the model called ``name``.
+
+    Args:
+        mend: what a message about another method tells the user to do.
+
+    Raises:
+        AuroraError: if files are missing or broken, if they are of another method or model, or if a weight is not
+            finite.
+    """
+    kind = find_method(method)
+    file = folder / (PEFT_WEIGHTS if kind.config else WEIGHTS)
+    if not file.exists():
+        raise AuroraError(f"{folder} has no {file.name}; the run did not finish, continue it with --resume")
+    weights = current_names(_read_weights(file))
+    if kind.config is None:
+        return Saved(weights, {})
+    config = _read_config(folder / PEFT_CONFIG, method, kind, weights, name, mend)
+    return Saved(weights, _read_weights(folder / PARAMETERS) if (folder / PARAMETERS).exists() else {}, config)
+
+
+def own_weights(backbone: Tunable, method: str) -> dict[str, Tensor]:
+    """What `save_adapter` would write of a backbone to which the method was applied, by the names that files have."""
+    kind = find_method(method)
+    if kind.config is None:
+        return dict(trained_weights(backbone, kind))
+    assert backbone.adapter is not None
+    return get_peft_model_state_dict(backbone.adapter, save_embedding_layers=False) | _trained_parameters(backbone)
+
+
+def put_weights(backbone: Tunable, method: str, saved: Saved) -> None:
+    """Put weights that fit into a backbone to which the method was applied, and leave alone what trains."""
+    if backbone.adapter is not None:
+        with _silence():
+            set_peft_model_state_dict(backbone.adapter, saved.weights)
+    own = dict(backbone.model.named_parameters())
+    with torch.no_grad():
+        for key, value in (saved.heads if saved.config else saved.weights).items():
+            own[key].copy_(value)
+
+
 def load_adapter(backbone: Tunable, folder: Path, method: str) -> None:
     """Put what `save_adapter` wrote back into a freshly loaded backbone, frozen.
 
@@ -143,36 +200,27 @@ def load_adapter(backbone: Tunable, folder: Path, method: str) -> None:
         AuroraError: if files are missing or broken, if they are of another method or model, or if a weight is missing,
             surplus, of another shape or not finite.
     """
-    kind = find_method(method)
-    file = folder / (PEFT_WEIGHTS if kind.config else WEIGHTS)
-    if not file.exists():
-        raise AuroraError(f"{folder} has no {file.name}; the run did not finish, continue it with --resume")
-    state = current_names(_read_weights(file))
-    if kind.config is None:
-        backbone.model.requires_grad_(False)
-        own = trained_weights(backbone, kind)
-        _compare(state, own, file, backbone.name)
-        with torch.no_grad():
-            for key, weight in own.items():
-                weight.copy_(state[key])
+    kind, saved = find_method(method), read_saved(folder, method, backbone.name)
+    backbone.model.requires_grad_(False)
+    if saved.config is None:
+        _compare(saved.weights, trained_weights(backbone, kind), folder / WEIGHTS, backbone.name)
+        put_weights(backbone, method, saved)
         return
-    config = _read_config(folder / PEFT_CONFIG, method, kind, state, backbone.name)
     with _silence():
         try:
-            adapter = PeftModel(backbone.model, config)
+            adapter = PeftModel(backbone.model, saved.config)
         except Exception as error:  # an odd configuration can raise anything in peft
             raise AuroraError(
                 f"{folder / PEFT_CONFIG} does not fit {backbone.name}: {first_line(error)}; {MEND}"
             ) from error
-        _compare(state, get_peft_model_state_dict(adapter, save_embedding_layers=False), file, backbone.name)
-        set_peft_model_state_dict(adapter, state)
+        own = get_peft_model_state_dict(adapter, save_embedding_layers=False)
+    _compare(saved.weights, own, folder / PEFT_WEIGHTS, backbone.name)
+    _, parameters = split_heads(backbone)
+    places = {name: parameters[name] for name in saved.heads if name in parameters}
+    _compare(saved.heads, places, folder / PARAMETERS, backbone.name)
+    backbone.adapter = adapter
+    put_weights(backbone, method, saved)
     adapter.requires_grad_(False)
-    if (folder / PARAMETERS).exists():
-        state, (_, own) = _read_weights(folder / PARAMETERS), split_heads(backbone)
-        _compare(state, {name: own[name] for name in state if name in own}, folder / PARAMETERS, backbone.name)
-        with torch.no_grad():
-            for key, value in state.items():
-                own[key].copy_(value)
     backbone.adapter = adapter.eval()
 
 
@@ -201,7 +249,9 @@ def _compare(state: Mapping[str, Tensor], own: Mapping[str, Tensor], file: Path,
             )
 
 
-def _read_config(path: Path, method: str, kind: Method, state: Mapping[str, Tensor], name: str) -> PeftConfig:
+def _read_config(
+    path: Path, method: str, kind: Method, state: Mapping[str, Tensor], name: str, mend: str
+) -> PeftConfig:
     """A saved peft configuration, of the method and of the size of the weights beside it."""
     content = read_json(path)
     if not isinstance(content, dict):
@@ -211,7 +261,7 @@ def _read_config(path: Path, method: str, kind: Method, state: Mapping[str, Tens
     if given != wanted:
         made = [other for other, way in METHODS.items() if _peft_type(way) == given is not None]
         of = " or ".join(made) or f"peft type {short(given)}"
-        raise AuroraError(f"{path}: the adapter is of {of}, but the run's method is {method}; {MEND}")
+        raise AuroraError(f"{path}: the adapter is of {of}, but the run's method is {method}; {mend}")
     try:
         with _silence():
             config: Any = PeftConfig.from_pretrained(str(path.parent))

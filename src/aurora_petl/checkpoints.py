@@ -19,6 +19,7 @@ import json
 import random
 import re
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -101,11 +102,11 @@ def write(
         write_json(partial / INDEX, head | {"digest": _digest_of(head)})
 
 
-def prune(folder: Path, best: int | None) -> None:
-    """Remove all checkpoints but the `KEPT` newest and the one of step ``best``."""
-    steps = sorted(_steps(folder), reverse=True)
-    for step in steps[KEPT:]:
-        if step != best:
+def prune(folder: Path, keep: Collection[int] = (), newest: int = KEPT) -> None:
+    """Remove all checkpoints but so many of the newest and those of the steps ``keep``."""
+    every = steps(folder)
+    for step in every[: max(0, len(every) - newest)]:
+        if step not in keep:
             shutil.rmtree(path_of(folder, step), ignore_errors=True)
 
 
@@ -116,7 +117,7 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     disk that fails for a moment makes a good checkpoint look damaged.
     """
     problems: list[str] = []
-    for step in sorted(_steps(folder), reverse=True):
+    for step in reversed(steps(folder)):
         try:
             return read(path_of(folder, step)), problems
         except AuroraError as error:
@@ -214,9 +215,10 @@ def set_random_state(states: dict[str, Tensor], device: torch.device) -> None:
         torch.mps.set_rng_state(states["mps"])
 
 
-def _steps(folder: Path) -> list[int]:
+def steps(folder: Path) -> list[int]:
+    """The steps whose checkpoints are in ``folder``, whole or not, the first one first."""
     names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    return [int(match[1]) for name in names if (match := _NAME.fullmatch(name))]
+    return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
 
 
 def _digest_of(facts: dict[str, Any]) -> str:

@@ -5,26 +5,33 @@ from __future__ import annotations
 import warnings
 from contextlib import suppress
 from dataclasses import fields
+from pathlib import Path
 
+from . import warm_start
 from .backbones import load_backbone
 from .backbones.load import check_company
 from .baselines import apply_method
 from .data import READERS
 from .errors import AuroraError, did_you_mean, short
+from .methods import find_method
 from .recipe import Recipe
 from .tasks import task_class
 from .tasks.settings import TaskSettings
 
 
-def check(recipe: Recipe) -> TaskSettings:
-    """Check files and lengths of texts, and that the modules that the options name are in the model. Returns the
-    settings of the task with what they leave to the model.
+def check(recipe: Recipe, folder: Path | None = None) -> TaskSettings:
+    """Check files and lengths of texts, that the modules that the options name are in the model, and that the weights
+    that training begins with fit. Returns the settings of the task with what they leave to the model.
+
+    Args:
+        folder: of the run, if it began already.
 
     Raises:
         AuroraError: at the first thing that would stop a run.
     """
     if recipe.data not in READERS and (wrong := sorted(set(recipe.files) - {"rows"})):
         raise AuroraError(f"files has no key {short(wrong[0])}; of a folder it has rows alone, its file of rows")
+    source = warm_start.source_of(recipe, folder)
     image_size = recipe.image_size or None
     check_company(recipe.model, task=recipe.task.name, image_size=image_size)
     backbone = load_backbone(recipe.model, weights=False, task=recipe.task.name, image_size=image_size)
@@ -43,4 +50,6 @@ def check(recipe: Recipe) -> TaskSettings:
             raise AuroraError(
                 f"method_options.modules_to_save: {recipe.model} has no {short(name)}; {did_you_mean(name, children)}"
             )
+    if source is not None and (backbone.adapter is not None or find_method(recipe.method).config is None):
+        warm_start.check_fit(recipe, backbone, source)
     return settings

@@ -19,6 +19,7 @@ with at_once():
     from .arguments import parse
     from .errors import AuroraError
     from .files import check_output
+    from .notes import hush
     from .terminal import close_output, ending, is_told, progress, say, settle, silence
 
     if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.run is None:
             print(options.help, end="")
         else:
+            hush(options.quiet)
             options.run(options)
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a full disk or a closed pipe can be told
@@ -75,7 +77,9 @@ def _train(options: argparse.Namespace) -> None:
 
         name, overrides = _recipe_words(options)
         fields = ("data", "root", "model", "method")
-        given = {field: value for field in fields if (value := getattr(options, field)) is not None}
+        given: dict[str, Any] = {field: value for field in fields if (value := getattr(options, field)) is not None}
+        if options.init_from is not None:
+            given["train"] = {"init_from": options.init_from}
         folder = options.out or Path("runs") / default_name(name or options.data or "photos")
         if options.resume:
             if name or overrides or given:
@@ -97,7 +101,7 @@ def _recipe_words(options: argparse.Namespace) -> tuple[str | None, list[str]]:
     return (None, [name, *overrides]) if name and "=" in name else (name, overrides)
 
 
-def _chosen_recipe(name: str | None, overrides: list[str], given: dict[str, str]) -> tuple[str, Recipe]:
+def _chosen_recipe(name: str | None, overrides: list[str], given: dict[str, Any]) -> tuple[str, Recipe]:
     """The recipe that the words name, or that for one's own pictures, with its name."""
     from .recipe import load_own, load_recipe
 
@@ -134,10 +138,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise AuroraError(f"--strength is {options.strength:g}; it must lie between 0, the untuned model, and 1")
     if options.merge and options.strength == 0:
         raise AuroraError("--merge has nothing to merge at --strength 0, the untuned model; leave out one of them")
+    if options.step is not None and (options.strength != 1 or options.step < 0):
+        raise AuroraError(f"--step is {options.step}; it must be a step's number, and goes without --strength")
     if len(options.runs) > 2:
         raise AuroraError(f"aurora evaluate takes one run, or two to compare; {len(options.runs)} are given")
-    for name in ("also", "zero_shot", "upload"):
-        if len(options.runs) == 2 and getattr(options, name):
+    for name in ("also", "zero_shot", "upload", "step"):
+        if len(options.runs) == 2 and (given := getattr(options, name)) is not None and given is not False:
             raise AuroraError(f"--{name.replace('_', '-')} is for one run; leave it out, or name one run")
     for path in (options.json, options.queries, options.upload):
         if path:
@@ -187,7 +193,16 @@ def _push(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    _work(options).export(options.folder, options.out)
+    _work(options).export(options.folder, options.out, options.format)
+
+
+def _features(options: argparse.Namespace) -> None:
+    if options.batch_size < 1 or options.frames < 0:
+        raise AuroraError(
+            f"--batch-size is {options.batch_size} and --frames {options.frames}; the first must be at least 1, the "
+            "second at least 0"
+        )
+    _work(options).features(options, _files(options.files), progress(options.quiet))
 
 
 def _recipes(options: argparse.Namespace) -> None:
@@ -212,6 +227,7 @@ COMMANDS = {
     "serve": _serve,
     "push": _push,
     "export": _export,
+    "features": _features,
     "recipes": _recipes,
 }
 

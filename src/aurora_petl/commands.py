@@ -13,12 +13,17 @@ from . import backbones, baselines, plan, report, scoring, sharing, training
 from . import compare as comparison
 from . import demo as demonstration
 from . import export as exporting
+from . import features as vectors
+from .api import load
 from .backbones.blip import convert as converting
+from .data import load_dataset
 from .data.media import load_image
+from .data.rows import announced
 from .distributed import rank
 from .errors import AuroraError, install, one_line
 from .files import check_output, write_json
 from .methods import find_method
+from .notes import note
 from .recipe import Recipe
 from .run_folder import claim
 from .search import index as indexing
@@ -27,7 +32,6 @@ from .search.library import Library
 from .search.picture_index import default_place
 from .search.query import Searcher, find_index
 from .search.sheet import MOST, SIDE, contact_sheet
-from .terminal import say
 
 
 def demo(out: Path, *, seeds: int, progress: bool) -> None:
@@ -38,7 +42,7 @@ def demo(out: Path, *, seeds: int, progress: bool) -> None:
 def dry_run(recipe: Recipe, folder: Path, name: str, *, resume: bool, progress: bool) -> None:
     """Print what a run of the recipe called ``name`` into ``folder`` would do."""
     claim(folder, resume)
-    prepared = training.prepare(recipe, progress=progress)
+    prepared = training.prepare(recipe, progress=progress, folder=folder, compiles=False)
     recipe, dataset = prepared.recipe, prepared.dataset
     planned = plan.make_plan(recipe, dataset, prepared.task) if find_method(recipe.method).learns else None
     if rank() == 0:
@@ -61,6 +65,7 @@ def evaluate(options: argparse.Namespace, files: dict[str, Any], progress: bool)
     and write the scores."""
     manner = scoring.Manner(
         strength=options.strength,
+        step=options.step,
         merge=options.merge,
         dtype=getattr(torch, options.dtype),
         rescore=options.rescore,
@@ -137,6 +142,8 @@ def params(model: str, task: str, fields: dict[str, Any]) -> None:
 
 def convert(checkpoint: Path, out: Path, image_size: int | None) -> None:
     """Convert an original checkpoint to the model folder ``out`` and print what became of its weights."""
+    if rank():
+        return
     print(report.conversion_summary(converting.convert(checkpoint, out, image_size=image_size)))
     print(f"\nmodel     {out}")
 
@@ -167,7 +174,7 @@ def search(options: argparse.Namespace) -> None:
         what = hit.what if options.texts else os.path.relpath(library.folder / hit.what)
         print(f"{place:4}  {hit.score:7.3f}  {one_line(what)}")
     if library.gone:
-        say(f"aurora: {len(library.gone)} more are gone since they were indexed; run aurora index again")
+        note(f"{len(library.gone)} more are gone since they were indexed; run aurora index again")
     if options.json:
         rows = [{"rank": place, "score": hit.score, "found": hit.what} for place, hit in enumerate(hits, 1)]
         places = {"query": options.text or options.image, "index": library.out, "folder": library.folder}
@@ -185,6 +192,8 @@ def search(options: argparse.Namespace) -> None:
 
 def push(run: Path, name: str, private: bool, base_model: str, dry: bool) -> None:
     """Upload a finished run to the hub, or print what would go up."""
+    if rank():
+        return
     if not dry:
         print(sharing.push(run, name, private=private, base_model=base_model))
         return
@@ -195,11 +204,32 @@ def push(run: Path, name: str, private: bool, base_model: str, dry: bool) -> Non
     print(f"\nwithout --dry-run they would go to {name}, {seen}; gallery.png, with your pictures, stays here")
 
 
-def export(run: Path, out: Path) -> None:
-    """Write a finished run's model as transformers' and print how to load it and what it lacks."""
-    made = exporting.export(run, out)
-    print("\n".join(made.notes))
-    print(f"transformers.{made.kind}.from_pretrained({str(out)!r})")
+def export(run: Path, out: Path, form: str) -> None:
+    """Write a finished run's model as a folder that a library reads, and print how to load it and what it lacks."""
+    if rank():
+        return
+    made = exporting.export(run, out, form)
+    print("\n".join([*made.notes, made.loading]))
+
+
+def features(options: argparse.Namespace, files: dict[str, Any], progress: bool) -> None:
+    """Write vectors by the options of ``aurora features``, data being read as ``files`` says."""
+    if rank():
+        return
+    vectors.check_suffix(options.out)
+    check_output(options.out)
+    dataset = announced(load_dataset(options.data, options.root, files))
+    dataset = dataset.split(options.split) if options.split else dataset
+    written = vectors.write_features(
+        load(options.model, task="retrieval"),
+        dataset,
+        options.out,
+        frames=options.frames,
+        batch_size=options.batch_size,
+        progress=progress,
+    )
+    wide = " x ".join(map(str, written.shape))
+    print(f"{written.file}: {written.pictures:,} pictures and {written.captions:,} captions, float32 of {wide}")
 
 
 def serve(index: Path | None, port: int, host: str, token: str | None) -> None:

@@ -33,6 +33,7 @@ from .evaluation.outcome import Outcome
 from .files import lock, read_json, write_json
 from .method_options import typed_options
 from .methods import find_method
+from .notes import note
 from .rate_search import Search, told
 from .recipe import Recipe, load_recipe
 from .report.comparison import AURORA, Compared, comparison_json, plot_comparison
@@ -254,7 +255,7 @@ class _Count:
 
     def tell(self, line: str) -> None:
         self.done += 1
-        print(f"aurora: {time.strftime('%H:%M')} {self.done}/{self.total} {line}", file=sys.stderr, flush=True)
+        note(f"{time.strftime('%H:%M')} {self.done}/{self.total} {line}")
 
 
 def run_folder(out: Path, word: str, steps: int, rate: float, seed: int) -> Path:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from dataclasses import dataclass, replace
-
-import torch
 
 from .backbones import Tunable
 from .data.rows import Dataset, QuestionDataset
@@ -14,25 +10,25 @@ from .devices import choose
 from .distributed import rank, ranks
 from .errors import AuroraError
 from .examples import TrainingExamples
+from .measuring import Measured, measure
+from .notes import note
 from .recipe import Recipe, TrainSettings
-from .report import parameter_summary, table
+from .report import parameter_summary, size_of, table
 from .tasks.base import Task
 from .train_arguments import precision_of
-
-MOST_SECONDS = 8.0  # that the measurement may take
 
 
 @dataclass
 class Plan:
-    """The size of a run. ``pairs`` are the training examples of a step over all ranks; ``seconds`` is about how long
-    the steps take here, evaluations apart, or None if that is not known."""
+    """The size of a run. ``pairs`` are the training examples of a step over all ranks; ``measured`` is what a step
+    takes here, or None of several processes, which measure nothing."""
 
     steps: int
     epochs: float
     pairs: int
     device: str
     precision: str
-    seconds: float | None
+    measured: Measured | None
 
 
 def fit_batch(recipe: Recipe, examples: int, what: str) -> TrainSettings:
@@ -47,10 +43,7 @@ def fit_batch(recipe: Recipe, examples: int, what: str) -> TrainSettings:
         raise AuroraError(f"{recipe.data}: {examples} training {what}s are too few; every process needs at least 2")
     fitted = min(batch, each)
     if fitted < batch and rank() == 0:
-        print(
-            f"aurora: a batch is {fitted}, not {batch}: there are {examples} training {what}s",
-            file=sys.stderr,
-        )
+        note(f"a batch is {fitted}, not {batch}: there are {examples} training {what}s")
     accumulation = min(settings.gradient_accumulation, each // fitted)
     return replace(settings, batch_size=fitted, gradient_accumulation=accumulation)
 
@@ -62,7 +55,7 @@ def count_steps(settings: TrainSettings, examples: int) -> tuple[int, int]:
 
 
 def make_plan(recipe: Recipe, dataset: Dataset, task: Task) -> Plan:
-    """The plan of a prepared run. It takes one or two steps to measure them, so the task is to be thrown away."""
+    """The plan of a prepared run. It takes a few steps to measure them, so the task is to be thrown away."""
     settings, device = recipe.train, choose()
     training = TrainingExamples(
         task, dataset.split("train"), seed=settings.seed, augment=settings.augment, flip=settings.flip
@@ -70,38 +63,8 @@ def make_plan(recipe: Recipe, dataset: Dataset, task: Task) -> Plan:
     _, steps = count_steps(settings, len(training))
     pairs = settings.batch_size * settings.gradient_accumulation * ranks()
     precision = precision_of(settings, device)
-    step = None if ranks() > 1 else settings.gradient_accumulation * _seconds(task, training, settings, precision)
-    return Plan(
-        steps, steps * pairs / len(training), pairs, str(device), precision, None if step is None else steps * step
-    )
-
-
-def _seconds(task: Task, training: TrainingExamples, settings: TrainSettings, precision: str) -> float:
-    """About how long a batch takes, forward and backward, its pictures' loading shared by the workers: the time of the
-    largest part of a batch that is quick enough, after a pass as warm-up."""
-    _timed(task, training, 2, settings.workers, precision)  # the first pass of a process makes its kernels
-    size, seconds = 2, _timed(task, training, 2, settings.workers, precision)
-    while size < settings.batch_size and 4 * seconds < MOST_SECONDS:
-        size = min(4 * size, settings.batch_size)
-        seconds = _timed(task, training, size, settings.workers, precision)
-    return seconds * settings.batch_size / size
-
-
-def _timed(task: Task, training: TrainingExamples, size: int, workers: int, precision: str) -> float:
-    device = choose()
-    apart = max(1, len(training) // size)  # examples of different pictures
-    started = time.perf_counter()
-    rows = [training[0, (apart * place) % len(training)] for place in range(size)]
-    loading = (time.perf_counter() - started) / max(1, workers)
-    collated = task.to(device).train().collate(rows).items()
-    batch = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in collated}
-    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    started = time.perf_counter()
-    with torch.autocast(device.type, kind, enabled=kind is not None):
-        loss = task(**batch)["loss"]
-    loss.backward()
-    loss.item()  # waits for the device
-    return loading + time.perf_counter() - started
+    measured = None if ranks() > 1 else measure(task, training, settings, precision, settings.workers)
+    return Plan(steps, steps * pairs / len(training), pairs, str(device), precision, measured)
 
 
 def describe(recipe: Recipe, dataset: Dataset, backbone: Tunable, plan: Plan | None, name: str) -> str:
@@ -136,9 +99,26 @@ def _planned(recipe: Recipe, plan: Plan | None, name: str) -> str:
         ("a step", f"{plan.pairs:,} pairs ({', '.join(parts)})"),
         ("rates", f"{train.learning_rate:g}, of heads {heads:g}"),
         ("computes", f"on {plan.device} in {plan.precision}"),
-        ("takes", "unknown" if plan.seconds is None else f"about {_duration(plan.seconds)}, evaluations apart"),
+        *_estimates(plan, train),
     ]
     return "\n".join(f"{what:<10} {value}" for what, value in lines)
+
+
+def _estimates(plan: Plan, train: TrainSettings) -> list[tuple[str, str]]:
+    """Time and memory of a run's steps, and what was measured for them."""
+    found = plan.measured
+    if found is None:
+        return [("takes", "unknown: one process alone measures it")]
+    lines = [("takes", f"about {_duration(plan.steps * found.seconds)}, evaluations apart")]
+    if found.memory is not None:
+        where = "of this process" if plan.device == "cpu" else f"on {plan.device}"
+        lines.append(("memory", f"about {size_of(found.memory)} at the peak of a step, {where}"))
+    part = f"{found.pairs} pairs" if found.pairs == found.whole else f"{found.pairs} of {found.whole} pairs, scaled up"
+    times = f"{found.times} times {part}" if found.times > 1 else part
+    waits = f", {found.reading:.2g} s of it for pictures" if found.reading >= 0.05 * found.seconds else ""
+    plain = ", without train.compile" if train.compile else ""
+    lines.append(("measured", f"{times}{plain}: {found.seconds:.2g} s a step{waits}"))
+    return lines
 
 
 def _duration(seconds: float) -> str:

@@ -7,9 +7,10 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from .errors import AuroraError, short
@@ -45,9 +46,13 @@ class TrainSettings(Settings):
     seed: int = number(0, 0, 2**32 - 1)
     evaluations: int = number(4, 1, 10_000)  # on the validation split, evenly spread
     patience: int = number(0, 0, 10_000)  # evaluations without a better one that end the training early; 0: none do
-    # best: the weights of the best evaluation | strength: the last weights, drawn back towards the untuned ones as far
-    # as the validation split likes, all the way if it likes these best
-    keep: Literal["best", "strength"] = "best"
+    # best: the weights of the best evaluation | last: those of the last step | strength: the last weights, drawn back
+    # towards those that training began with as far as the validation split likes, all the way if it likes these best
+    keep: Literal["best", "last", "strength"] = "best"
+    # checkpoints that a finished run keeps: none, of the best evaluation, the last, all of them, or so many newest
+    checkpoints: Literal["none", "best", "last", "all"] | Annotated[int, Field(ge=1, le=10_000)] = "none"
+    # a finished run, or an adapter's folder or hub id, whose weights are the first ones; empty: the pretrained model's
+    init_from: Place = ""
     save_minutes: float = number(10.0, 0, 10**6)  # between two checkpoints at most; one is also written at evaluations
     workers: int = number(0, 0, 256)
     report_to: list[str] = field(default_factory=list)  # trackers, as transformers' Trainer has them: wandb, ...
@@ -107,6 +112,8 @@ def located(recipe: Recipe) -> Recipe:
         value = getattr(recipe, name)
         if value and value not in taken and (Path(value).exists() or (name == "data" and is_pattern(value))):
             setattr(made, name, str(Path(value).absolute()))
+    if (start := recipe.train.init_from) and Path(start).is_dir():
+        made.train = dataclasses.replace(recipe.train, init_from=str(Path(start).absolute()))
     return made
 
 

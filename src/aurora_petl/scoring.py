@@ -20,9 +20,9 @@ from .errors import AuroraError
 from .evaluation.outcome import Outcome
 from .recipe import Recipe
 from .report.scores import TUNED, UNTUNED
+from .run_model import load_run, saved_recipe
 from .tasks import task_class
 from .tasks.base import Task
-from .training import load_run, saved_recipe
 
 PAIR = ("A", "B")  # what two runs are called
 
@@ -33,6 +33,7 @@ class Manner:
 
     Args:
         strength: how far its weights are on the way from the untuned model (0) to the tuned one (1).
+        step: the weights of a step that the run kept, in the place of the tuned ones.
         merge: fold the adapter into the weights first.
         dtype: bfloat16 computes under autocast.
         rescore: with bfloat16, how many of the best of every list are scored once more in float32.
@@ -40,6 +41,7 @@ class Manner:
     """
 
     strength: float = 1.0
+    step: int | None = None
     merge: bool = False
     dtype: torch.dtype = torch.float32
     rescore: int = 0
@@ -106,14 +108,21 @@ def evaluate(
         splits = [announced(load_dataset(data or recipes[0].data, *read_as, recipes[0].broken)).split(split)]
         if also:
             splits.append(_other_data(also, recipes[0]).split(split))
-    names = PAIR if len(folders) == 2 else (TUNED if manner.strength == 1 else f"strength {manner.strength:g}",)
+    names = PAIR if len(folders) == 2 else (_name(manner),)
     own_data, *other_data = found = [Evaluation(rows) for rows in splits]
     if zero_shot or also:
-        plain = replace(manner, strength=0.0, merge=False)
+        plain = replace(manner, strength=0.0, step=None, merge=False)
         _add(UNTUNED, folders[0], plain, own_data if zero_shot else None, other_data)
     for name, folder in zip(names, folders, strict=True):
         _add(name, folder, manner, own_data, other_data, upload)
     return found
+
+
+def _name(manner: Manner) -> str:
+    """What tables call the model."""
+    if manner.step is not None:
+        return f"step {manner.step}"
+    return TUNED if manner.strength == 1 else f"strength {manner.strength:g}"
 
 
 def _add(
@@ -125,7 +134,8 @@ def _add(
     upload: bool = False,
 ) -> None:
     """Score a run's model and add what comes of it to the evaluations under its name."""
-    place = folder / "features" / ("" if manner.strength == 1 else f"strength-{manner.strength:g}")
+    named = _name(manner)
+    place = folder / "features" / ("" if named == TUNED else named.replace(" ", "-"))
     caches = [(own_data, place)] if own_data else []
     caches += [(evaluation, place / "also") for evaluation in other_data]  # its name may be that of the own data
     task = _load(folder, manner, [evaluation.split for evaluation, _ in caches], upload)
@@ -150,7 +160,7 @@ def _load(folder: Path, manner: Manner, splits: Sequence[Rows[Any]], upload: boo
         AuroraError: see `evaluate`.
     """
     with distributed.together():
-        recipe, backbone = load_run(folder, manner.strength)
+        recipe, backbone = load_run(folder, manner.strength, manner.step)
         task = task_class(recipe.task.name)(backbone, recipe.task)
         for rows in splits:
             task.check(recipe.task, rows)

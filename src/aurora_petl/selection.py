@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -67,12 +67,36 @@ def settles(task: TaskSettings) -> bool:
     return isinstance(task, RetrievalSettings) and task.ranking == "choose"
 
 
+def steps_to_keep(
+    checkpoints: Literal["none", "best", "last", "all"] | int, history: Sequence[dict[str, Any]], metric: str
+) -> set[int]:
+    """The evaluated steps whose checkpoints stay, by ``train.checkpoints``. Step 0, of the weights that training began
+    with, is one of ``all``.
+
+    Args:
+        history: of a run, whose rows hold the validation ``metric`` of evaluated steps under ``eval_`` and its name.
+    """
+    metrics = {int(row["step"]): row[f"eval_{metric}"] for row in history if f"eval_{metric}" in row}
+    trained = sorted(step for step in metrics if step)
+    if checkpoints == "all":
+        return set(metrics)
+    if checkpoints == "best":
+        return {max(trained, key=lambda step: (metrics[step], -step))} if trained else set()
+    count = {"none": 0, "last": 1}[checkpoints] if isinstance(checkpoints, str) else checkpoints
+    return set(trained[max(0, len(trained) - count) :])
+
+
 def choice_at(task: TaskSettings, history: Sequence[dict[str, Any]], step: int) -> dict[str, Any]:
     """Settings that the evaluation of a step settled, from the rows of a run's history."""
     if not settles(task):
         return {}
     row = next(row for row in history if row["step"] == step and all(f"eval_{name}" in row for name in SETTLED))
     return {name: row[f"eval_{name}"] for name in SETTLED}
+
+
+def with_choice(recipe: Recipe, choice: Mapping[str, Any]) -> Recipe:
+    """The recipe with settings of its task that an evaluation settled."""
+    return replace(recipe, task=replace(recipe.task, **choice))
 
 
 def settled(recipe: Recipe, folder: Path, view: str = TUNED) -> Recipe:

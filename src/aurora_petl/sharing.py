@@ -93,7 +93,10 @@ def _without_places(recipe: Recipe, base_model: str) -> Recipe:
             f"the run tuned the model in {recipe.model}, a folder that others do not have; say with --base-model which "
             "model of the hub it is"
         )
-    return replace(recipe, model=base_model or recipe.model, data=Path(recipe.data).name, root="", files={})
+    start = recipe.train.init_from  # of the hub, others know it by its name
+    train = replace(recipe.train, init_from=start if is_hub_id(start) and not Path(start).exists() else "")
+    made = replace(recipe, model=base_model or recipe.model, data=Path(recipe.data).name, root="", files={})
+    return replace(made, train=train)
 
 
 def _finish_card(run: Path, file: Path, recipe: Recipe, name: str, base_model: str) -> None:

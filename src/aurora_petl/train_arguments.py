@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from .devices import bfloat16_is_fast, choose
 from .errors import AuroraError, did_you_mean, short
+from .notes import note
 from .recipe import TrainSettings
 
 
@@ -83,9 +83,8 @@ def one_gpu(arguments: TrainingArguments) -> None:
     """Let a process that sees several GPUs train on one of them, and say how all are used. The Trainer would wrap the
     task in DataParallel, which copies the model at every step and knows no adapters."""
     if arguments.n_gpu > 1:
-        print(
-            f"aurora: this machine has {arguments.n_gpu} GPUs and one of them trains; for all of them start "
-            f"torchrun --nproc_per_node {arguments.n_gpu} -m aurora_petl.cli train ...",
-            file=sys.stderr,
+        note(
+            f"this machine has {arguments.n_gpu} GPUs and one of them trains; for all of them start "
+            f"torchrun --nproc_per_node {arguments.n_gpu} -m aurora_petl.cli train ..."
         )
         arguments._n_gpu = 1

@@ -181,7 +181,9 @@ class TaskTrainer(Trainer):
         self.log(dict(named))
         metric = named[f"eval_{self.task.main_metric}"]
         step = self.state.global_step
-        if self.settings.keep == "best":
+        if self.settings.keep == "last":
+            self.best = {"step": step, "metric": metric}
+        elif self.settings.keep == "best":
             if step and (self.best is None or metric > self.best["metric"]):
                 self.best = {"step": step, "metric": metric}
         elif step == 0:  # the weights that the last ones will be drawn back to
@@ -212,11 +214,11 @@ class TaskTrainer(Trainer):
     @property
     def evaluation_is_due(self) -> bool:
         """Whether the run stopped before the evaluation of the step that it resumes behind."""
-        step = self.state.global_step
+        step, last = self.state.global_step, self.args.max_steps
         evaluated = any(
             row["step"] == step and f"eval_{self.task.main_metric}" in row for row in self.state.log_history
         )
-        return not evaluated and (step == 0 or step % int(self.args.eval_steps or 1) == 0)
+        return not evaluated and (step in (0, last) or step % int(self.args.eval_steps or 1) == 0)
 
     # Checkpoints
 
@@ -251,7 +253,13 @@ class TaskTrainer(Trainer):
 
     def _prune(self) -> None:
         if self.is_world_process_zero():
-            checkpoints.prune(self.folder / "checkpoints", None if self.best is None else int(self.best["step"]))
+            needed = set() if self.best is None else {int(self.best["step"])}
+            checkpoints.prune(self.folder / "checkpoints", needed | self.steps_to_keep)
+
+    @property
+    def steps_to_keep(self) -> set[int]:
+        """The steps whose checkpoints stay when the run is finished."""
+        return selection.steps_to_keep(self.settings.checkpoints, self.state.log_history, self.task.main_metric)
 
     def _trainer_state(self) -> dict[str, Any]:
         return dataclasses.asdict(self.state) | {"stateful_callbacks": {}}

@@ -2,8 +2,9 @@
 
 Under ``torchrun`` or ``accelerate launch`` every process calls `train`, and the first one writes. A run's folder holds
 ``recipe.yaml``, ``adapter/``, ``metrics.json``, ``history.json``, ``losses.jsonl`` (a line a step), ``curve.png``,
-``gallery.png`` and, until it is finished, ``checkpoints/``; where the right answers of the test split are not
-published, also the file for the benchmark's server.
+``gallery.png`` and, until it is finished or as far as ``train.checkpoints`` has it, ``checkpoints/``; where the right
+answers of the test split are not published, also the file for the benchmark's server. A run that began with the weights
+of another one keeps them in ``start/``.
 """
 
 from __future__ import annotations
@@ -14,12 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
-from . import checkpoints, distributed, selection
-from .backbones import Tunable, checkpoint_layers, find_family, load_backbone
-from .baselines import PEFT_WEIGHTS, WEIGHTS, apply_method, load_adapter, save_adapter, weight_counts
+from . import checkpoints, distributed, selection, warm_start
+from .backbones import Tunable, checkpoint_layers
+from .baselines import save_adapter, weight_counts
 from .checks import check as check_recipe
 from .data import load_dataset
 from .data.rows import SPLITS, announced
@@ -29,22 +29,25 @@ from .distributed import rank, ranks
 from .errors import AuroraError
 from .evaluation.outcome import Outcome
 from .examples import TrainingExamples
-from .files import read_json, write_json
+from .files import write_json
 from .kept import digest
 from .methods import find_method
 from .plan import count_steps, fit_batch
-from .recipe import Recipe, load_saved, located
-from .report import data_facts, kept_weights, plot_curve, run_card, run_scores
+from .recipe import Recipe, located
+from .report import data_facts, kept_weights, plot_curve, run_card, run_scores, start_scores
 from .report.gallery import GALLERIES
 from .run_folder import ours
+from .run_model import ADAPTER as ADAPTER
+from .run_model import CHECKPOINTS, HISTORY, apply_recipe, make_backbone, started
+from .run_model import load_run as load_run  # which others import from here
+from .run_model import untuned as untuned
 from .stopping import Signals
 from .tasks import task_class
 from .tasks.base import Task
 from .tasks.settings import TaskSettings
-from .train_arguments import check_trackers, precision_of
+from .train_arguments import check_trackers
 from .trainer import make_trainer
 
-ADAPTER = "adapter"
 UPLOAD = "upload.json"
 ANSWERS = "answers.json"  # that inference by rank chooses from
 
@@ -69,13 +72,21 @@ class Prepared:
     dataset: Rows[Any]
     backbone: Tunable
     task: Task
+    fingerprint: str  # of the pretrained model
+    source: warm_start.Source | None = None  # of the first weights, if they are not the pretrained model's
 
 
-def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False) -> Prepared:
+def prepare(
+    recipe: Recipe, *, check: bool = True, progress: bool = False, folder: Path | None = None, compiles: bool = True
+) -> Prepared:
     """Read and check a run's data, then load its model, method and task.
 
     Of a method that has nothing to learn, the test split is all that is needed, checked and returned, and where
     settings are left to the validation split, that one if there is one.
+
+    Args:
+        folder: of the run, if it began already.
+        compiles: whether ``train.compile`` is followed.
 
     Raises:
         AuroraError: at the first thing that would stop the run.
@@ -83,13 +94,16 @@ def prepare(recipe: Recipe, *, check: bool = True, progress: bool = False) -> Pr
     distributed.start()
     with distributed.together():
         check_trackers(recipe.train)
-        dataset = _dataset(recipe, check_recipe(recipe))
+        dataset = _dataset(recipe, check_recipe(recipe, folder))
     if check:
         dataset.check(progress=progress)
     if recipe.train.max_train_samples and find_method(recipe.method).learns:
         dataset = dataset.few("train", recipe.train.max_train_samples, recipe.train.seed)
     with distributed.together():
-        return _prepared(recipe, dataset)
+        prepared = _prepared(recipe, dataset, warm_start.source_of(recipe, folder))
+    if compiles and recipe.train.compile and find_method(recipe.method).learns:
+        prepared.task.compile_loss()
+    return prepared
 
 
 def _dataset(recipe: Recipe, settings: TaskSettings) -> Rows[Any]:
@@ -107,10 +121,11 @@ def _dataset(recipe: Recipe, settings: TaskSettings) -> Rows[Any]:
     return dataset
 
 
-def _prepared(recipe: Recipe, dataset: Rows[Any]) -> Prepared:
+def _prepared(recipe: Recipe, dataset: Rows[Any], source: warm_start.Source | None) -> Prepared:
     method, kind = find_method(recipe.method), task_class(recipe.task.name)
-    backbone = _backbone(recipe)
-    _apply(recipe, backbone)
+    backbone = make_backbone(recipe)
+    fingerprint = warm_start.fingerprint(backbone)
+    apply_recipe(recipe, backbone, source, fingerprint)
     if method.learns:
         examples = len(kind.examples(dataset.split("train")))  # after the check, which may leave out rows
         settings = fit_batch(recipe, examples, kind.example)
@@ -122,9 +137,7 @@ def _prepared(recipe: Recipe, dataset: Rows[Any]) -> Prepared:
         recipe = replace(recipe, task=kind.fitted(recipe.task, backbone))
     backbone.module.to(choose())  # only now: a seed draws the same adapter on every device
     task = kind(backbone, recipe.task)
-    if recipe.train.compile and method.learns:
-        task.compile_loss()
-    return Prepared(recipe, dataset, backbone, task)
+    return Prepared(recipe, dataset, backbone, task, fingerprint, source)
 
 
 def train(
@@ -156,16 +169,25 @@ def train(
     first = rank() == 0  # of several processes it alone writes
     progress = progress and first
     with ours(folder, resume), Signals() as signals:
-        prepared = prepare(recipe, check=check, progress=progress)
+        prepared = prepare(recipe, check=check, progress=progress, folder=folder)
         recipe = prepared.recipe
         if first:
+            if prepared.source is not None:
+                warm_start.copy_start(prepared.source, folder)
             recipe.save(folder / "recipe.yaml")
         test = prepared.dataset.split("test")
         if find_method(recipe.method).learns:
             run = _fit(folder, prepared, signals, resume, progress, start, callbacks)
-            plain = replace(recipe, task=replace(recipe.task, **run.metrics["chosen"][selection.UNTUNED]))
-            before = before or untuned(plain, test, cache=folder / "checkpoints" / "untuned", progress=progress)
-            after = run.task.evaluate(test, progress=progress) if run.metrics["best_step"] else before
+            chosen, warm = run.metrics["chosen"], prepared.source is not None
+            if warm and selection.settles(recipe.task):  # step 0 was not the untuned model
+                chosen[selection.UNTUNED] = untuned(recipe, prepared.dataset.split("validation")).choice
+            plain = selection.with_choice(recipe, chosen[selection.UNTUNED])
+            before = before or untuned(plain, test, cache=folder / CHECKPOINTS / "untuned", progress=progress)
+            after = run.task.evaluate(test, progress=progress) if warm or run.metrics["best_step"] else before
+            if warm:
+                begun = selection.with_choice(recipe, selection.choice_at(recipe.task, run.history, 0))
+                run.metrics["init_from"] = recipe.train.init_from
+                start_scores(run.metrics, started(begun, folder, test, progress=progress), after)
         else:
             run = _unchanged(folder, prepared, progress)
             after = before = before or run.task.evaluate(test, progress=progress)
@@ -196,22 +218,35 @@ def _write(run: Run, test: Rows[Any], before: Outcome, after: Outcome) -> None:
     folder, recipe = run.folder, run.recipe
     if (folder / ADAPTER).exists():
         shutil.rmtree(folder / ADAPTER)  # of a run that was killed while it wrote its results
-    run.metrics |= run_scores(before, after) | {"test_rows": len(test)}
+    for key, value in run_scores(before, after).items():
+        run.metrics[key] = run.metrics.get(key, {}) | value
+    run.metrics["test_rows"] = len(test)
     if after.metrics:
         run.metrics["test_clips" if test.clips else "test_pictures"] = after.sample.clusters
     save_adapter(run.backbone, folder / ADAPTER, run_card(recipe, run.metrics))
     if getattr(recipe.task, "inference", None) == "rank":
         write_json(folder / ANSWERS, test.candidates)  # type: ignore[attr-defined]
-    write_json(folder / "history.json", run.history)
+    write_json(folder / HISTORY, run.history)
     if run.history:
         note = f"{kept_weights(run.metrics)}, scores by {run.task.protocol}"
-        plot_curve(run.history, folder / "curve.png", run.task.main_metric, run.task.objective, note)
+        named = "start" if "init_from" in run.metrics else "zero-shot"
+        plot_curve(run.history, folder / "curve.png", run.task.main_metric, run.task.objective, note, named)
     if draw := GALLERIES.get(recipe.task.name):
         draw(folder / "gallery.png", test, before, after)
     if not after.metrics:
         write_json(folder / f"{recipe.task.name}_{UPLOAD}", run.task.upload(test, after))
     write_json(folder / "metrics.json", run.metrics)  # last: it marks the run as finished
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    _clear(folder / CHECKPOINTS, run)
+
+
+def _clear(folder: Path, run: Run) -> None:
+    """Leave of a finished run's checkpoints those that its recipe keeps."""
+    keep = selection.steps_to_keep(run.recipe.train.checkpoints, run.history, run.task.main_metric)
+    for place in folder.iterdir() if folder.is_dir() else ():
+        if place not in {checkpoints.path_of(folder, step) for step in keep}:
+            shutil.rmtree(place, ignore_errors=True)
+    if not keep:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def fit(
@@ -250,7 +285,7 @@ def _fit(
     trainer = make_trainer(
         task, training, validation, recipe, folder, signals, steps=steps, progress=progress, callbacks=callbacks
     )
-    trainer.start_metrics = start
+    trainer.start_metrics = None if prepared.source else start  # which are the untuned model's
     trainer.resume(checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
     kept = trainer.settle()
@@ -262,6 +297,7 @@ def _fit(
         "chosen": {selection.TUNED: kept.choice, selection.UNTUNED: selection.choice_at(recipe.task, history, 0)},
         "weights": weight_counts(backbone),
         "start": start_digest,
+        "backbone": prepared.fingerprint,
         "train_seconds": trainer.seconds,
         "steps": trainer.state.global_step,
     }
@@ -280,7 +316,7 @@ def _checkpoint(folder: Path) -> checkpoints.Checkpoint | None:
         AuroraError: if another number of processes wrote it.
     """
     with distributed.together():
-        checkpoint, problems = checkpoints.newest(folder / "checkpoints") if rank() == 0 else (None, [])
+        checkpoint, problems = checkpoints.newest(folder / CHECKPOINTS) if rank() == 0 else (None, [])
         if checkpoint is not None and checkpoint.facts["ranks"] != ranks():
             raise AuroraError(
                 f"{checkpoint.path} was written by {checkpoint.facts['ranks']} processes, and this run has {ranks()}; "
@@ -291,85 +327,3 @@ def _checkpoint(folder: Path) -> checkpoints.Checkpoint | None:
         print(f"aurora: warning: {problem}; the run goes on from {then}", file=sys.stderr)
     path = distributed.from_first(None if checkpoint is None else checkpoint.path)
     return checkpoint if path is None or checkpoint is not None else checkpoints.read(path)
-
-
-def _backbone(recipe: Recipe) -> Any:
-    return load_backbone(
-        recipe.model,
-        dtype=_stored_as(recipe),
-        task=recipe.task.name,
-        image_size=recipe.image_size or None,
-    )
-
-
-def _stored_as(recipe: Recipe) -> torch.dtype:
-    """The type of the model's weights. A frozen one of a large family is kept in bfloat16 where a training computes in
-    it; weights that train need more digits."""
-    small = find_method(recipe.method).trains == "everything" or not find_family(recipe.model).large
-    return torch.float32 if small or precision_of(recipe.train, choose()) != "bf16" else torch.bfloat16
-
-
-def untuned(recipe: Recipe, split: Rows[Any], *, cache: Path | None = None, progress: bool = False) -> Outcome:
-    """What `Task.evaluate` gives for the pretrained model on a split, by the recipe's protocol; ``cache`` as there."""
-    backbone = _backbone(recipe)
-    apply_method(backbone, "zero-shot")
-    backbone.module.to(choose())
-    return task_class(recipe.task.name)(backbone, recipe.task).evaluate(split, cache=cache, progress=progress)
-
-
-def load_run(folder: Path, strength: float = 1.0) -> tuple[Recipe, Any]:
-    """Recipe, with what its validation split settled, and backbone of a finished run.
-
-    Args:
-        strength: how far the weights are on the straight line from the untuned model (0) to the tuned one (1).
-
-    Raises:
-        AuroraError: if ``folder`` holds none, or the weights that training began with cannot be drawn again.
-    """
-    recipe = selection.settled(saved_recipe(folder), folder, selection.TUNED if strength else selection.UNTUNED)
-    backbone = _backbone(recipe)
-    if strength:
-        pushed = any((folder / name).is_file() for name in (PEFT_WEIGHTS, WEIGHTS))  # adapter beside recipe
-        load_adapter(backbone, folder if pushed else folder / ADAPTER, recipe.method)
-    else:
-        apply_method(backbone, "zero-shot")
-    if 0 < strength < 1:
-        starts = _starts(recipe, folder)
-        own = [(name, weight) for name, weight in backbone.module.named_parameters() if name in starts]
-        selection.blend(own, starts, {name: weight.detach().clone() for name, weight in own}, strength)
-    backbone.module.to(choose())
-    return recipe, backbone
-
-
-def saved_recipe(folder: Path) -> Recipe:
-    """The recipe of a run.
-
-    Raises:
-        AuroraError: if ``folder`` holds none.
-    """
-    if not (folder / "recipe.yaml").is_file():
-        raise AuroraError(f"{folder} holds no run: it has no recipe.yaml")
-    return load_saved(folder / "recipe.yaml")
-
-
-def _starts(recipe: Recipe, folder: Path) -> dict[str, torch.Tensor]:
-    """The weights that a run's training began with, drawn again."""
-    backbone = _backbone(recipe)
-    _apply(recipe, backbone)
-    starts = {name: weight.detach() for name, weight in backbone.module.named_parameters() if weight.requires_grad}
-    if find_method(recipe.method).config is None:
-        return starts  # the model's own weights
-    file = folder / "metrics.json"
-    written = read_json(file) if file.is_file() else {}
-    if not isinstance(written, dict) or written.get("start") != digest(starts):
-        raise AuroraError(
-            f"{folder}: the weights that its training began with cannot be drawn again here, as by other versions of "
-            "torch or peft; give --strength 0 or 1, or train anew"
-        )
-    return starts
-
-
-def _apply(recipe: Recipe, backbone: Any) -> None:
-    """Apply a recipe's method, drawn from its seed alone."""
-    torch.manual_seed(recipe.train.seed)
-    apply_method(backbone, recipe.method, recipe.method_options, recipe.train_heads)

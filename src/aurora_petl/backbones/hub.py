@@ -86,8 +86,17 @@ def fetch_run(name: str) -> Path | None:
     Raises:
         AuroraError: if there is neither.
     """
-    folder = _fetched(name, [RUN_FILES])
+    folder = fetch_adapter(name)
     return folder if (folder / RUN).is_file() else None
+
+
+def fetch_adapter(name: str) -> Path:
+    """The folder in the hub's cache that holds an adapter, of a run that was pushed or of peft alone.
+
+    Raises:
+        AuroraError: if there is nothing of that name.
+    """
+    return _fetched(name, [RUN_FILES])
 
 
 def _fetched(name: str, groups: Sequence[Sequence[str]]) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from ..distributed import objects, own_share, rank, together
 from ..errors import AuroraError, first_line, one_line, short
+from ..notes import note
 from .items import SPLITS, Item, Question, Row, of_split, select
 from .media import load_image
 from .places import Files
@@ -210,7 +210,7 @@ def need_frames(dataset: Dataset[Any], frames: int) -> None:
 def announced(dataset: Any) -> Any:
     """The dataset, whose `note`, if it has one, the first rank has printed to stderr."""
     if dataset.note and rank() == 0:
-        print(one_line(f"aurora: {dataset.note}"), file=sys.stderr)
+        note(dataset.note)
     return dataset
 
 

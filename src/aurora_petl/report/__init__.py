@@ -14,6 +14,7 @@ from .scores import (
     run_summary,
     scores_json,
     scores_table,
+    start_scores,
 )
 from .sheets import AnsweredQuestion, GalleryQuery, Hit, answer_gallery, load_font, query_gallery, wrap_text
 from .tables import (
@@ -55,6 +56,7 @@ __all__ = [
     "scores_json",
     "scores_table",
     "size_of",
+    "start_scores",
     "table",
     "wrap_text",
     "write_queries",

@@ -43,6 +43,7 @@ def run_card(recipe: Recipe, metrics: Mapping[str, Any]) -> str:
         "method": f"{recipe.method}: {method.about}",
         "options": recipe.method_options,
         "weights that train": _weights(weights),
+        "began with": _start(recipe.train.init_from),
     }
     lines = ["---", front_matter(recipe).to_yaml().strip(), "---", "", f"# {recipe.model}, tuned on {name}", ""]
     lines += ["| | |", "|---|---|"]
@@ -101,12 +102,17 @@ def _weights(weights: Mapping[str, int]) -> str:
     return f"{weights['trainable']:,}{heads}, {100 * weights['trainable'] / weights['model']:.3f}% of the model's"
 
 
+def _start(name: str) -> str:
+    """Whose weights training began with: a name of the hub, or a run's name without its path; nothing of a model's."""
+    return f"the weights of {name if is_hub_id(name) else Path(name).name}" if name else ""
+
+
 def _scores(metrics: Mapping[str, Any]) -> list[str]:
     """The section on the test split's metrics before and after."""
     after, before = metrics.get("test"), metrics.get("zero_shot_test")
     if not after or not before:
         return []
-    columns = {"untuned": "zero_shot_test", "tuned": "test", "tuned, ITC only": "test_itc_only"}
+    columns = {"untuned": "zero_shot_test", "start": "start_test", "tuned": "test", "tuned, ITC only": "test_itc_only"}
     columns = {name: key for name, key in columns.items() if metrics.get(key)}
     intervals = metrics.get("intervals") or {}
     body = []

@@ -18,9 +18,10 @@ def plot_curve(
     metric: str = "mean_recall",
     objective: str = "ITC + ITM",
     note: str = "",
+    start: str = "zero-shot",
 ) -> None:
-    """Training loss, which is the ``objective``, and the validation ``metric`` against steps; at step 0 the untuned
-    model. The title says ``note``."""
+    """Training loss, which is the ``objective``, and the validation ``metric`` against steps; at step 0 the model that
+    ``start`` names. The title says ``note``."""
     name = metric.replace("_", " ")
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -33,7 +34,7 @@ def plot_curve(
     right = left.twinx()
     if scores:
         right.plot(*zip(*scores, strict=True), color="tab:blue", marker="o", label=f"validation {name}")
-        right.axhline(scores[0][1], color="tab:orange", linestyle="--", linewidth=1, label="zero-shot")
+        right.axhline(scores[0][1], color="tab:orange", linestyle="--", linewidth=1, label=start)
     right.set_ylabel(f"{name} (%)")
     lines = [*left.get_lines(), *right.get_lines()]
     left.legend(lines, [str(line.get_label()) for line in lines], loc="upper center", ncols=3, fontsize=8)

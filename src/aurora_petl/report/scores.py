@@ -18,7 +18,7 @@ LABELS |= {"text_median_rank": "T MedR", "image_median_rank": "I MedR"}
 RANKS = "MRR: mean reciprocal rank in %; MedR: median rank, less is better"
 WORTH = "[ ]: 95% interval over {media}, each with all its queries"
 LIKELY = "p: how likely a gain or loss this large is if both are equally good (paired sign-flip test)"
-UNTUNED, TUNED = "zero-shot", "tuned"
+UNTUNED, TUNED, START = "zero-shot", "tuned", "start"
 
 
 class Scores(NamedTuple):
@@ -73,6 +73,14 @@ def run_scores(before: Outcome, after: Outcome) -> dict[str, Any]:
             found["intervals"][key] = scores.intervals
         found["gain"][f"test{end}"] = _told(protocol.gain)
     return found
+
+
+def start_scores(metrics: dict[str, Any], begun: Outcome, after: Outcome) -> None:
+    """Add to a run's metrics what the weights that it began with score on the test split, which are those of another
+    run, and the gain over these."""
+    metrics["start_test"] = begun.metrics
+    metrics["intervals"] = {"start_test": begun.intervals}
+    metrics["gain"] = {"start_test": _told(after.gain_over(begun))}
 
 
 def scores_json(protocols: Sequence[Protocol]) -> dict[str, Any]:
@@ -165,7 +173,8 @@ def run_summary(metrics: dict[str, Any]) -> str:
     """A finished run beside the untuned model, if it is not that itself: by the order of candidates that the run
     settled, and, where ITM has a part in it, by ITC alone, which is what a search without ``--rerank`` shows."""
     weights, best = metrics["weights"], metrics.get("best_step")
-    views = {"zero_shot": UNTUNED} | ({"tuned": TUNED} if metrics["steps"] and best != 0 else {})
+    warm = "init_from" in metrics
+    views = {"zero_shot": UNTUNED} | ({"tuned": TUNED} if metrics["steps"] and (best != 0 or warm) else {})
     lines = ["no scores: split test comes without right answers"]
     if metrics["test"]:
         protocols = _run_protocols(metrics, views)
@@ -174,6 +183,8 @@ def run_summary(metrics: dict[str, Any]) -> str:
         lines = [scores_table(protocols, names, media)]
         if small := caution(protocols[0], metrics.get("test_rows", FEW), media=media):
             lines.append(small)
+    if warm and metrics["test"]:
+        lines.insert(0, f"{scores_table([_start_protocol(metrics)])}\n{START}: {metrics['init_from']}\n")
     for view, name in views.items():
         if choice := metrics.get("chosen", {}).get(view):
             lines.append(f"{name} ranks by {_order(**choice)}: the best on the validation split")
@@ -181,7 +192,8 @@ def run_summary(metrics: dict[str, Any]) -> str:
         tried = ", ".join(f"{key} {value:.1f}" for key, value in metrics["strengths"].items())
         lines.append(f"strength of the tuning and its validation score: {tried}; {kept_weights(metrics)}")
     if metrics["steps"] and best == 0:
-        lines.append("tuning did not help on the validation split: the untuned model is kept")
+        model = "model that it began with" if warm else "untuned model"
+        lines.append(f"tuning did not help on the validation split: the {model} is kept")
     if metrics["steps"]:
         kept = f"; those of step {best} are kept" if best and "strength" not in metrics else ""
         lines.append(
@@ -212,6 +224,15 @@ def _run_protocols(metrics: dict[str, Any], views: dict[str, str]) -> list[Proto
             count = metrics.get("test_clips", metrics.get("test_pictures", FEW))
             made.append(Protocol(name, models, differences, count))
     return made
+
+
+def _start_protocol(metrics: dict[str, Any]) -> Protocol:
+    """The test split's figures of the weights that training began with, and of those that it ended with."""
+    intervals = metrics.get("intervals", {})
+    keys = {START: "start_test", TUNED: "test"}
+    models = {name: Scores(metrics[key], intervals.get(key, {})) for name, key in keys.items()}
+    gain = {metric: Difference(**told) for metric, told in metrics["gain"]["start_test"].items()}
+    return Protocol("", models, gain, metrics.get("test_clips", metrics.get("test_pictures", FEW)))
 
 
 def _order(ranking: str, beta: float) -> str:

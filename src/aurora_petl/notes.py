@@ -1,0 +1,22 @@
+"""Notes on what a command does, such as how it reads its data: lines to stderr, which ``--quiet`` leaves out. Warnings
+and errors are not among them."""
+
+from __future__ import annotations
+
+import sys
+
+from .errors import one_line
+
+_quiet = False
+
+
+def hush(quiet: bool) -> None:
+    """Leave out the notes of this process from now on, or let them be printed."""
+    global _quiet
+    _quiet = quiet
+
+
+def note(line: str) -> None:
+    """Print a line to stderr, if there is one and it is not hushed."""
+    if not _quiet and sys.stderr is not None:
+        print(one_line(f"aurora: {line}"), file=sys.stderr, flush=True)
