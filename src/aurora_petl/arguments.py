@@ -261,13 +261,14 @@ def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argpars
         metavar="MODEL",
         help="folder of a finished run, blip-mini, a model folder or a hub id",
     )
-    index.add_argument("--out", type=Path, help="folder of the index (default: FOLDER's name and .index)")
+    _place(index, "--out", "folder of the index (default: FOLDER's name and .index)")
 
     search = _command(commands, "search", runs, "find pictures in an index, in words or by picture")
     search.add_argument("text", nargs="?", type=_text, metavar="TEXT", help="what to look for")
     search.add_argument("--image", type=Path, help="look for what is like this picture instead")
     search.add_argument("--texts", action="store_true", help="find captions for --image, not pictures")
-    search.add_argument("--index", type=Path, help="folder of the index (default: the only *.index here)")
+    _place(search)
+    _filters(search)
     search.add_argument("-k", type=int, default=10, help="how many to show (default: %(default)s)")
     search.add_argument(
         "--rerank", type=int, default=0, metavar="N", help="rescore the N best by ITM (default: %(default)s, none)"
@@ -275,8 +276,16 @@ def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argpars
     search.add_argument("--sheet", type=Path, metavar="PNG", help="also draw what was found")
     search.add_argument("--json", type=Path, help="also write what was found to this file")
 
+    duplicates = _command(commands, "duplicates", runs, "list pictures of an index that are alike, or the same")
+    _place(duplicates)
+    _filters(duplicates)
+    duplicates.add_argument(
+        "--threshold", type=float, default=0.97, help="smallest cosine of what is alike (default: %(default)s)"
+    )
+    duplicates.add_argument("--json", type=Path, help="also write the groups to this file")
+
     serve = _command(commands, "serve", runs, "search an index on a page of this machine, before and after tuning")
-    serve.add_argument("--index", type=Path, help="folder of the index (default: the only *.index here)")
+    _place(serve)
     serve.add_argument("--port", type=int, default=7860, help="port on 127.0.0.1 (default: %(default)s)")
 
     push = _command(commands, "push", runs, "share a finished run on the Hugging Face hub")
@@ -296,9 +305,44 @@ def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argpars
 
     for command in (demo, train, evaluate, compare, index):
         command.add_argument("--quiet", action="store_true", help="no progress bars, which a file never gets")
-    for command in (demo, train, evaluate, compare, index, search, serve):
+    for command in (demo, train, evaluate, compare, index, search, duplicates, serve):
         command.add_argument("--device", help="auto, cpu, mps, cuda or cuda:N (default: auto, a GPU if there is one)")
     return parser
+
+
+def _place(
+    command: argparse.ArgumentParser,
+    name: str = "--index",
+    about: str = "folder of the index (default: the only *.index here)",
+) -> None:
+    """Options that say where an index is."""
+    either = command.add_mutually_exclusive_group()
+    either.add_argument(name, type=Path, help=about)
+    either.add_argument(
+        "--store",
+        type=_address,
+        metavar="ADDRESS",
+        help="a library in PostgreSQL in its place: postgresql://USER@HOST/DATABASE?library=NAME; leave the password "
+        "to PGPASSWORD or ~/.pgpass",
+    )
+
+
+def _filters(command: argparse.ArgumentParser) -> None:
+    """Options that say which pictures come into question."""
+    command.add_argument("--under", metavar="FOLDER", help="only pictures in this folder of the indexed one")
+    command.add_argument(
+        "--after",
+        metavar="DATE",
+        help="only pictures from this date on: 2024, 2024-05 or 2024-05-31; theirs is that "
+        "of their EXIF data or, if they have none, that of the file",
+    )
+    command.add_argument("--before", metavar="DATE", help="only pictures from before this date")
+
+
+def _address(word: str) -> str:
+    if not word.startswith(("postgresql://", "postgres://")):
+        raise argparse.ArgumentTypeError("the address begins with postgresql://")
+    return word
 
 
 def _command(commands, name: str, runs: Mapping[str, Callable], about: str) -> argparse.ArgumentParser:

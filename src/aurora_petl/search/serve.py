@@ -18,7 +18,6 @@ from importlib.resources import files
 from pathlib import Path
 
 import uvicorn
-from PIL import Image
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -30,8 +29,8 @@ from ..data.media import load_image
 from ..errors import AuroraError, short
 from ..files import parse_json
 from .guard import HOSTS, REQUEST_SECONDS, Guard, Protocol, refusal
-from .library import Library
 from .query import Searcher
+from .store import Store
 
 SIDES = {"thumbnail": 320, "picture": 1600}  # pixels at most
 UPLOAD = 64 * 1024**2  # bytes of a picture
@@ -40,7 +39,7 @@ MOST = 200  # pictures an answer
 PATIENCE = 5  # seconds that answers may take to go out when the server is stopped
 
 
-def make_app(library: Library, token: str) -> Guard:
+def make_app(library: Store, token: str) -> Guard:
     """The page, ``POST /search``, ``GET /thumbnail/ROW`` and ``GET /picture/ROW``, for who knows ``token``.
 
     Raises:
@@ -56,8 +55,7 @@ def make_app(library: Library, token: str) -> Guard:
 
     @lru_cache(maxsize=512)
     def encoded(row: int, side: int, size: int, mtime_ns: int) -> bytes:
-        image = load_image(library.content(row), library.pictures[row].path)
-        image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3)
+        image = library.picture(row, side)
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=85)
         return buffer.getvalue()
@@ -75,11 +73,11 @@ def make_app(library: Library, token: str) -> Guard:
         if len(asked) > 18:
             return refusal(400, f"row is a number of {len(asked):,} digits")
         row = int(asked)
-        if row >= len(library.pictures):
-            return refusal(404, f"the index has no row {row}")
         try:
             status = library.path(row).stat()
             return Response(encoded(row, side, status.st_size, status.st_mtime_ns), media_type="image/jpeg")
+        except IndexError:
+            return refusal(404, f"the index has no row {row}")
         except OSError:
             return refusal(410, f"{library.pictures[row].path} is gone since it was indexed; run aurora index again")
         except AuroraError as error:
@@ -133,7 +131,7 @@ def make_app(library: Library, token: str) -> Guard:
     return Guard(app, token)
 
 
-def serve(library: Library, port: int) -> None:
+def serve(library: Store, port: int) -> None:
     """Serve until stopped; port 0 takes a free one.
 
     Raises:
