@@ -23,7 +23,7 @@ LEVELS = [  # from the ground up; a room imports what stands before it, and its 
     {"training", "scoring"},
     {"search"},
     {"model", "api", "export", "features", "sentences", "sharing"},
-    {"rate_search", "compare", "demo", "terminal", "arguments", "commands", "cli"},
+    {"rate_search", "compare", "demo", "terminal", "search_arguments", "arguments", "commands", "cli"},
 ]
 
 

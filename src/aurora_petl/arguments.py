@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from . import __version__
 from .errors import one_line
+from .search_arguments import add_search_commands
 
 SHORT = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay", "steps": "max_steps", "rank": "r"}
 
@@ -270,44 +271,7 @@ def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argpars
         "larger ones show more detail and take longer",
     )
 
-    index = _command(commands, "index", runs, "encode the pictures of a folder, so that they can be searched")
-    index.add_argument("folder", type=Path, metavar="FOLDER", help="folder with pictures, and with captions")
-    index.add_argument(
-        "--model",
-        required=True,
-        metavar="MODEL",
-        help="folder of a finished run, blip-mini, a model folder or a hub id",
-    )
-    index.add_argument("--out", type=Path, help="folder of the index (default: FOLDER's name and .index)")
-
-    search = _command(commands, "search", runs, "find pictures in an index, in words or by picture")
-    search.add_argument("text", nargs="?", type=_text, metavar="TEXT", help="what to look for")
-    search.add_argument("--image", type=Path, help="look for what is like this picture instead")
-    search.add_argument("--texts", action="store_true", help="find captions for --image, not pictures")
-    search.add_argument("--index", type=Path, help="folder of the index (default: the only *.index here)")
-    search.add_argument("-k", type=int, default=10, help="how many to show (default: %(default)s)")
-    search.add_argument(
-        "--rerank", type=int, default=0, metavar="N", help="rescore the N best by ITM (default: %(default)s, none)"
-    )
-    search.add_argument("--sheet", type=Path, metavar="PNG", help="also draw what was found")
-    search.add_argument("--json", type=Path, help="also write what was found to this file")
-
-    serve = _command(commands, "serve", runs, "search an index on a page of this machine, before and after tuning")
-    serve.add_argument("--index", type=Path, help="folder of the index (default: the only *.index here)")
-    serve.add_argument(
-        "--port", type=int, default=7860, help="port to listen at; 0 takes a free one (default: %(default)s)"
-    )
-    serve.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="name or address of this machine to listen at, 0.0.0.0 or :: for all of them; others than 127.0.0.1 let "
-        "the network in, without encryption (default: %(default)s)",
-    )
-    serve.add_argument(
-        "--token",
-        help="what opens the page, in the place of one drawn at every start; better set by AURORA_TOKEN in the "
-        "environment, which other users of the machine cannot read",
-    )
+    searching = add_search_commands(lambda name, about: _command(commands, name, runs, about))
 
     push = _command(commands, "push", runs, "share a finished run on the Hugging Face hub")
     push.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
@@ -349,7 +313,7 @@ def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argpars
 
     _command(commands, "recipes", runs, "list the recipes")
 
-    for command in (demo, train, evaluate, compare, index, search, serve, features):
+    for command in (demo, train, evaluate, compare, *searching, features):
         command.add_argument("--device", help="auto, cpu, mps, cuda or cuda:N (default: auto, a GPU if there is one)")
     return parser
 
@@ -361,11 +325,3 @@ def _command(commands, name: str, runs: Mapping[str, Callable], about: str) -> a
         "--quiet", action="store_true", help="no progress bars, which a file never gets, and no notes: results alone"
     )
     return made
-
-
-def _text(word: str) -> str:
-    try:
-        word.encode()
-    except UnicodeEncodeError as error:
-        raise argparse.ArgumentTypeError("the text is not UTF-8") from error
-    return word

@@ -175,7 +175,7 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _index(options: argparse.Namespace) -> None:
-    _work(options).index(options.folder, options.out, options.model, progress(options.quiet))
+    _work(options).index(options.folder, options.store or options.out, options.model, progress(options.quiet))
 
 
 def _search(options: argparse.Namespace) -> None:
@@ -184,8 +184,12 @@ def _search(options: argparse.Namespace) -> None:
     _work(options).search(options)
 
 
+def _duplicates(options: argparse.Namespace) -> None:
+    _work(options).duplicates(options)
+
+
 def _serve(options: argparse.Namespace) -> None:
-    _work(options).serve(options.index, options.port, options.host, options.token)
+    _work(options).serve(options.store or options.index, options.port, options.host, options.token)
 
 
 def _push(options: argparse.Namespace) -> None:
@@ -224,6 +228,7 @@ COMMANDS = {
     "convert": _convert,
     "index": _index,
     "search": _search,
+    "duplicates": _duplicates,
     "serve": _serve,
     "push": _push,
     "export": _export,

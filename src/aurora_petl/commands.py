@@ -26,12 +26,13 @@ from .methods import find_method
 from .notes import note
 from .recipe import Recipe
 from .run_folder import claim
-from .search import index as indexing
 from .search import lines
-from .search.library import Library
+from .search.duplicates import find_duplicates
+from .search.filters import make_filter
 from .search.picture_index import default_place
 from .search.query import Searcher, find_index
 from .search.sheet import MOST, SIDE, contact_sheet
+from .search.stores import build_store, open_store, place_name
 
 
 def demo(out: Path, *, seeds: int, progress: bool) -> None:
@@ -148,12 +149,12 @@ def convert(checkpoint: Path, out: Path, image_size: int | None) -> None:
     print(f"\nmodel     {out}")
 
 
-def index(folder: Path, out: Path | None, model: str, progress: bool) -> None:
-    """Make or renew the index of a folder of pictures and print what is new."""
-    out = out or default_place(folder)
-    update = indexing.build_index(folder, out, model, progress=progress)
+def index(folder: Path, place: Path | str | None, model: str, progress: bool) -> None:
+    """Make or renew the index of a folder of pictures, in a folder or at an address, and print what is new."""
+    place = place or default_place(folder)
+    update = build_store(folder, place, model, progress=progress)
     if rank() == 0:
-        print(lines.summary(out, update))
+        print(lines.summary(place_name(place), update))
 
 
 def search(options: argparse.Namespace) -> None:
@@ -163,12 +164,14 @@ def search(options: argparse.Namespace) -> None:
     for path in (options.json, options.sheet):
         if path:
             check_output(path)
-    library = Library(find_index(options.index))
+    library = open_store(options.store or find_index(options.index))
+    among = make_filter(library.folder, options.under, options.after, options.before)
     query = options.text if options.image is None else load_image(options.image)
     searcher = Searcher(library)
-    hits = searcher.search(query, options.k, texts=options.texts, rerank=options.rerank)
+    hits = searcher.search(query, options.k, texts=options.texts, rerank=options.rerank, among=among)
     score = searcher.scored_by(options.k, options.rerank)
-    about = f"{library.out}, {'captions' if options.texts else 'pictures'}, {searcher.view} model, score: {score}"
+    shown = "captions" if options.texts else f"pictures {among}".rstrip()
+    about = f"{library.name}, {shown}, {searcher.view} model, score: {score}"
     print(f"{one_line(str(options.text or options.image))}\n{one_line(about)}")
     for place, hit in enumerate(hits, 1):
         what = hit.what if options.texts else os.path.relpath(library.folder / hit.what)
@@ -177,17 +180,50 @@ def search(options: argparse.Namespace) -> None:
         note(f"{len(library.gone)} more are gone since they were indexed; run aurora index again")
     if options.json:
         rows = [{"rank": place, "score": hit.score, "found": hit.what} for place, hit in enumerate(hits, 1)]
-        places = {"query": options.text or options.image, "index": library.out, "folder": library.folder}
-        asked = {name: str(value).encode("utf-8", "backslashreplace").decode() for name, value in places.items()}
+        places = {"query": options.text or options.image, "index": library.name, "folder": library.folder}
+        asked = {name: _utf8(value) for name, value in places.items()}
         write_json(options.json, {**asked, "view": searcher.view, "score": score, "found": rows})
     if options.sheet:
-        shown = []
-        for hit in hits:
-            image = None if options.texts else searcher.picture(hit.row)
-            if image is not None:
-                image.thumbnail((2 * SIDE, 2 * SIDE))  # so that not all are in memory as they are
-            shown.append((image, hit.score, hit.what))
-        contact_sheet(options.sheet, query, about, shown)
+        # small ones, so that not all are in memory as they are
+        pictures = [None if options.texts else library.picture(hit.row, 2 * SIDE) for hit in hits]
+        drawn = [(picture, hit.score, hit.what) for picture, hit in zip(pictures, hits, strict=True)]
+        contact_sheet(options.sheet, query, about, drawn)
+
+
+def duplicates(options: argparse.Namespace) -> None:
+    """Print groups of pictures that are alike, by the options of ``aurora duplicates``."""
+    if options.json:
+        check_output(options.json)
+    library = open_store(options.store or find_index(options.index))
+    among = make_filter(library.folder, options.under, options.after, options.before)
+    groups = find_duplicates(library, options.threshold, among=among)
+    count = sum(map(len, groups))
+    print(
+        one_line(
+            f"{library.name}, {f'pictures {among}'.rstrip()}: {count:,} in {len(groups):,} groups, of the same content "
+            f"(=) or with a cosine of {options.threshold:g} at least"
+        )
+    )
+    for group in groups:
+        print()
+        for one in group:
+            mark = "=" if one.same and one is not group[0] else " "
+            path = os.path.relpath(library.folder / one.picture.path)
+            print(f"{mark} {one.similarity:7.3f}  {one.picture.size:>12,}  {one_line(path)}")
+    if options.json:
+        rows = [
+            [
+                {"path": one.picture.path, "size": one.picture.size, "similarity": one.similarity, "same": one.same}
+                for one in group
+            ]
+            for group in groups
+        ]
+        places = {"index": _utf8(library.name), "folder": _utf8(library.folder)}
+        write_json(options.json, {**places, "threshold": options.threshold, "groups": rows})
+
+
+def _utf8(value: object) -> str:
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 def push(run: Path, name: str, private: bool, base_model: str, dry: bool) -> None:
@@ -232,14 +268,14 @@ def features(options: argparse.Namespace, files: dict[str, Any], progress: bool)
     print(f"{written.file}: {written.pictures:,} pictures and {written.captions:,} captions, float32 of {wide}")
 
 
-def serve(index: Path | None, port: int, host: str, token: str | None) -> None:
+def serve(index: Path | str | None, port: int, host: str, token: str | None) -> None:
     """Serve an index on a page of this machine until Ctrl-C; without ``token``, ``AURORA_TOKEN`` in the environment may
     set one.
 
     Raises:
         AuroraError: if there is no index, or what serves pages is not installed.
     """
-    library = Library(find_index(index))
+    library = open_store(index if isinstance(index, str) else find_index(index))
     try:
         from .search.serve import serve as serve_library
     except ImportError as error:

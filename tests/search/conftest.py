@@ -1,14 +1,17 @@
 """Indexes of drawn pictures by blip-mini."""
 
+import importlib.util
+
 import pytest
 import torch
 
 from aurora_petl.backbones import load_backbone
 from aurora_petl.baselines import apply_method, save_adapter
 from aurora_petl.recipe import load_recipe
-from aurora_petl.search import encoder, index, library
+from aurora_petl.search import encoder, index, store
 from aurora_petl.search.index import build_index
 from aurora_petl.search.library import Library
+from tests.helpers import postgres
 from tests.helpers.pictures import make_folder
 
 
@@ -25,7 +28,11 @@ def loaded_once(blip_mini, monkeypatch):
         return blip_mini if model == "blip-mini" else encoder.load_encoder(model, view)
 
     monkeypatch.setattr(index, "load_encoder", load)
-    monkeypatch.setattr(library, "load_encoder", load)
+    monkeypatch.setattr(store, "load_encoder", load)
+    if importlib.util.find_spec("psycopg"):
+        from aurora_petl.search.postgres import build
+
+        monkeypatch.setattr(build, "load_encoder", load)
 
 
 @pytest.fixture
@@ -57,3 +64,18 @@ def indexed(tmp_path_factory, folder, run):
     out = tmp_path_factory.mktemp("indexes") / "shapes.index"
     build_index(folder, out, str(run), progress=False)
     return Library(out)
+
+
+@pytest.fixture(scope="session")
+def postgres_server():
+    """The address of a server's database, without a library."""
+    if why := postgres.lacks():
+        pytest.skip(why)
+    with postgres.server() as folder:
+        yield f"postgresql://aurora@/aurora?host={folder}"
+
+
+@pytest.fixture
+def address(postgres_server, request):
+    """The address of a library of the test's own."""
+    return f"{postgres_server}&library={request.node.name[:40]}"

@@ -10,7 +10,7 @@ import torch
 from aurora_petl.cli import main
 from aurora_petl.errors import AuroraError
 from aurora_petl.recipe import load_recipe
-from aurora_petl.search import index as module
+from aurora_petl.search import reading
 from aurora_petl.search.encoder import TUNED, Encoder
 from aurora_petl.search.index import build_index
 from aurora_petl.search.library import Library
@@ -69,10 +69,10 @@ def test_what_cannot_be_read_is_named_and_skipped(album, monkeypatch):
     (album / "closed").mkdir()
     (album / "gone.png").write_bytes((album / "images/0.png").read_bytes())
     with open(album / "huge.png", "wb") as file:
-        file.truncate(module.LARGEST + 1)
+        file.truncate(reading.LARGEST + 1)
     name = os.fsencode(album) + b"/caf\xe9.png"
     shutil.copy(os.fsencode(album / "images/1.png"), name)
-    scan, read = os.scandir, module.read_bytes
+    scan, read = os.scandir, reading.read_bytes
 
     def listed(place):
         if os.fspath(place).endswith("closed"):
@@ -85,7 +85,7 @@ def test_what_cannot_be_read_is_named_and_skipped(album, monkeypatch):
         return read(path)
 
     monkeypatch.setattr(os, "scandir", listed)
-    monkeypatch.setattr(module, "read_bytes", fetched)
+    monkeypatch.setattr(reading, "read_bytes", fetched)
     update = build(album)
     assert update.pictures == 10 and list(update.skipped.values()) == [
         "closed: Permission denied",

@@ -40,6 +40,22 @@ def test_pages_are_the_order_cut_in_pieces(results, library):
     assert ask(results, q="a green square", k=8, page=3)["next"] is None  # which ends with the last picture
 
 
+def test_a_folder_and_dates_narrow_the_pictures(results, library):
+    answer = ask(results, q="a circle", k=24, under="images", after="2000")
+    assert len(column(answer)) == 24 and answer["total"] is None and answer["next"] is None
+    answer = ask(results, q="a circle", under=library.folder / "images", view="both", k=5, page=2)
+    assert len(column(answer)) == len(column(answer, 1)) == 5
+    with pytest.raises(AuroraError, match="holds no picture before 2000-01-01"):
+        ask(results, q="a circle", before="2000")
+    with pytest.raises(AuroraError, match="no folder in"):
+        ask(results, q="a circle", under="..")
+    with pytest.raises(AuroraError, match="no date"):
+        ask(results, q="a circle", after="soon")
+    with pytest.raises(AuroraError, match="captions have neither folder nor date"):
+        ask(results, like=0, find="captions", under="images")
+    assert ask(results, like=0, find="captions", under="")["total"]  # an empty field asks for nothing
+
+
 def test_pages_end(results, monkeypatch):
     monkeypatch.setattr(module, "DEEPEST", 15)
     assert ask(results, q="x", k=7, page=2)["next"] is None

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
@@ -39,7 +40,7 @@ _quiet: object = None  # the filter of warnings that `opened` has set
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of broken files goes nowhere by default
 
 
-def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None) -> Image.Image:
+def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None, side: int | None = None) -> Image.Image:
     """A picture as RGB, right side up.
 
     Greyscale, palette, CMYK and 16-bit pictures are converted, transparent ones laid on white, an EXIF orientation
@@ -48,6 +49,7 @@ def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None) -
     Args:
         source: path, encoded bytes or an open binary file.
         name: what messages call it; the path by default.
+        side: pixels a side that are enough: a JPEG is decoded at half, a quarter or an eighth of its size then.
 
     Raises:
         AuroraError: if there is no such file, it is of none of `kinds.FORMATS`, or it does not decode to its end.
@@ -63,8 +65,22 @@ def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None) -
     else:
         data = source if isinstance(source, bytes) else source.read()
     with faults(data, name, _broken), opened(data, name) as picture:
+        if side is not None:
+            picture.draft(picture.mode, (side, side))
         picture.load()
         return upright(picture)
+
+
+def pixels(data: bytes, name: str, side: int | None = None) -> int:
+    """How many pixels of a picture `load_image` decodes.
+
+    Raises:
+        AuroraError: as it does.
+    """
+    with faults(data, name, _broken), opened(data, name) as picture:
+        if side is not None:
+            picture.draft(picture.mode, (side, side))
+        return picture.width * picture.height
 
 
 def _broken(name: str, why: str) -> AuroraError:
@@ -149,6 +165,21 @@ def upright(picture: Image.Image) -> Image.Image:
         turn = None
     image = to_rgb(picture)
     return image if turn is None else image.transpose(turn)
+
+
+def taken(data: bytes) -> datetime | None:
+    """When an encoded picture was taken, by its EXIF data, in the camera's time; None if they do not say. No pixel is
+    decoded for it."""
+    try:
+        with opened(data, "picture") as picture:
+            exif = Image.Exif()
+            exif.load(picture.info.get("exif", b""))
+            said = exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal]
+        return datetime.strptime(said.strip("\0 "), "%Y:%m:%d %H:%M:%S")
+    except MemoryError:
+        raise
+    except Exception:  # metadata may hold anything
+        return None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

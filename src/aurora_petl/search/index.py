@@ -17,64 +17,26 @@ Under ``torchrun`` every rank encodes its share of what is new, and the first on
 from __future__ import annotations
 
 import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.kinds import FORMATS, PICTURE_SUFFIXES, UNDECODED_SUFFIXES
-from ..data.media import load_image
 from ..distributed import from_first, objects, own_share, rank, start, together
 from ..errors import AuroraError, one_line
-from ..files import lock, read_bytes, walk
-from .captions import read_captions
+from ..files import lock
 from .encoder import Encoder, load_encoder, model_folder, run_folder, views_of
+from .lines import Update
 from .manifest import MANIFEST, Manifest, Picture, Place, read_manifest
+from .reading import BATCH, TEXT_BATCH, ahead, encode_pictures, read_picture
+from .scan import check_name, look
 from .shards import Shards, digest
-
-SUFFIXES = frozenset(PICTURE_SUFFIXES) - frozenset(UNDECODED_SUFFIXES)
-OTHERS = frozenset(  # look like pictures, too
-    (
-        *(*UNDECODED_SUFFIXES, ".jxl", ".psd", ".svg", ".xcf"),
-        *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2"),  # of cameras
-    )
-)
-BATCH = 32  # pictures
-TEXT_BATCH = 128
-LARGEST = 2 * 1024**3  # bytes of a file; a picture of as many pixels as are decoded is smaller
-
-
-@dataclass(frozen=True)
-class Update:
-    """What an update of an index came to."""
-
-    pictures: int
-    encoded: int
-    removed: int
-    texts: int
-    skipped: dict[str, str]  # path -> why
-    others: dict[str, int] = field(default_factory=dict)  # suffix -> files that look like pictures and are not indexed
-    absent: list[str] = field(default_factory=list)  # pictures that have captions and are not there
-    note: str = ""  # as what captions were read, or why they were not
-
-
-@dataclass(frozen=True)
-class _Content:
-    """What the folder holds."""
-
-    files: dict[str, os.stat_result]  # of pictures, in the order of their names
-    skipped: dict[str, str]
-    others: dict[str, int]
-    texts: list[str]
-    absent: list[str]
-    note: str
 
 
 def build_index(folder: Path, out: Path, model: str, *, progress: bool = True) -> Update:
@@ -90,7 +52,10 @@ def build_index(folder: Path, out: Path, model: str, *, progress: bool = True) -
     start()
     first = rank() == 0
     with together():
-        content = _look(folder, out) if first else None
+        content = None
+        if first:
+            _check_place(folder, out)
+            content = look(folder)
         model = str(run_folder(model) or model)
         encoders = {view: load_encoder(model, view) for view in views_of(model)}
         keys = {view: encoder.key() for view, encoder in encoders.items()}
@@ -138,58 +103,18 @@ def build_index(folder: Path, out: Path, model: str, *, progress: bool = True) -
         return from_first(update)
 
 
-def _look(folder: Path, out: Path) -> _Content:
-    """What there is to index, before anything is loaded or written."""
-    if not folder.is_dir():
-        raise AuroraError(f"no folder {folder}; name the one that holds your pictures")
-    for named in (folder, out):
-        if not _is_utf8(os.path.realpath(named)):
-            raise AuroraError(f"{named}: the name is not UTF-8; rename the folder")
+def _check_place(folder: Path, out: Path) -> None:
+    """AuroraError says so if ``out`` can't be the place of an index."""
+    if folder.is_dir():
+        check_name(folder)
+    check_name(out)
     if out.exists() and not (out.is_dir() and _is_ours(out)):
         raise AuroraError(f"{out} is no index; name another --out")
-    files: dict[str, os.stat_result] = {}
-    skipped: dict[str, str] = {}
-    others: Counter[str] = Counter()
-
-    def problem(path: str, why: str) -> None:
-        if _kind(path) in SUFFIXES or (folder / path).is_dir():
-            skipped[one_line(path)] = f"{one_line(path)}: {why}"
-
-    for path in walk(folder, hidden=False, problem=problem):
-        if (kind := _kind(path)) in SUFFIXES:
-            try:
-                files[path] = (folder / path).stat()
-            except OSError as error:  # gone since it was listed
-                problem(path, error.strerror or str(error))
-        elif kind in OTHERS:
-            others[kind] += 1
-    if not files:
-        also = f"; {_counted(others)} are of kinds that are not read" if others else ""
-        also += f"; {len(skipped)} cannot be read, such as {next(iter(skipped.values()))}" if skipped else ""
-        kinds = ", ".join(suffixes[0] for suffixes in FORMATS.values())
-        raise AuroraError(f"{folder} holds no pictures ({kinds}){also}")
-    return _Content(files, skipped, dict(others), *read_captions(folder))
 
 
 def _is_ours(out: Path) -> bool:
     """Whether ``out`` is an index, or a folder with nothing but what a run that was killed at once leaves in it."""
     return os.path.lexists(out / MANIFEST) or all(path.name.startswith(".") for path in out.iterdir())
-
-
-def _kind(path: str) -> str:
-    return os.path.splitext(path)[1].lower()
-
-
-def _counted(others: dict[str, int]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _begin(folder: Path, out: Path, model: str, keys: dict[str, str]) -> tuple[Manifest, dict[str, Picture]]:
@@ -245,36 +170,14 @@ def _add_pictures(
     names: list[str] = []
     batch: list[Tensor] = []
 
-    def read(path: str) -> tuple[Picture, Tensor | None] | str:
-        """A picture, with its pixels if it may have to be encoded, or why it can't be."""
-        if not _is_utf8(path):
-            return f"{path}: the name is not UTF-8; rename it"
-        try:
-            status = (folder / path).stat()  # before it is read: a change in between is then seen the next time
-            if status.st_size > LARGEST:
-                return f"{path}: larger than {LARGEST // 1024**3} GB; scale it down"
-            data = read_bytes(folder / path)
-            picture = Picture(path, len(data), status.st_mtime_ns, digest(data))
-            return picture, None if picture.sha256 in store.rows else transform(load_image(data, path))
-        except AuroraError as error:
-            return str(error)
-        except OSError as error:  # gone, say, since it was listed
-            return f"{path}: {error.strerror or error}"
-
     def encode() -> None:
-        features = {view: encoder.pictures(torch.stack(batch)) for view, encoder in encoders.items()}
-        for view, rows in features.items():
-            if not rows.isfinite().all():
-                raise AuroraError(
-                    f"the {view} model gives features that are no numbers; its weights are broken or its training "
-                    "diverged, so take another --model"
-                )
-        store.add(names.copy(), features)
+        store.add(names.copy(), encode_pictures(encoders, batch))
         names.clear()
         batch.clear()
 
+    read = partial(read_picture, folder, held=store.rows, transform=transform)
     with ThreadPoolExecutor() as pool:
-        made = _ahead(pool, read, paths, 2 * BATCH)
+        made = ahead(pool, read, paths, 2 * BATCH)
         for outcome in tqdm(made, "pictures", len(paths), leave=False, disable=not progress):
             if isinstance(outcome, str):
                 outcomes.append(outcome)
@@ -298,14 +201,3 @@ def _add_texts(store: Shards, texts: list[str], encoders: dict[str, Encoder], pr
         part = lacking[first : first + TEXT_BATCH]
         store.add([digest(text.encode()) for text in part], {v: e.texts(part) for v, e in encoders.items()})
     store.flush()
-
-
-def _ahead(pool: Executor, call: Callable[[str], Any], items: Iterable[str], most: int) -> Iterator[Any]:
-    """What ``call`` makes of each item, in order, at most ``most`` made before they are wanted."""
-    waiting: deque = deque()
-    for item in items:
-        waiting.append(pool.submit(call, item))
-        if len(waiting) > most:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()

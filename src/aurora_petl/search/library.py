@@ -1,19 +1,25 @@
-"""A finished index, as it is read for search."""
+"""A finished index in a folder, as it is read for search."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..errors import AuroraError
-from ..files import read_bytes
-from .encoder import Encoder, load_encoder
-from .manifest import read_manifest
+from .filters import ALL, Filter
+from .manifest import MANIFEST, Picture, read_manifest
+from .nearest import Nearest
 from .shards import Shards, digest
+from .store import Contents, Store
 
 
-class Library:
+class Library(Store):
     """A finished index.
 
     Raises:
@@ -24,10 +30,11 @@ class Library:
         manifest = read_manifest(out)
         if manifest.pictures is None or manifest.texts is None:
             raise AuroraError(f"{out} is unfinished; run aurora index again, it goes on where it stopped")
-        self.out, self.keys = out, manifest.keys
-        self.pictures, self.texts = manifest.pictures, manifest.texts
-        self.skipped = manifest.skipped
+        self.out, self.name, self.keys = out, str(out), manifest.keys
+        self.pictures: list[Picture] = manifest.pictures
+        self.texts, self.skipped = manifest.texts, manifest.skipped
         self.model_name, self._model = manifest.model_name, manifest.model
+        self.anew = f"remove {out} and make it again with aurora index"
         folder = manifest.folder.find(out)
         if folder is None:
             places = " nor ".join(dict.fromkeys(map(str, manifest.folder.choices(out))))
@@ -36,22 +43,20 @@ class Library:
                 f"aurora index FOLDER --out {out}"
             )
         self.folder = folder
-        self.gone: set[str] = set()  # pictures that `has` missed
+        self.gone: set[str] = set()
 
-    def encoder(self, view: str) -> Encoder:
-        """The model of the index.
+    def stamp(self) -> tuple[int, int] | None:
+        try:
+            status = (self.out / MANIFEST).stat()
+        except OSError:
+            return None
+        return status.st_size, status.st_mtime_ns
 
-        Raises:
-            AuroraError: if the model is gone, or has other weights by now.
-        """
-        anew = f"remove {self.out} and make it again with aurora index"
-        model = self._model if isinstance(self._model, str) else self._model.find(self.out)
-        if model is None:
-            raise AuroraError(f"{self.out} was made with {self.model_name}, which is gone; put it back, or {anew}")
-        encoder = load_encoder(str(model), view)
-        if encoder.key() != self.keys[view]:
-            raise AuroraError(f"{self.out} was made with other weights than {model} has now; {anew}")
-        return encoder
+    def find_model(self) -> str | None:
+        if isinstance(self._model, str):
+            return self._model
+        place = self._model.find(self.out)
+        return None if place is None else str(place)
 
     def picture_features(self, view: str) -> Tensor:
         """(pictures, P) or (pictures, V, P) float16"""
@@ -61,34 +66,53 @@ class Library:
         """(texts, P) float16"""
         return self._load("captions", [digest(text.encode()) for text in self.texts], view)
 
-    def path(self, row: int) -> Path:
-        return self.folder / self.pictures[row].path
+    def candidates(self, view: str, kind: str = "exact") -> Rows:
+        return Rows(self.picture_features(view), kind, self)
 
-    def has(self, row: int) -> bool:
-        """Whether there still is a file of that name."""
-        if self.path(row).is_file():
-            return True
-        self.gone.add(self.pictures[row].path)
-        return False
+    def captions(self, view: str, kind: str = "exact") -> Rows:
+        return Rows(self.text_features(view), kind, self)
 
-    def content(self, row: int) -> bytes:
-        """The bytes of a picture, which are those that were indexed, wherever a link may lead by now.
+    def rows(self, among: Filter) -> Tensor | None:
+        """The rows of the pictures that come into question, in their order; None for all."""
+        if not among:
+            return None
+        rows = torch.arange(len(self.pictures))
+        if among.under:
+            paths, order = self._by_path
+            first, last = (bisect_left(paths, bound) for bound in among.bounds())
+            rows = order[first:last].sort().values
+        if among.after is not None:
+            rows = rows[self._dates[rows] >= among.after.timestamp()]
+        if among.before is not None:
+            rows = rows[self._dates[rows] < among.before.timestamp()]
+        return rows
 
-        Raises:
-            AuroraError: if the file is gone or has changed since.
-        """
-        picture = self.pictures[row]
-        if not self.has(row):
-            raise AuroraError(f"{picture.path} is gone since it was indexed; run aurora index again")
-        data = None
-        try:
-            if self.path(row).stat().st_size == picture.size:
-                data = read_bytes(self.path(row))
-        except OSError as error:
-            raise AuroraError(f"{picture.path} cannot be read: {error.strerror}") from error
-        if data is None or digest(data) != picture.sha256:
-            raise AuroraError(f"{picture.path} has changed since it was indexed; run aurora index again")
-        return data
+    def contents(self, view: str, among: Filter = ALL) -> Contents:
+        digests = list(dict.fromkeys(picture.sha256 for picture in self._chosen(among)))
+        return Contents(digests, self._load("pictures", digests, view))
+
+    def of_contents(self, digests: Sequence[str], among: Filter = ALL) -> list[Picture]:
+        wanted = set(digests)
+        return [picture for picture in self._chosen(among) if picture.sha256 in wanted]
+
+    def copies(self, among: Filter = ALL) -> list[str]:
+        counts = Counter(picture.sha256 for picture in self._chosen(among))
+        return [content for content, count in counts.items() if count > 1]
+
+    def _chosen(self, among: Filter) -> list[Picture]:
+        rows = self.rows(among)
+        return self.pictures if rows is None else [self.pictures[row] for row in rows.tolist()]
+
+    @cached_property
+    def _by_path(self) -> tuple[list[str], Tensor]:
+        """Paths by code points, and their rows."""
+        order = sorted(range(len(self.pictures)), key=lambda row: self.pictures[row].path)
+        return [self.pictures[row].path for row in order], torch.tensor(order)
+
+    @cached_property
+    def _dates(self) -> Tensor:
+        """(pictures,) seconds"""
+        return torch.tensor([picture.date.timestamp() for picture in self.pictures], dtype=torch.float64)
 
     def _load(self, kind: str, names: list[str], view: str) -> Tensor:
         if not names:
@@ -97,3 +121,18 @@ class Library:
             return Shards(self.out, kind, self.keys).load(names, view)
         except KeyError as error:
             raise AuroraError(f"{self.out} lacks shards; run aurora index again") from error
+
+
+class Rows:
+    """Pictures or captions of a library in memory, see `store.Candidates`."""
+
+    def __init__(self, features: Tensor, kind: str, library: Library) -> None:
+        self._count, self._library = len(features), library
+        self._nearest = Nearest(features, kind)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def search(self, query: Tensor, k: int, among: Filter = ALL) -> list[tuple[int, float]]:
+        scores, rows = self._nearest.search(query, k, self._library.rows(among))
+        return [(int(row), float(score)) for row, score in zip(rows[0], scores[0], strict=True) if row >= 0]

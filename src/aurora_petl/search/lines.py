@@ -1,16 +1,29 @@
-"""What the command says of an update."""
+"""What an update of an index came to, and what the command says of it."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from ..errors import one_line
-from .index import Update
 
 _SHOWN = 5  # names that a line lists
 
 
-def summary(out: Path, update: Update) -> str:
+@dataclass(frozen=True)
+class Update:
+    """What an update of an index came to."""
+
+    pictures: int
+    encoded: int
+    removed: int
+    texts: int
+    skipped: dict[str, str]  # path -> why
+    others: dict[str, int] = field(default_factory=dict)  # suffix -> files that look like pictures and are not indexed
+    absent: list[str] = field(default_factory=list)  # pictures that have captions and are not there
+    note: str = ""  # as what captions were read, or why they were not
+
+
+def summary(out: object, update: Update) -> str:
     """An update in figures, then what was left out and why, a line each."""
     lines = [
         f"{out}: {update.pictures:,} pictures ({update.encoded:,} encoded now, {update.removed:,} removed), "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ class Picture:
     size: int
     mtime_ns: int
     sha256: str
+    taken: str | None = None  # when, by its EXIF data: an ISO date and time of no zone
+
+    @property
+    def date(self) -> datetime:
+        """When it was taken or, if it does not say so, last written, in the time of this machine."""
+        return datetime.fromisoformat(self.taken) if self.taken else datetime.fromtimestamp(self.mtime_ns / 1e9)
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,11 @@ class Manifest:
         return self.model if isinstance(self.model, str) else self.model.absolute
 
     def write(self, out: Path) -> None:
-        write_json(out / MANIFEST, {"format": FORMAT, **{k: v for k, v in asdict(self).items() if v is not None}})
+        write_json(out / MANIFEST, {"format": FORMAT, **asdict(self, dict_factory=_known)})
+
+
+def _known(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in fields if value is not None}
 
 
 def read_manifest(out: Path) -> Manifest:
@@ -127,14 +138,21 @@ def _place(value: Any, name: str) -> Place:
 def _picture(row: Any, number: int) -> Picture:
     where = f"picture {number}"
     _is(row, dict, where)
-    picture = Picture(row["path"], row["size"], row["mtime_ns"], row["sha256"])
-    if _BAD.search(_is(picture.path, str, f"path of {where}")):
+    picture = Picture(row["path"], row["size"], row["mtime_ns"], row["sha256"], row.get("taken"))
+    if not is_inside(_is(picture.path, str, f"path of {where}")):
         raise ValueError(f"{where}: {short(picture.path)} is no path inside the folder")
     if type(picture.size) is not int or picture.size < 0 or type(picture.mtime_ns) is not int:
         raise ValueError(f"{where}: size is {short(picture.size)} and mtime_ns {short(picture.mtime_ns)}")
     if not _is_digest(picture.sha256):
         raise ValueError(f"{where}: sha256 is {short(picture.sha256)}")
+    if picture.taken is not None:
+        datetime.fromisoformat(_is(picture.taken, str, f"taken of {where}"))
     return picture
+
+
+def is_inside(path: str) -> bool:
+    """Whether a relative path stays in its folder."""
+    return not _BAD.search(path)
 
 
 def _is_digest(value: Any) -> bool:

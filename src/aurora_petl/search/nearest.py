@@ -20,10 +20,11 @@ KINDS = ("auto", "exact", "ivf", "hnsw")
 EXACT_UP_TO = 200_000  # rows; up to here a scan of 256 wide takes about 10 ms on one core, and nothing is built
 HNSW_UP_TO = 1_000_000  # rows; beyond, the graph takes many minutes to build on one core, the lists a few
 QUERY_BLOCK = 1024
+BLOCK = 65_536  # items
 
 
 @torch.no_grad()
-def top_k(queries: Tensor, items: Tensor, k: int, *, block: int = 65_536) -> tuple[Tensor, Tensor]:
+def top_k(queries: Tensor, items: Tensor, k: int, *, block: int = BLOCK) -> tuple[Tensor, Tensor]:
     """The ``k`` items of largest `similarity` with each query, in memory of ``QUERY_BLOCK * block`` floats.
 
     Args:
@@ -39,6 +40,18 @@ def top_k(queries: Tensor, items: Tensor, k: int, *, block: int = 65_536) -> tup
     if not found:
         return queries.new_empty(0, k, dtype=torch.float32), queries.new_empty(0, k, dtype=torch.long)
     return torch.cat([scores for scores, _ in found]), torch.cat([rows for _, rows in found])
+
+
+def _top_k_among(queries: Tensor, items: Tensor, k: int, among: Tensor) -> tuple[Tensor, Tensor]:
+    """`top_k` of some rows, which are gathered by blocks; what it returns are places in ``among``."""
+    k = min(k, len(among))
+    scores, places = queries.new_empty(len(queries), 0, dtype=torch.float32), among.new_empty(len(queries), 0)
+    for first in range(0, len(among), BLOCK):
+        best, where = top_k(queries, items[among[first : first + BLOCK]], k)
+        scores, places = torch.cat([scores, best], 1), torch.cat([places, where + first], 1)
+        scores, order = scores.topk(min(k, scores.shape[1]), dim=1)
+        places = places.gather(1, order)
+    return scores, places
 
 
 def _top_k_of_block(queries: Tensor, items: Tensor, k: int, block: int) -> tuple[Tensor, Tensor]:
@@ -58,7 +71,8 @@ class Nearest:
     """Items that are searched many times.
 
     Args:
-        items: (N, P) unit vectors, or (N, V, P) of V vectors an item, which are always scanned in PyTorch.
+        items: (N, P) unit vectors of any precision, or (N, V, P) of V vectors an item, which are always scanned in
+            PyTorch. They are kept as they are.
         kind: ``exact`` scans all items. ``ivf`` scans the lists of the nearest of about 4 sqrt(N) centroids. ``hnsw``
             walks a graph of 32 links an item (Malkov and Yashunin, arXiv 1603.09320). ``auto`` chooses by N.
 
@@ -82,12 +96,19 @@ class Nearest:
         if faiss is None and kind != "exact":
             raise AuroraError(f"search of kind {kind} needs faiss: {install('search')}")
         self.kind = kind
-        self._items = items.float() if faiss is None else None
-        self._index: Any = None if faiss is None else _build(faiss, kind, _array(items))
+        self._items = items
+        self._index: Any = None if faiss is None else _build(faiss, kind, items)
 
-    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """As `top_k`; approximate kinds may return fewer rows of a query, then its last ones are -1."""
-        if self._items is not None:
+    def search(self, queries: Tensor, k: int, among: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `top_k`; approximate kinds may return fewer rows of a query, then its last ones are -1.
+
+        Args:
+            among: (M,) the rows that come into question, which are scanned; None for all.
+        """
+        if among is not None:
+            scores, places = _top_k_among(queries, self._items, k, among)
+            return scores, among[places]
+        if self._index is None:
             return top_k(queries, self._items, k)
         k = min(k, self._index.ntotal)
         if queries.dim() == 3:
@@ -120,10 +141,10 @@ def _faiss() -> Any:
 
 
 def _array(values: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(values.numpy(), dtype=np.float32)
+    return np.ascontiguousarray(values.float().numpy())
 
 
-def _build(faiss: Any, kind: str, items: np.ndarray) -> Any:
+def _build(faiss: Any, kind: str, items: Tensor) -> Any:
     count, width = items.shape
     flat = faiss.IndexFlatIP(width)
     if kind == "hnsw":
@@ -132,10 +153,12 @@ def _build(faiss: Any, kind: str, items: np.ndarray) -> Any:
         lists = max(1, min(round(4 * math.sqrt(count)), count // 39))  # k-means wants 39 items a centroid
         index = faiss.IndexIVFFlat(flat, width, lists, faiss.METRIC_INNER_PRODUCT)
         index.cp.niter, index.cp.max_points_per_centroid = 10, 64  # of k-means, for a tenth of the default's time
-        index.train(items)
+        drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0))[: 64 * lists]  # as many as it takes
+        index.train(_array(items[drawn]))
     else:
         index = flat
-    index.add(items)
+    for part in items.split(BLOCK):  # so that no second copy of all is made
+        index.add(_array(part))
     return index
 
 

@@ -10,9 +10,10 @@ from PIL import Image
 
 from ..data.media import load_image, upright
 from ..devices import using
-from .index import build_index
-from .library import Library
+from .duplicates import THRESHOLD, find_duplicates
+from .filters import make_filter
 from .query import Searcher
+from .stores import build_store, open_store
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,20 @@ class FoundCaption:
     score: float
 
 
+@dataclass(frozen=True)
+class DuplicatePicture:
+    """A picture of a group of duplicates."""
+
+    path: Path
+    similarity: float  # with the first of the group
+    same: bool  # whether it has the content of the first
+
+
 class Index:
-    """A finished index in memory, with its model; `build` and `open` give one. Threads may share it.
+    """A finished index with its model; `build` and `open` give one. Threads may share it.
 
     Args:
-        out: the index's folder.
+        out: the index's folder, or the address of a library in PostgreSQL, ``postgresql://user@host/db?library=name``.
         view: ``tuned`` or ``untuned``; None takes the tuned model if the index was made with a run.
 
     Raises:
@@ -43,7 +53,7 @@ class Index:
     """
 
     def __init__(self, out: str | Path, view: str | None = None) -> None:
-        self.library = Library(Path(out))
+        self.library = open_store(out)
         self._searcher = Searcher(self.library, view)
 
     @classmethod
@@ -61,19 +71,20 @@ class Index:
         Args:
             folder: with the pictures, and ``captions.jsonl`` if captions are to be found.
             model: the folder of a finished run, or its name on the hub; ``blip-mini``, a model folder or a hub id.
-            out: the index's folder; by default the name of ``folder`` and ``.index``, here.
+            out: the index's folder, or the address of a library in PostgreSQL; by default the folder is called as
+                ``folder`` is and ``.index``, here.
 
         Raises:
-            AuroraError: see `index.build_index`.
+            AuroraError: see `stores.build_store`.
         """
-        place = default_place(folder) if out is None else Path(out)
+        place = default_place(folder) if out is None else out
         with using(device):
-            build_index(Path(folder), place, str(model), progress=show_progress_bar)
+            build_store(Path(folder), place, str(model), progress=show_progress_bar)
             return cls(place)
 
     @classmethod
     def open(cls, out: str | Path, *, view: str | None = None, device: str | None = None) -> Index:
-        """The index in a folder, as ``aurora index`` left it there.
+        """The index in a folder or at an address, as ``aurora index`` left it there.
 
         Args:
             view: ``tuned`` or ``untuned``; by default the tuned model if the index was made with a run.
@@ -93,18 +104,32 @@ class Index:
         """The pictures that could not be read when it was made, and why."""
         return dict(self.library.skipped or {})
 
-    def search(self, query: str | Path | Image.Image, k: int = 10, *, rerank: int = 0) -> list[FoundPicture]:
+    def search(
+        self,
+        query: str | Path | Image.Image,
+        k: int = 10,
+        *,
+        rerank: int = 0,
+        under: str | Path | None = None,
+        after: str | None = None,
+        before: str | None = None,
+    ) -> list[FoundPicture]:
         """The ``k`` pictures that fit a query best, best first.
 
         Args:
             query: a text; or a picture, as `Path` or picture of PIL.
             rerank: see `query.Searcher.search`.
+            under: a folder inside the indexed one, whose pictures alone come into question.
+            after: a date, such as ``2024``, ``2024-05`` or ``2024-05-31``, from whose beginning on pictures come into
+                question; theirs is that of their EXIF data or, if they have none, that of the file.
+            before: a date, before whose beginning they do.
 
         Raises:
-            AuroraError: if the query is empty, or the pictures are gone.
+            AuroraError: if the query is empty, a folder or date wrong, or the pictures are gone.
         """
         asked = query if isinstance(query, str) else _picture(query)
-        found = self._searcher.search(asked, k, rerank=rerank)
+        among = make_filter(self.library.folder, under, after, before)
+        found = self._searcher.search(asked, k, rerank=rerank, among=among)
         return [FoundPicture(self.library.folder / one.what, one.score) for one in found]
 
     def search_captions(self, image: str | Path | Image.Image, k: int = 10, *, rerank: int = 0) -> list[FoundCaption]:
@@ -115,6 +140,28 @@ class Index:
         """
         found = self._searcher.search(_picture(image), k, texts=True, rerank=rerank)
         return [FoundCaption(one.what, one.score) for one in found]
+
+    def duplicates(
+        self,
+        threshold: float = THRESHOLD,
+        *,
+        under: str | Path | None = None,
+        after: str | None = None,
+        before: str | None = None,
+    ) -> list[list[DuplicatePicture]]:
+        """Groups of pictures that are alike: of the same content, or with features whose cosine is at least
+        ``threshold``.
+
+        Args:
+            under, after, before: see `search`.
+
+        Raises:
+            AuroraError: if the threshold is not above 0, up to 1.
+        """
+        among = make_filter(self.library.folder, under, after, before)
+        groups = find_duplicates(self.library, threshold, self._searcher.view, among)
+        folder = self.library.folder
+        return [[DuplicatePicture(folder / o.picture.path, o.similarity, o.same) for o in group] for group in groups]
 
 
 def default_place(folder: str | Path) -> Path:

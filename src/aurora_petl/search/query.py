@@ -11,10 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.media import load_image
 from ..errors import AuroraError, short
-from .library import Library
-from .nearest import Nearest
+from .filters import ALL, Filter
+from .store import Candidates, Store
 
 MATCH_BATCH = 32
 
@@ -37,11 +36,11 @@ class Searcher:
             index is built.
     """
 
-    def __init__(self, library: Library, view: str | None = None, kind: str = "exact") -> None:
+    def __init__(self, library: Store, view: str | None = None, kind: str = "exact") -> None:
         self.library, self.kind = library, kind
         self.view = view or next(iter(library.keys))
         self.encoder = library.encoder(self.view)
-        self._pictures = Nearest(library.picture_features(self.view).float(), kind)
+        self._pictures = library.candidates(self.view, kind)
         self._lock = threading.Lock()  # a tokenizer changes while it is used
 
     def scored_by(self, k: int, rerank: int) -> str:
@@ -51,13 +50,22 @@ class Searcher:
         more = f" + {self.encoder.beta:g} * ITC similarity" if self.encoder.beta else ""
         return f"ITM match logit{more} of the {max(rerank, k)} best by ITC"
 
-    def search(self, query: str | Image.Image, k: int = 10, *, texts: bool = False, rerank: int = 0) -> list[Found]:
+    def search(
+        self,
+        query: str | Image.Image,
+        k: int = 10,
+        *,
+        texts: bool = False,
+        rerank: int = 0,
+        among: Filter = ALL,
+    ) -> list[Found]:
         """The ``k`` best pictures, or captions if ``texts``, for words or a picture, best first. Pictures whose files
         are gone are left out and noted in the library's ``gone``.
 
         Args:
             rerank: this many candidates, at least ``k``, are ordered as evaluation orders them: by ITM match logit +
                 beta * similarity, beta of the model's recipe; 0 leaves them to ITC.
+            among: the pictures that come into question.
 
         Raises:
             AuroraError: if the query is empty or no UTF-8, ``k`` or ``rerank`` wrong, two pictures or two texts would
@@ -76,6 +84,8 @@ class Searcher:
                 raise AuroraError(f"the query {short(query)} is not UTF-8; write it anew") from error
         if isinstance(query, str) and texts:
             raise AuroraError("captions are found by a picture; give one with --image")
+        if texts and among:
+            raise AuroraError("captions have neither folder nor date; leave out --under, --after and --before")
         if rerank and not self.encoder.matches:
             raise AuroraError(
                 f"{self.library.model_name} has no second stage to rerank with, it encodes pictures and texts apart; "
@@ -89,31 +99,33 @@ class Searcher:
                 feature = self.encoder.texts([query])
             else:
                 feature = self.encoder.pictures(self.encoder.transform(query)[None])
-            pairs = self._best(nearest, feature, max(k, rerank) if rerank else k, texts)
+            pairs = self._best(nearest, feature, max(k, rerank) if rerank else k, texts, among)
             if rerank:
                 pairs = self._rerank(query, pairs)
         if texts:
             return [Found(row, score, self.library.texts[row]) for row, score in pairs[:k]]
         return [Found(row, score, self.library.pictures[row].path) for row, score in pairs[:k]]
 
-    def _best(self, nearest: Nearest, feature: Tensor, want: int, texts: bool) -> list[tuple[int, float]]:
+    def _best(
+        self, nearest: Candidates, feature: Tensor, want: int, texts: bool, among: Filter
+    ) -> list[tuple[int, float]]:
         """Rows and scores of the best captions, or of the best pictures that are still there."""
-        total = len(self.library.texts if texts else self.library.pictures)
-        count = want
+        total, count = len(nearest), want
         while True:
-            scores, rows = nearest.search(feature, min(count, total))
-            pairs = [(int(row), float(score)) for row, score in zip(rows[0], scores[0], strict=True) if row >= 0]
+            pairs = nearest.search(feature, min(count, total), among)
             there = pairs if texts else [pair for pair in pairs if self.library.has(pair[0])]
-            if len(there) >= want or count >= total:
+            if len(there) >= want or count >= total or (among and len(pairs) < count):
                 break
             count *= 4
+        if not pairs and among:
+            raise AuroraError(f"{self.library.name} holds no picture {among}")
         if not there and pairs:
             raise AuroraError(f"{self.library.folder} holds none of the pictures any more; put them back")
         return there[:want]
 
     @cached_property
-    def _texts(self) -> Nearest:
-        return Nearest(self.library.text_features(self.view).float(), self.kind)
+    def _texts(self) -> Candidates:
+        return self.library.captions(self.view, self.kind)
 
     def _rerank(self, query: str | Image.Image, pairs: list[tuple[int, float]]) -> list[tuple[int, float]]:
         logits: list[float] = []
@@ -132,12 +144,8 @@ class Searcher:
         return sorted(scored, key=lambda pair: -pair[1])
 
     def picture(self, row: int) -> Image.Image:
-        """An indexed picture, decoded.
-
-        Raises:
-            AuroraError: if it is not the file that was indexed.
-        """
-        return load_image(self.library.content(row), self.library.pictures[row].path)
+        """See `Store.picture`."""
+        return self.library.picture(row)
 
 
 def find_index(named: Path | None) -> Path:

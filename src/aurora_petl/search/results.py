@@ -14,10 +14,10 @@ from ..data.media import load_image
 from ..errors import AuroraError, short
 from .captions import captions_of_pictures
 from .encoder import TUNED, UNTUNED
-from .library import Library
-from .manifest import MANIFEST
+from .filters import ALL, Filter, make_filter
 from .query import Found, Searcher
 from .shards import digest
+from .store import Store
 
 BOTH = "both"
 PAGE, MOST = 24, 200  # results a page: without a wish, and at most
@@ -41,6 +41,7 @@ class Asked:
         rerank: how many of the best are ordered by ITM, which are then all the results; 0 leaves them to ITC.
         size: results a page.
         page: from 1.
+        among: the pictures that come into question.
     """
 
     text: str | None
@@ -51,6 +52,7 @@ class Asked:
     rerank: int
     size: int
     page: int
+    among: Filter = ALL
 
 
 class Results:
@@ -60,13 +62,13 @@ class Results:
         AuroraError: if the index or its model can't be used.
     """
 
-    def __init__(self, library: Library) -> None:
+    def __init__(self, library: Store) -> None:
         self.library = library
         self.searchers = {view: Searcher(library, view, kind="auto") for view in library.keys}
         self.views = [*self.searchers, *([BOTH] if len(self.searchers) > 1 else [])]
         self.reranks = all(searcher.encoder.matches for searcher in self.searchers.values())
         self.captions, self._note = captions_of_pictures(library.folder)
-        self._begun = self._stamp()
+        self._begun = self.library.stamp()
         self._uploads: OrderedDict[str, bytes] = OrderedDict()
         self._orders: OrderedDict[tuple, tuple[int, list[Found]]] = OrderedDict()
         self._lock = threading.Lock()
@@ -121,7 +123,9 @@ class Results:
         if rerank and text is None and not captions:
             raise AuroraError("ITM scores a picture with a text, not two pictures; leave out rerank or find captions")
         page = _number(fields, "page", 1, DEEPEST // size, 1)
-        return Asked(text, row, picture, view, captions, rerank, size, page)
+        limits = {name: fields.get(name) or None for name in ("under", "after", "before")}
+        among = make_filter(self.library.folder, **limits)
+        return Asked(text, row, picture, view, captions, rerank, size, page, among)
 
     def answer(self, asked: Asked) -> dict[str, Any]:
         """One page of results, as docs/search.md has its fields.
@@ -154,7 +158,7 @@ class Results:
             "k": asked.size,
             "previous": asked.page - 1 or None,
             "next": asked.page + 1 if more else None,
-            "total": total,
+            "total": None if asked.among else total,  # how many a filter leaves is not counted
             "compared": min(want, total) if both else None,
             "notes": self._notes(),
             "views": columns,
@@ -180,11 +184,13 @@ class Results:
     def _order(self, view: str, asked: Asked, query: str | Image.Image, want: int) -> list[Found]:
         """At least the ``want`` best, if there are so many; pages of one query share it."""
         want = asked.rerank or want
-        key = (view, asked.text, asked.row, asked.picture, asked.captions, asked.rerank)
+        key = (view, asked.text, asked.row, asked.picture, asked.captions, asked.rerank, asked.among)
         with self._lock:
             depth, order = self._orders.get(key, (0, []))
         if depth < want:
-            order = self.searchers[view].search(query, want, texts=asked.captions, rerank=asked.rerank)
+            order = self.searchers[view].search(
+                query, want, texts=asked.captions, rerank=asked.rerank, among=asked.among
+            )
             with self._lock:
                 self._orders[key] = want, order
                 self._orders.move_to_end(key)
@@ -196,24 +202,16 @@ class Results:
         if asked.picture is not None:
             return load_image(self.upload(asked.picture), "the picture")
         assert asked.row is not None
-        return load_image(self.library.content(asked.row), self.library.pictures[asked.row].path)
+        return self.library.picture(asked.row)
 
     def _notes(self) -> list[str]:
         notes = [self._note] if self._note else []
         if gone := len(self.library.gone):
             count = "1 picture is" if gone == 1 else f"{gone:,} pictures are"
             notes.append(f"{count} gone since they were indexed and left out; run aurora index again")
-        if self._stamp() != self._begun:
+        if self.library.stamp() != self._begun:
             notes.append("the index was updated since aurora serve started; start it again to search what is new")
         return notes
-
-    def _stamp(self) -> tuple[int, int] | None:
-        """Tells one state of the index's list of pictures from another."""
-        try:
-            status = (self.library.out / MANIFEST).stat()
-        except OSError:
-            return None
-        return status.st_size, status.st_mtime_ns
 
 
 def _number(fields: Mapping[str, str], name: str, least: int, most: int, default: int) -> int:

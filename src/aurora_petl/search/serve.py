@@ -32,8 +32,8 @@ from ..data.media import load_image
 from ..errors import AuroraError, first_line, short
 from ..files import parse_json
 from .guard import LOOPBACK, REQUEST_SECONDS, Guard, Hosts, Protocol, refusal
-from .library import Library
 from .results import Results
+from .store import Store
 
 SIDES = {"thumbnail": 320, "picture": 1600}  # pixels at most
 ASSETS = {
@@ -48,7 +48,7 @@ PATIENCE = 5  # seconds that answers may take to go out when the server is stopp
 TOKEN = re.compile(r"[A-Za-z0-9._~-]{8,200}")  # what an address and a cookie hold as it is
 
 
-def make_app(library: Library, token: str, hosts: Hosts | None = None) -> Guard:
+def make_app(library: Store, token: str, hosts: Hosts | None = None) -> Guard:
     """The page and its API, for who knows ``token``; docs/search.md lists the routes.
 
     Raises:
@@ -59,7 +59,7 @@ def make_app(library: Library, token: str, hosts: Hosts | None = None) -> Guard:
 
     @lru_cache(maxsize=512)
     def encoded(row: int, side: int, size: int, mtime_ns: int) -> bytes:
-        return _jpeg(load_image(library.content(row), library.pictures[row].path), side)
+        return _jpeg(library.picture(row, side))
 
     def asset(request: Request) -> Response:
         name, kind = ASSETS[request.scope["path"]]
@@ -75,11 +75,11 @@ def make_app(library: Library, token: str, hosts: Hosts | None = None) -> Guard:
         if len(asked) > 18:
             return refusal(400, f"row is a number of {len(asked):,} digits")
         row = int(asked)
-        if row >= len(library.pictures):
-            return refusal(404, f"the index has no row {row}")
         try:
             status = library.path(row).stat()
             return Response(encoded(row, side, status.st_size, status.st_mtime_ns), media_type="image/jpeg")
+        except IndexError:
+            return refusal(404, f"the index has no row {row}")
         except OSError:
             return refusal(410, f"{library.pictures[row].path} is gone since it was indexed; run aurora index again")
         except AuroraError as error:
@@ -87,10 +87,11 @@ def make_app(library: Library, token: str, hosts: Hosts | None = None) -> Guard:
 
     def sent(request: Request) -> Response:
         try:
-            image = load_image(results.upload(request.path_params["name"]), "the picture")
+            image = load_image(results.upload(request.path_params["name"]), "the picture", SIDES["thumbnail"])
         except AuroraError as error:
             return refusal(404, str(error))
-        return Response(_jpeg(image, SIDES["thumbnail"]), media_type="image/jpeg")
+        image.thumbnail((SIDES["thumbnail"],) * 2)
+        return Response(_jpeg(image), media_type="image/jpeg")
 
     def search(request: Request) -> Response:
         try:
@@ -149,7 +150,7 @@ def make_app(library: Library, token: str, hosts: Hosts | None = None) -> Guard:
     return Guard(app, token, hosts)
 
 
-def serve(library: Library, port: int, host: str = LOOPBACK[0], token: str | None = None) -> None:
+def serve(library: Store, port: int, host: str = LOOPBACK[0], token: str | None = None) -> None:
     """Serve until stopped.
 
     Args:
@@ -230,9 +231,8 @@ async def _body(request: Request, most: int) -> bytes | None:
     return bytes(body)
 
 
-def _jpeg(image: Image.Image, side: int) -> bytes:
-    """A picture as a new JPEG of at most ``side`` pixels, without metadata."""
-    image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3)
+def _jpeg(image: Image.Image) -> bytes:
+    """A picture as a new JPEG, without metadata."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()

@@ -5,7 +5,8 @@
 const NAMES = {untuned: "Before tuning", tuned: "After tuning", both: "Side by side"};
 const KINDS = {pictures: "Pictures", captions: "Captions"};
 const DEFAULTS = {rerank: "0", find: "pictures", page: "1"};
-const KEPT = ["view", "rerank", "find", "k"];  // what stays when something else is looked for
+const LIMITS = ["under", "after", "before"];
+const KEPT = ["view", "rerank", "find", "k", ...LIMITS];  // what stays when something else is looked for
 let largest = Infinity;  // bytes of a picture that the server takes
 const fields = new URLSearchParams(location.search);
 const $ = id => document.getElementById(id);
@@ -22,6 +23,8 @@ function address(changes, from = fields) {
   const made = new URLSearchParams(from);
   for (const [name, value] of Object.entries(changes)) made.set(name, value);
   for (const [name, value] of Object.entries(DEFAULTS)) if (made.get(name) === value) made.delete(name);
+  if (made.get("find") === "captions" && !made.has("q")) for (const name of LIMITS) made.delete(name);
+  for (const name of LIMITS) if (!made.get(name)) made.delete(name);
   if (made.has("q")) made.delete("find");  // captions are found by picture
   else if (!made.has("find")) made.delete("rerank");  // two pictures are not matched
   return "/?" + made;
@@ -75,6 +78,8 @@ function prepare(about) {
   if (![...$("rerank").options].some(option => option.value === told))
     $("rerank").append(make("option", {value: told}, "the best " + told));
   $("rerank").value = told;
+  for (const name of LIMITS) $(name).value = fields.get(name) ?? "";
+  $("limits").open = LIMITS.some(name => fields.has(name));
   note(about.notes);
   if (!["q", "like", "picture"].some(name => fields.has(name))) {
     say(`${count(about.pictures)} pictures of ${about.folder} by the model ${about.model}. Say what to look for, or give a picture.`);
@@ -91,7 +96,7 @@ function show(result) {
   const first = (result.page - 1) * result.k + 1;
   const last = first - 1 + Math.max(...result.views.map(view => view.found.length));
   const what = result.query.text === null ? "Like this picture" : `“${result.query.text}”`;
-  const range = last < first ? "nothing more" : `${result.find} ${count(first)}–${count(last)} of ${count(result.total)}`;
+  const range = last < first ? "nothing more" : `${result.find} ${count(first)}–${count(last)}${result.total === null ? "" : ` of ${count(result.total)}`}`;
   say(`${what}: ${range}, scored by ${result.views[0].score}`);
   note(result.notes);
   document.title = `${what}, page ${result.page} – Aurora`;
@@ -161,6 +166,7 @@ $("form").addEventListener("submit", event => {
   location.assign(anew({q: $("text").value}));
 });
 $("rerank").addEventListener("change", () => changed({rerank: $("rerank").value}));
+for (const name of LIMITS) $(name).addEventListener("change", () => changed({[name]: $(name).value}));
 $("file").addEventListener("change", async () => {
   const file = $("file").files[0];
   if (!file) return;
