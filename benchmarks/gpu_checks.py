@@ -29,7 +29,8 @@ import torch
 import transformers
 from accelerate.utils import send_to_device
 from PIL import Image
-from step import Unavailable, first_line, first_of, told, waits
+from step_measure import first_line, first_of, told, waits
+from step_variants import Unavailable
 from torch import Tensor
 
 from aurora_petl.backbones import load_backbone

@@ -21,12 +21,13 @@ def step(monkeypatch):
 @pytest.mark.parametrize("model, method", [("blip", "Aurora"), ("blip", "full"), ("clip", "LoRA r=16")])
 def test_the_usual_code_trains_as_ours_does(step, monkeypatch, model, method):
     """Of two pairs, which leave no choice of negatives: losses of four steps, the averages and the queue among them."""
-    monkeypatch.setattr(step, "RATE", 1e-3)
+    variants = import_module("step_variants")
+    monkeypatch.setattr(variants, "RATE", 1e-3)
     options = argparse.Namespace(width=64, layers=2, queue=8, device="cpu")
 
     def losses(side: str) -> list[float]:
-        variant = step.Variant(model, 32, "float32", method, side, 2)
-        taken = step.Step(variant, step.fresh_model(variant, options), options)
+        variant = variants.Variant(model, 32, "float32", method, side, 2)
+        taken = variants.Step(variant, variants.fresh_model(variant, options), options)
         return [float(taken()) for _ in range(4)]
 
     ours = losses("ours")
@@ -52,14 +53,15 @@ def test_a_file_is_taken_up_again(step, monkeypatch, tmp_path, capsys):
 
 
 def test_a_variant_that_fails_has_a_row_and_the_others_go_on(step, monkeypatch, tmp_path):
-    made = step.Step
+    bench = import_module("step_bench")
+    made = bench.Step
 
     def fails(variant, *rest):
         if variant.side == "ours":
             raise RuntimeError("no room")
         return made(variant, *rest)
 
-    monkeypatch.setattr(step, "Step", fails)
+    monkeypatch.setattr(bench, "Step", fails)
     out = tmp_path / "step.json"
     words = ["--model", "clip", "--precision", "float32", "--method", "heads", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["step", *SMALL, *words])
@@ -74,7 +76,7 @@ def test_a_capture_has_a_process_of_its_own(step, monkeypatch, tmp_path):
     """Here one without CUDA, where it fails: the row says so, and beside it is what it was to be compared with."""
     monkeypatch.setattr(sys, "argv", ["step", *SMALL, "--out", str(tmp_path / "step.json")])
     options = step.parsed()
-    bench = step.Bench(options, step.Result(options))
+    bench = step.Bench(options, step.Result(options), step.BEGUN)
     variant = step.Variant("clip", 32, "float32", "heads", "ours", 2, graph=True)
     bench._elsewhere(variant)
     reference, captured = (bench.result.rows[one.key] for one in (variant.reference(), variant))
