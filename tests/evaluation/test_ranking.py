@@ -7,7 +7,10 @@ import torch
 from aurora_petl.backbones import Texts
 from aurora_petl.evaluation import ranking
 from aurora_petl.evaluation.features import Features, extract
-from aurora_petl.evaluation.rerank import BELOW, Scores, rerank
+from aurora_petl.evaluation.rerank import rerank
+from aurora_petl.evaluation.scores import BELOW
+
+from ..helpers.scores import all_rescored
 
 ORDERS = [("itc", None), *(("itm", beta) for beta in (50, 20, 5, 1, 0))]  # what is level goes to the first
 
@@ -37,7 +40,7 @@ def test_the_order_with_the_highest_recall_is_chosen(seed):
     similarity = (random.normal(size=(30, 30)) * 0.05 + right * 0.03 * (seed % 4)).astype(np.float32)
     logits = (random.normal(size=(30, 30)) * 2 + right * (3 - seed % 4)).astype(np.float32)
     expected = max(ORDERS, key=lambda order: mean_recall(similarity, logits, order))
-    found = ranking.choose(Scores(logits, logits.T, similarity), features(30))
+    found = ranking.choose(all_rescored(logits, similarity), features(30))
     assert found.choice["ranking"] == expected[0] and found.reranked == (expected[0] == "itm")
     best = max(ORDERS[1:], key=lambda order: mean_recall(similarity, logits, order))
     assert found.choice["beta"] == best[1]
@@ -48,13 +51,13 @@ def test_the_order_with_the_highest_recall_is_chosen(seed):
 def test_the_score_that_knows_the_answers_is_chosen(known, chosen):
     right, noise = np.eye(30, dtype=np.float32), np.random.default_rng(0).normal(size=(30, 30)).astype(np.float32)
     logits, similarity = (noise + 9 * right, noise * 0.01) if known == "logits" else (-noise, noise * 0.01 + right)
-    found = ranking.choose(Scores(logits, logits.T, similarity), features(30))
+    found = ranking.choose(all_rescored(logits, similarity), features(30))
     assert found.choice["ranking"] == chosen
 
 
 def test_level_orders_go_to_the_cheapest():
     same = np.eye(8, dtype=np.float32)
-    assert ranking.choose(Scores(same, same.T, same), features(8)).choice == {"ranking": "itc", "beta": 50.0}
+    assert ranking.choose(all_rescored(same, same), features(8)).choice == {"ranking": "itc", "beta": 50.0}
 
 
 def test_a_weight_added_later_is_as_good_as_one_from_the_start(backbone, pictures):

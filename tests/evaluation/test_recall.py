@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_petl.evaluation.recall import recall_at_k, retrieval_metrics
+from aurora_petl.evaluation.recall import ranks_of, recall_at_k, retrieval_metrics
 
 
 def brute_force(scores, queries, items, k):
@@ -47,3 +47,9 @@ def test_refuses_what_cannot_be_scored():
         recall_at_k(np.full((1, 1), np.nan), "a", "a")
     with pytest.raises(ValueError, match="'b' has no right item"):
         recall_at_k(np.zeros((2, 1)), "ab", "a")
+
+
+def test_ranks_by_hand():
+    scores = np.array([[3.0, 1, 2, 0], [5, 4, 3, 9], [1, 1, 0, 1]])
+    # first; third, behind a and c; first but level with the three others, of which one is worse
+    assert ranks_of(scores, ["a", "b", "a"], ["a", "b", "b", "c"]).tolist() == [1, 3, 3]

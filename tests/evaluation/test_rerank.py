@@ -1,5 +1,7 @@
 """The two-stage evaluation against scoring each pair by itself."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,8 @@ from aurora_petl.baselines import apply_method
 from aurora_petl.data import load_dataset
 from aurora_petl.evaluation import rerank as engine
 from aurora_petl.evaluation.features import extract
-from aurora_petl.evaluation.rerank import BELOW, rerank
+from aurora_petl.evaluation.rerank import rerank
+from aurora_petl.evaluation.scores import BELOW
 
 
 @pytest.fixture
@@ -84,6 +87,22 @@ def test_a_backbone_that_shares_nothing_scores_the_same(backbone, few, monkeypat
     expected = rerank(backbone, features, k_test=3)
     monkeypatch.setattr(backbone, "shares", False)
     assert np.allclose(rerank(backbone, features, k_test=3).image_to_text, expected.image_to_text, atol=1e-4)
+
+
+@pytest.mark.parametrize("budget", [2**28, 1])
+def test_padding_is_not_computed(tuned, few, monkeypatch, budget):
+    monkeypatch.setattr(engine, "BEGUN_BUDGET", budget)  # texts' first states held, or formed in each call
+    items = [replace(item, captions=(item.captions[0] + " on white" * n,)) for n, item in enumerate(few.items)]
+    few = replace(few, items=items)
+    features = extract(tuned, few)
+    lengths = features.tokens.lengths()
+    assert len(lengths.unique()) == len(few)
+    rows = []
+    layer = tuned.model.text_encoder.encoder.layer[1].crossattention.self.query
+    layer.register_forward_hook(lambda module, args, output: rows.append(args[0].shape[0] * args[0].shape[1]))
+    scores = rerank(tuned, features, k_test=1000)
+    assert sum(rows) == len(few) * lengths.sum() and len(rows) == 1
+    assert np.abs(scores.image_to_text - pair_by_pair(tuned, features)).max() < 1e-5
 
 
 def test_only_candidates_are_rescored_and_stand_above_the_rest(backbone, few):

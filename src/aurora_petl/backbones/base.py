@@ -188,6 +188,7 @@ class Matcher(DualEncoder, Protocol):
         begun: Tensor | None = None,
         kept: dict[int, tuple[Tensor, Tensor]] | None = None,
         frames: Tensor | None = None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """ITM logits (B, 2) of text-picture pairs, column 1 for a match.
 
@@ -197,11 +198,14 @@ class Matcher(DualEncoder, Protocol):
             certain: how many texts meet each picture at least, where ``which`` is on a device, which is not read.
             context: (C, D), `context` of a training batch, for adapters that enhance fused states by it.
             positive: (B,), which pairs match, for the released form of that.
-            begun: what `begin_match` gave for these texts.
+            begun: what `begin_match` gave for these texts, without padding, (n, D): the states of all their n tokens,
+                one text behind the other. Needs ``lengths``.
             kept: an empty dict, in which a call keeps the pictures' keys and values for later calls with the same
                 ``image_states``, without gradient to them.
             frames: (B, F), frame-aware attention: by how much each text weighs the keys of each frame's patches, where
                 ``image_states`` are those of clips, (M, F * N, D).
+            lengths: (B,) on the CPU, in inference: tokens of each text, whose padding then costs as little as the model
+                allows. ``which`` is on the CPU as well.
         """
         ...
 

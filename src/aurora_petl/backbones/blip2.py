@@ -191,8 +191,9 @@ class Blip2Backbone(Backbone):
         begun: Tensor | None = None,
         kept: dict[int, tuple[Tensor, Tensor]] | None = None,
         frames: Tensor | None = None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
-        """See `base.Matcher.match`; ``context``, ``positive`` and ``begun`` change nothing here.
+        """See `base.Matcher.match`; ``context``, ``positive``, ``begun`` and ``lengths`` change nothing here.
 
         Raises:
             AuroraError: for ``frames``, if the attention of the installed transformers is not as known here.

@@ -96,6 +96,74 @@ def _share_unread(which: Tensor, pictures: int, picture_tokens: int, text_tokens
     return Sharing(which, rows, row * size + seat, size)
 
 
+class Packed(NamedTuple):
+    """Where the n tokens of B texts lie that stand one behind the other without padding, (1, n, D) for (B, T, D)."""
+
+    padded: Tensor  # (B * T,) of each place of the padded texts, its token; of padding, any
+    tokens: Tensor  # (n,) of each token, its place among the padded ones
+    first: Tensor  # (B,) the first token of each text
+    texts: Tensor  # (n,) the text of each token
+    mask: Tensor  # (B, 1, 1, T) additive
+    sharing: Sharing  # where the tokens sit, each by itself
+
+    def pad(self, states: Tensor) -> Tensor:
+        """(1, n, D) -> (B, T, D)"""
+        return states[0].index_select(0, self.padded).unflatten(0, (len(self.first), -1))
+
+    def unpad(self, states: Tensor) -> Tensor:
+        """(B, T, D) -> (1, n, D)"""
+        return states.flatten(0, 1).index_select(0, self.tokens)[None]
+
+
+def pack(lengths: Tensor, which: Tensor, pictures: int, picture_tokens: int, like: Tensor) -> Packed:
+    """Pack texts whose padding stands behind their tokens.
+
+    Args:
+        lengths: (B,) on the CPU, tokens of each text.
+        which: (B,) on the CPU, the picture that each text meets.
+        like: on the device and in the dtype of the texts' states.
+    """
+    texts = torch.arange(len(lengths)).repeat_interleave(lengths)
+    first = lengths.cumsum(0) - lengths
+    place = torch.arange(len(texts)) - first[texts]
+    seen = torch.arange(int(lengths.max())) < lengths[:, None]
+    padded = (first[:, None] + torch.arange(seen.shape[1])).where(seen, first[:, None]).flatten()
+    mask = torch.zeros(seen.shape, dtype=like.dtype).masked_fill(~seen, torch.finfo(like.dtype).min)[:, None, None]
+    tokens, device = texts * seen.shape[1] + place, like.device
+    padded, tokens, first, mask = padded.to(device), tokens.to(device), first.to(device), mask.to(device)
+    sharing = share_tokens(which[texts], pictures, picture_tokens, device)
+    return Packed(padded, tokens, first, texts.to(device), mask, sharing)
+
+
+def packed_states(states: Tensor, lengths: Tensor) -> Tensor:
+    """States of padded texts without those of padding: (B, T, D) -> (n, D).
+
+    Args:
+        lengths: (B,) on the CPU, tokens of each text; its padding stands behind them.
+    """
+    seen = torch.arange(states.shape[1]) < lengths[:, None]
+    return states.flatten(0, 1).index_select(0, seen.flatten().nonzero()[:, 0].to(states.device))
+
+
+def share_tokens(which: Tensor, pictures: int, picture_tokens: int, device: torch.device) -> Sharing:
+    """`share` for many texts of one token each.
+
+    Args:
+        which: (B,) on the CPU, the picture of each.
+    """
+    counts = which.bincount(minlength=pictures)
+    sizes = counts[counts > 0].unique()  # enough to choose from
+    rows_of = (-(-counts // sizes[:, None])).clamp(min=1)  # (sizes, pictures)
+    best = int((rows_of.sum(1) * (picture_tokens + sizes)).argmin())
+    size, taken = int(sizes[best]), rows_of[best]
+    order = which.argsort(stable=True)
+    place = torch.empty_like(which)
+    place[order] = torch.arange(len(which)) - (counts.cumsum(0) - counts)[which[order]]
+    seats = (taken.cumsum(0) - taken)[which] * size + place  # a picture's rows stand one behind the other
+    rows = torch.arange(pictures).repeat_interleave(taken).to(device) if int(taken.sum()) > pictures else None
+    return Sharing(which.to(device), rows, seats.to(device), size)
+
+
 def attend(
     query: Tensor,
     key: Tensor,

@@ -13,7 +13,7 @@ import numpy as np
 from ..data.rows import Item, Question
 from .features import Features
 from .recall import MEAN, Ranks, rank_metrics, values_of
-from .rerank import Scores
+from .scores import Scores
 from .uncertainty import Difference, Interval, Sample, differences, intervals
 from .vqa_accuracy import vqa_metrics
 
@@ -131,8 +131,9 @@ class RetrievalOutcome(Outcome):
 
     def results(self) -> list[dict[str, Any]]:
         """The rank of the best right item, and what stands first."""
-        first = [self.features.texts[place] for place in self.scores.image_to_text.argmax(1)]
-        first += [self.items[place].image for place in self.scores.text_to_image.argmax(1)]
+        of_pictures, of_texts = self.scores.first()
+        first = [self.features.texts[place] for place in of_pictures]
+        first += [self.items[place].image for place in of_texts]
         ranks = [*self.ranks.texts.tolist(), *self.ranks.images.tolist()]
         return [{"rank": rank, "first": top} for rank, top in zip(ranks, first, strict=True)]
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from .features import Features
 from .recall import MEAN
-from .rerank import BELOW, Scores
+from .scores import Scores
 
 BETAS = (50.0, 20.0, 5.0, 1.0, 0.0)  # tried weights of the similarity beside the match logit
 
@@ -34,9 +34,7 @@ def choose(scores: Scores, features: Features) -> Scores:
 
 def weighted(scores: Scores, beta: float) -> Scores:
     """Scores whose rescored pairs have ``beta`` * similarity more."""
-    similarity = scores.similarity
-
-    def add(rows: np.ndarray, near: np.ndarray) -> np.ndarray:
-        return np.where(rows > -BELOW / 2, rows + np.float32(beta) * near, rows)
-
-    return Scores(add(scores.image_to_text, similarity), add(scores.text_to_image, similarity.T), similarity)
+    own = scores.candidates
+    if own is None:
+        return scores
+    return Scores(scores.near, replace(own, score=own.score + np.float32(beta) * own.near))

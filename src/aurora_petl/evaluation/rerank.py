@@ -5,10 +5,10 @@ every text. Here the pairs that either direction asks for are united and each is
 
     pictures  . . . .  a block: states -> keys and values of all fusion layers, once
               |/ |\\
-    texts    a bb ccc  its pairs by length of text, in calls of alike lengths, a few thousand word pieces each;
+    texts    a bb ccc  its pairs by length of text, in calls of a few thousand word pieces each, without padding;
                        what comes before a text meets a picture is computed once for the whole run
 
-Memory is bounded by `BLOCK_BUDGET` (keys and values of a block) and `CALL_TOKENS`.
+Memory is bounded by `BLOCK_BUDGET` (keys and values of a block), `BEGUN_BUDGET` (of texts) and `CALL_TOKENS`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,43 +25,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..adapter.factors import no_autocast
-from ..backbones.base import DualEncoder, Matcher, is_matcher, similarity
+from ..backbones.base import DualEncoder, Matcher, is_matcher
 from ..backbones.frames import frame_weights
+from ..backbones.sharing import packed_states
 from ..distributed import SharedError, total
 from ..kept import keep, recall
 from .features import Features
-from .recall import Ranks, rank_metrics, ranks_of
+from .scores import Candidates, Scores, Similarity, best_of, candidates, scored
 
-BELOW = 1e4  # puts what was not rescored under all that was, in ITC order
+BEGUN_BUDGET = 512 * 1024**2  # bytes of what is computed of texts before they meet a picture
 BLOCK_BUDGET = 256 * 1024**2  # bytes of a block's picture states; its keys and values take twice that a fusion layer
 CALL_TOKENS = 4096  # word pieces in one call of the model
 RECORD_SECONDS = 30.0
-
-
-@dataclass
-class Scores:
-    """Score matrices of both directions after reranking, and the ITC similarity beneath them."""
-
-    image_to_text: np.ndarray  # (images, texts)
-    text_to_image: np.ndarray  # (texts, images)
-    similarity: np.ndarray  # (images, texts)
-    reranked: bool = True  # whether ITM orders the best of them
-    choice: dict[str, Any] = field(default_factory=dict)  # what `ranking.choose` settled, by the task's setting
-
-    def ranks(self, features: Features) -> Ranks:
-        """The rank of the best right item of every query."""
-        return Ranks(
-            ranks_of(self.image_to_text, features.image_ids, features.text_ids),
-            ranks_of(self.text_to_image, features.text_ids, features.image_ids),
-        )
-
-    def metrics(self, features: Features) -> dict[str, float]:
-        """Metrics of the reranked scores, see `recall.rank_metrics`."""
-        return rank_metrics(self.ranks(features))
-
-    def by_similarity(self) -> Scores:
-        """Scores of the order by ITC similarity alone."""
-        return Scores(self.similarity, self.similarity.T, self.similarity, reranked=False)
 
 
 @torch.no_grad()
@@ -89,38 +63,25 @@ def rerank(
     Raises:
         AuroraError: if there are candidates to rescore, and the model has no second stage.
     """
-    with no_autocast(features.image.device):
-        similarities = similarity(features.image.float(), features.text.float())  # (images, texts)
+    near = Similarity(features.image, features.text)
     if not k_test:
-        near = similarities.cpu().numpy()
-        return Scores(near, near.T, near, reranked=False)
+        return Scores(near)
     if not is_matcher(backbone) or features.states is None:
         raise SharedError(f"{backbone.name} has no second stage to rerank with; set task.ranking=itc")
-    images, texts = similarities.shape
-    wanted_rows = _best(similarities, min(k_test, texts))
-    wanted_columns = _best(similarities.T, min(k_test, images)).T
-    below = similarities - BELOW
-    scored = below.clone()
+    found = candidates(near, k_test)
 
-    def score(wanted: Tensor, states: Callable[[int, int], Tensor], file: Path | None) -> None:
-        pairs = wanted.cpu().nonzero()  # by picture
+    def score(own: Candidates, which: Any, states: Callable[[int, int], Tensor], file: Path | None) -> Candidates:
+        pairs = torch.from_numpy(np.stack([own.image[which], own.text[which]], 1))
         logits = match_pairs(
             backbone, features, pairs, states, frame_attention=frame_attention, resume=file, progress=progress
         )
-        rows = tuple(pairs.T.to(scored.device))
-        scored[rows] = logits + beta * similarities[rows]
+        return scored(own, logits.cpu().numpy(), beta, which)
 
-    score(wanted_rows | wanted_columns, features.states, resume)
+    found = score(found, slice(None), features.states, resume)
     if rescore:
-        with no_autocast(similarities.device):
-            best_rows = _best(torch.where(wanted_rows, scored, below), min(rescore, texts)) & wanted_rows
-            best_columns = _best(torch.where(wanted_columns, scored, below).T, min(rescore, images)).T & wanted_columns
-            score(best_rows | best_columns, features.states.anew, None)
-    return Scores(
-        torch.where(wanted_rows, scored, below).cpu().numpy(),
-        torch.where(wanted_columns, scored, below).T.cpu().numpy(),
-        similarities.cpu().numpy(),
-    )
+        with no_autocast(near.device):
+            found = score(found, best_of(found, rescore), features.states.anew, None)
+    return Scores(near, found)
 
 
 @torch.no_grad()
@@ -139,36 +100,38 @@ def match_pairs(
     Pairs are on the CPU, as all that decides on blocks, calls and their shapes; logits are on the model's device.
     ``states`` gives picture states as `features.PictureStates` does.
     """
-    images, texts = pairs.T
+    images, texts = (part.contiguous() for part in pairs.T)
     device = features.image.device
     logits = torch.zeros(len(pairs), device=device)
     lengths = features.tokens.lengths()
-    begun = _begin(backbone, features)
+    begun = _Begun(backbone, features)
     record = _Record(resume, features, pairs, frame_attention)
     done = record.read(logits)
     bar = tqdm(total=len(pairs), desc="rerank", unit="pair", leave=False, disable=not progress)
     for first, last in _blocks(images, texts, lengths, features.own, states):
-        block = ((images >= first) & (images < last)).nonzero()[:, 0]
+        low, high = torch.searchsorted(images, torch.tensor([first, last], dtype=images.dtype)).tolist()
         if last > done:
             block_states = states(first, last)
             kept: dict[int, tuple[Tensor, Tensor]] = {}
-            block = block[lengths[texts[block]].argsort(stable=True)]  # alike lengths together: little padding
-            for part in block.split(max(1, CALL_TOKENS // int(lengths[texts[block]].float().mean().ceil()))):
-                tokens = features.tokens.rows(texts[part]).trimmed()
-                text, image = texts[part].to(device), images[part].to(device)
-                ready = None if begun is None else begun[text, : tokens.ids.shape[1]]
+            own = lengths[texts[low:high].long()]
+            order = low + own.argsort(stable=True)  # alike lengths together: little padding
+            for part in order.split(max(1, CALL_TOKENS // int(own.float().mean().ceil()))):
+                rows, pictures = texts[part].long(), images[part].long()
+                tokens = features.tokens.rows(rows).trimmed()
+                text, image = rows.to(device), pictures.to(device)
                 frames = frame_weights(features.text[text], features.frames[image]) if frame_attention else None
                 matched = backbone.match(
                     tokens.to(device),
                     block_states,
-                    images[part] - first,
-                    begun=ready,
+                    pictures - first,
+                    begun=begun(rows),
                     kept=kept,
                     frames=frames,
+                    lengths=lengths[rows],
                 )
                 logits[part.to(device)] = matched[:, 1]
             record.write(logits, last)
-        bar.update(len(block))
+        bar.update(high - low)
     bar.close()
     if done < features.own.stop:
         record.write(logits, features.own.stop, whole=True)
@@ -199,18 +162,43 @@ class _Record:
         self.written = time.monotonic()
 
 
-def _begin(backbone: Matcher, features: Features) -> Tensor | None:
-    """`Matcher.begin_match` of all texts, (L, T, D)."""
-    device = features.image.device
-    parts = [backbone.begin_match(part.to(device)) for part in features.tokens.split(256)]
-    return None if not parts or parts[0] is None else torch.cat(parts)  # type: ignore[arg-type]
+class _Begun:
+    """`Matcher.begin_match` of all texts, token after token, where that fits into `BEGUN_BUDGET`; else each call of the
+    model computes it for its own texts, which is a fortieth of its work on texts."""
+
+    def __init__(self, backbone: Matcher, features: Features) -> None:
+        device, done = features.image.device, 0
+        self.lengths = features.tokens.lengths()
+        self.starts = self.lengths.cumsum(0) - self.lengths
+        self.states: Tensor | None = None
+        for part in features.tokens.split(256):
+            states = backbone.begin_match(part.to(device))
+            if states is None:
+                return
+            states = packed_states(states, part.lengths())
+            if self.states is None:
+                count = int(self.lengths.sum())
+                if states[0].nbytes * count > BEGUN_BUDGET:
+                    return
+                self.states = states.new_empty(count, states.shape[1])
+            self.states[done : done + len(states)] = states
+            done += len(states)
+
+    def __call__(self, texts: Tensor) -> Tensor | None:
+        """(n, D) of some texts, which are named on the CPU"""
+        if self.states is None:
+            return None
+        lengths = self.lengths[texts]
+        starts = self.starts[texts] - (lengths.cumsum(0) - lengths)
+        places = starts.repeat_interleave(lengths) + torch.arange(int(lengths.sum()))
+        return self.states[places.to(self.states.device)]
 
 
 def _blocks(
     images: Tensor, texts: Tensor, lengths: Tensor, own: range, states: Callable[[int, int], Tensor]
 ) -> Iterator[tuple[int, int]]:
     """Ranges of this rank's pictures, as few as fill calls of `CALL_TOKENS`, never more than `BLOCK_BUDGET` allows."""
-    tokens = torch.bincount(images, weights=lengths[texts].float(), minlength=own.stop)
+    tokens = torch.bincount(images, weights=lengths[texts.long()].float(), minlength=own.stop)
     held = tokens.cumsum(0).tolist() if own else []
     limit = max(1, BLOCK_BUDGET // states(own.start, own.start + 1).nbytes) if len(own) and len(images) else 1
     first = own.start
@@ -220,9 +208,3 @@ def _blocks(
             if held[picture] > before:
                 yield first, picture + 1
             first = picture + 1
-
-
-def _best(scores: Tensor, k: int) -> Tensor:
-    """Mask of the k best of every row."""
-    chosen = torch.zeros_like(scores, dtype=torch.bool)
-    return chosen.scatter_(1, scores.topk(k, dim=1).indices, True) if k else chosen

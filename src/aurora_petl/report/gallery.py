@@ -29,26 +29,23 @@ def before_and_after(
 
     Half of each are drawn evenly from the split whatever became of them; the other half are those that gained most.
     """
-    features, was, now = after.features, before.scores, after.scores
+    features, models = after.features, (before, after)
+    text_rows = _choose(before.ranks.images, after.ranks.images, texts)
+    image_rows = _choose(before.ranks.texts, after.ranks.texts, images)
+    scores = [model.scores.rows(image_rows, text_rows) for model in models]
     queries = []
-    for row in _choose(was.text_to_image, now.text_to_image, features.text_ids, features.image_ids, texts):
+    for place, row in enumerate(text_rows):
         own = features.text_ids[row]
         hits = [
-            [
-                Hit(dataset.image(i), None, features.image_ids[i] == own, float(scores.text_to_image[row, i]))
-                for i in _top(scores.text_to_image[row])
-            ]
-            for scores in (was, now)
+            [Hit(dataset.image(i), None, features.image_ids[i] == own, float(values[i])) for i in _top(values)]
+            for values in (of_texts[place] for _, of_texts in scores)
         ]
         queries.append(GalleryQuery(features.texts[row], None, hits[0], hits[1]))
-    for row in _choose(was.image_to_text, now.image_to_text, features.image_ids, features.text_ids, images):
+    for place, row in enumerate(image_rows):
         own = features.image_ids[row]
         hits = [
-            [
-                Hit(None, features.texts[i], features.text_ids[i] == own, float(scores.image_to_text[row, i]))
-                for i in _top(scores.image_to_text[row])
-            ]
-            for scores in (was, now)
+            [Hit(None, features.texts[i], features.text_ids[i] == own, float(values[i])) for i in _top(values)]
+            for values in (of_images[place] for of_images, _ in scores)
         ]
         queries.append(GalleryQuery(None, dataset.image(row), hits[0], hits[1]))
     query_gallery(path, queries)
@@ -80,9 +77,9 @@ def answers_before_and_after(
 GALLERIES: dict[str, Callable[..., Any]] = {"retrieval": before_and_after, "vqa": answers_before_and_after}
 
 
-def _choose(before: np.ndarray, after: np.ndarray, queries: list[str], items: list[str], count: int) -> list[int]:
-    """Rows to show: half evenly spread, half with the largest gain in reciprocal rank."""
-    return _half_spread(_reciprocal_rank(after, queries, items) - _reciprocal_rank(before, queries, items), count)
+def _choose(before: np.ndarray, after: np.ndarray, count: int) -> list[int]:
+    """Queries to show by their ranks: half evenly spread, half with the largest gain in reciprocal rank."""
+    return _half_spread(1 / after - 1 / before, count)
 
 
 def _half_spread(gain: np.ndarray, count: int) -> list[int]:
@@ -90,9 +87,3 @@ def _half_spread(gain: np.ndarray, count: int) -> list[int]:
     spread = np.linspace(0, len(gain) - 1, min(count - count // 2, len(gain))).round().astype(int)
     best = [int(row) for row in np.argsort(-gain, kind="stable") if row not in spread]
     return [*dict.fromkeys(int(row) for row in spread), *best[: count // 2]]
-
-
-def _reciprocal_rank(scores: np.ndarray, queries: list[str], items: list[str]) -> np.ndarray:
-    right = np.array(queries)[:, None] == np.array(items)[None]
-    best = np.where(right, scores, -np.inf).max(1, keepdims=True)
-    return 1 / (1 + ((scores >= best) & ~right).sum(1))

@@ -264,7 +264,7 @@ class Retrieval(Task):
             )
         finally:
             self.train(was_training)
-        if np.isnan(scores.similarity).any() or np.isnan(scores.image_to_text).any():
+        if scores.has_nan():
             raise SharedError(
                 "the model's scores are not numbers: its training diverged, or numbers overflow in this precision; "
                 "lower train.learning_rate, or compute in float32"

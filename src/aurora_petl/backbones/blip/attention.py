@@ -33,7 +33,7 @@ from transformers.pytorch_utils import apply_chunking_to_forward
 from ...adapter.norm import RecomputableLayerNorm
 from ...adapter.together import project
 from ...errors import AuroraWarning
-from ..sharing import Sharing, attend, finite_mask, seat
+from ..sharing import Packed, Sharing, attend, finite_mask, seat
 from .crossing import cross, crossing_of
 
 
@@ -48,6 +48,7 @@ class Meeting:
         begun: the states that enter have passed the first layer's self-attention.
         first_only: of the last layer's output only token 0 is wanted, (B, 1, D).
         frames: how much each text weighs the keys of each frame's patches, (B, F), see `sharing.attend`.
+        packed: how the texts lie if they come without padding, (1, n, D). Then ``begun`` and ``first_only`` hold.
     """
 
     sharing: Sharing | None = None
@@ -55,6 +56,7 @@ class Meeting:
     begun: bool = False
     first_only: bool = False
     frames: Tensor | None = None
+    packed: Packed | None = None
 
 
 class VisionAttention(BlipAttention):
@@ -94,9 +96,14 @@ class TextAttention(BlipTextAttention):
                     meeting.kept[inner.layer_idx] = key, value
                 key, value = meeting.kept[inner.layer_idx]
             (query,) = project(hidden_states, inner.query)
+            if meeting.packed is not None:
+                return self.output(self._cross_packed(query, key, value, meeting), hidden_states), None
         else:
+            last = meeting.first_only and inner.layer_idx == inner.config.num_hidden_layers - 1
+            if meeting.packed is not None:
+                return self._packed(hidden_states, meeting.packed, last), None
             query, key, value = project(hidden_states, inner.query, inner.key, inner.value)
-            if meeting.first_only and inner.layer_idx == inner.config.num_hidden_layers - 1:
+            if last:
                 query, hidden_states = query[:, :1], hidden_states[:, :1]
         context = attend(
             query,
@@ -109,6 +116,29 @@ class TextAttention(BlipTextAttention):
             None if states is None else meeting.frames,
         )
         return self.output(context, hidden_states), None
+
+    def _packed(self, hidden_states, packed, last):
+        """Self-attention of texts without padding, which is put between them for the attention itself alone."""
+        inner = self.self
+        if last:
+            key, value = project(hidden_states, inner.key, inner.value)
+            hidden_states = hidden_states[0].index_select(0, packed.first)[:, None]
+            (query,) = project(hidden_states, inner.query)
+        else:
+            query, key, value = project(hidden_states, inner.query, inner.key, inner.value)
+            query = packed.pad(query)
+        context = attend(query, packed.pad(key), packed.pad(value), inner.num_attention_heads, packed.mask)
+        return self.output(context if last else packed.unpad(context), hidden_states)
+
+    def _cross_packed(self, query, key, value, meeting):
+        """Cross-attention of texts without padding, (1, n, D), or of their first tokens alone, (B, 1, D): each token is
+        a text by itself."""
+        packed, sharing, frames, heads = meeting.packed, meeting.sharing, meeting.frames, self.self.num_attention_heads
+        if whole := len(query) == 1 and query.shape[1] == len(packed.texts):
+            sharing, query = packed.sharing, query.transpose(0, 1)
+            frames = None if frames is None else frames[packed.texts]
+        context = attend(query, key, value, heads, sharing=sharing, frames=frames)
+        return context.transpose(0, 1) if whole else context
 
     def _cross(self, hidden_states, states, mask, meeting):
         """What cross-attention to pictures that are read once gives, by `crossing.py`; None if that does not fit."""

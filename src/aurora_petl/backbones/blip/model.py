@@ -20,6 +20,7 @@ from ...errors import AuroraError
 from ..base import Encoded, Texts
 from ..folder import read_model, read_tokenizer
 from ..positions import patches_per_side, set_image_size
+from ..sharing import pack, packed_states, share_tokens
 from ..temperature import Temperature
 from .answering import BlipAnswering
 from .attention import Meeting
@@ -93,6 +94,7 @@ class BlipBackbone(Blip):
         begun: Tensor | None = None,
         kept: dict[int, tuple[Tensor, Tensor]] | None = None,
         frames: Tensor | None = None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         if frames is not None and not self.shares:
             raise AuroraError(
@@ -101,7 +103,39 @@ class BlipBackbone(Blip):
             )
         more: dict[str, Any] = {} if context is None else {"context": context, "positive": positive}
         meeting = Meeting(kept=kept, begun=begun is not None, first_only=True, frames=frames)
+        if lengths is not None and self.shares:
+            return self._match_packed(texts, image_states, which, meeting, begun, lengths)
         fused = self._fuse(texts, image_states, which, meeting, begun, certain=certain, **more)
+        return self.model.itm_head(fused[:, 0]).float()
+
+    def _match_packed(
+        self,
+        texts: Texts,
+        image_states: Tensor,
+        which: Tensor | Sequence[int] | None,
+        meeting: Meeting,
+        begun: Tensor | None,
+        lengths: Tensor,
+    ) -> Tensor:
+        """`match` of texts without their padding, so that no layer computes any."""
+        pictures, picture_tokens, _ = image_states.shape
+        if which is None:
+            which = torch.arange(len(texts)) if pictures > 1 else torch.zeros(len(texts), dtype=torch.long)
+        which = torch.as_tensor(which)
+        if begun is None:
+            states = self.begin_match(texts)
+            assert states is not None
+            begun = packed_states(states, lengths)
+        meeting.packed = packed = pack(lengths, which, pictures, picture_tokens, begun)
+        meeting.sharing = share_tokens(which, pictures, picture_tokens, begun.device)  # of the last layer
+        meeting.begun, meeting.kept = True, {} if meeting.kept is None else meeting.kept
+        encoder = self.model.text_encoder
+        fused = encoder(
+            encoder_embeds=begun[None],
+            attention_mask=packed.mask,
+            encoder_hidden_states=image_states,
+            meeting=meeting,
+        ).last_hidden_state
         return self.model.itm_head(fused[:, 0]).float()
 
 
