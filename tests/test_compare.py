@@ -68,7 +68,7 @@ def test_other_methods_of_peft_train_are_saved_and_loaded(name, folder, tmp_path
 
 def test_a_comparison_is_searched_run_taken_up_and_widened(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ["compare", *SMALL, "--data", str(folder), "--also", str(folder), "--quiet", "--out", "out"]
+    words = ["compare", *SMALL, "--data", str(folder), "--also", str(folder), "--out", "out"]
     words += ["--methods", "aurora", "--rates", "1e-3", "3e-3"]
     assert main([*words, "--seeds", "1"]) == 0
     out, err = capsys.readouterr()
