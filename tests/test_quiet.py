@@ -8,7 +8,7 @@ import torch
 from aurora_petl import demo
 from aurora_petl.cli import COMMANDS, main
 from aurora_petl.compare import Plan
-from aurora_petl.notes import hush
+from aurora_petl.notes import hushed, note
 from aurora_petl.recipe import load_recipe
 from tests.helpers.checkpoints import retrieval
 from tests.helpers.pictures import make_folder
@@ -70,7 +70,6 @@ def test_a_file_gets_no_bars_and_quietly_results_alone(command, quiet, place, tm
         for stream in streams.values():
             stream.close()
         monkeypatch.undo()
-        hush(False)
     out, err = ((tmp_path / name).read_text() for name in ("stdout", "stderr"))
     assert status == 0 and out, err
     assert not any(mark in out + err for mark in ("\r", "\x1b", "█", "%|", "it/s"))
@@ -82,3 +81,11 @@ def test_a_file_gets_no_bars_and_quietly_results_alone(command, quiet, place, tm
 
 def test_every_command_is_tried():
     assert WORDS.keys() == COMMANDS.keys()
+
+
+def test_notes_are_hushed_within_a_command_alone(capsys):
+    with hushed(True):
+        note("one")
+    note("two\nlines")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("aurora: two") and line.endswith("lines")

@@ -19,7 +19,7 @@ with at_once():
     from .arguments import parse
     from .errors import AuroraError
     from .files import check_output
-    from .notes import hush
+    from .notes import hushed
     from .terminal import close_output, ending, is_told, progress, say, settle, silence
 
     if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.run is None:
             print(options.help, end="")
         else:
-            hush(options.quiet)
-            options.run(options)
+            with hushed(options.quiet):
+                options.run(options)
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a full disk or a closed pipe can be told
     except BaseException as error:

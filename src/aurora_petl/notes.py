@@ -4,16 +4,23 @@ and errors are not among them."""
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from .errors import one_line
 
 _quiet = False
 
 
-def hush(quiet: bool) -> None:
-    """Leave out the notes of this process from now on, or let them be printed."""
+@contextmanager
+def hushed(quiet: bool) -> Iterator[None]:
+    """Leave out the notes of this process within the block, if ``quiet``."""
     global _quiet
-    _quiet = quiet
+    before, _quiet = _quiet, quiet
+    try:
+        yield
+    finally:
+        _quiet = before
 
 
 def note(line: str) -> None:
