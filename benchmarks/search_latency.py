@@ -2,12 +2,14 @@
 folder uses them, and a scan, HNSW and filters in PostgreSQL.
 
     OMP_NUM_THREADS=1 python benchmarks/search_latency.py --json search-latency.json
+    OMP_NUM_THREADS=1 python benchmarks/search_latency.py --folder
     OMP_NUM_THREADS=1 python benchmarks/search_latency.py --store postgresql://user@host/scratch?library=latency
 
 Rows are synthetic: unit vectors around random centres, so that neighbourhoods have a structure which an approximate
 index can use, or with ``--data random`` unit vectors without any. Queries are drawn from the same clusters but are not
 rows. Each is asked alone, as a person asks. In memory the seconds are those of the thread, in which other processes
-have no part, and memory is that of faiss's index. Of PostgreSQL the seconds are the client's, from the query's feature
+have no part, and memory is that of faiss's index. Of an index in a folder the seconds are those of the clock, and
+memory is the process's beyond what it had before. Of PostgreSQL the seconds are the client's, from the query's feature
 to the rows, and memory is what tables and graph take; the library of that name is made anew and left there. The filters
 let through a folder of a hundredth, and the latter half of all dates.
 """
@@ -15,6 +17,8 @@ let through a folder of a hundredth, and the latter half of all dates.
 from __future__ import annotations
 
 import argparse
+import resource
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -81,6 +85,62 @@ def in_memory(items: Tensor, queries: Tensor, kinds: list[str], k: int) -> dict[
             "memory_mib": len(faiss.serialize_index(nearest._index)) / 2**20,
         }
     return results
+
+
+def in_folder(items: Tensor, queries: Tensor, kinds: list[str], k: int) -> dict[str, dict[str, float]]:
+    """Figures of an index in a folder: what opening it takes, and queries by kind."""
+    from aurora_petl.search.filters import ALL, Filter
+    from aurora_petl.search.library import Library
+    from aurora_petl.search.manifest import Manifest, Picture, Place
+    from aurora_petl.search.shards import SHARD, Shards
+
+    dates = np.datetime64("2000-01-01", "s") + np.arange(len(items)) * np.timedelta64(600, "s")
+    results = {}
+    with tempfile.TemporaryDirectory() as place:
+        out, keys = Path(place), {"untuned": "0" * 64}
+        names = [f"{number:064x}" for number in range(len(items))]
+        shards = Shards(out, "pictures", keys)
+        for first in range(0, len(items), SHARD):
+            shards.add(names[first : first + SHARD], {"untuned": items[first : first + SHARD]})
+        shards.flush()
+        pictures = [
+            Picture(f"{n % FOLDERS:02}/{n:07}.jpg", 1, 1, names[n], str(date)) for n, date in enumerate(dates.tolist())
+        ]
+        Manifest("blip-mini", Place.of(Path.cwd(), out), keys, pictures, [], {}).write(out)
+        del pictures, shards
+        before, started = resident(), time.perf_counter()
+        library = Library(out)
+        opened = time.perf_counter() - started
+        filters = {
+            "": ALL,
+            ", a folder of 1%": Filter(under="07"),
+            ", after a date, 50%": Filter(after=dates[len(items) // 2].item()),
+        }
+        for kind in kinds:
+            started = time.perf_counter()
+            near = library.candidates("untuned", kind)
+            built = time.perf_counter() - started
+            for name, among in filters.items():
+                ask = partial(near.search, k=k, among=among)
+                first_asked = time.perf_counter()
+                ask(queries[:1].float())
+                first_asked = time.perf_counter() - first_asked
+                _, times = timed(ask, queries[:SCANS], time.perf_counter)
+                results[f"{kind}{name}"] = {
+                    **times,
+                    "first_query_s": first_asked,
+                    "open_s": opened,
+                    "load_and_build_s": built,
+                    "memory_mib": resident() - before,
+                }
+                print(kind + name, results[f"{kind}{name}"], flush=True)
+            del near, ask
+    return results
+
+
+def resident() -> float:
+    """MiB of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
 def in_postgres(store: str, items: Tensor, queries: Tensor, k: int) -> dict[str, dict[str, float]]:
@@ -167,7 +227,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{value} if not given")
     parser.add_argument("--spread", type=float, default=1.5, help="noise against centre, 1.5 if not given")
     parser.add_argument("--data", choices=("clustered", "random"), default="clustered", help="clustered if not given")
-    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS, help="in memory; all if not given")
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS, help="of faiss; all if not given")
+    parser.add_argument("--folder", action="store_true", help="measure an index in a folder, from files on")
     parser.add_argument("--store", help="address of a library in PostgreSQL, which is measured in the place of memory")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     options = parser.parse_args()
@@ -180,6 +241,8 @@ def main() -> None:
     )
     if options.store:
         results = in_postgres(options.store, items, queries, options.k)
+    elif options.folder:
+        results = in_folder(items, queries, options.kinds, options.k)
     else:
         results = in_memory(items, queries, options.kinds, options.k)
     columns = list(next(iter(results.values())))

@@ -18,7 +18,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LOWER = re.compile(r"([A-Za-z0-9_.-]+)>=([0-9.]+)")
+LOWER = re.compile(r"([A-Za-z0-9_.-]+(?:\[[a-z,]+\])?)>=([0-9.]+)")
 
 
 def requirements(end: str) -> list[str]:
@@ -27,6 +27,7 @@ def requirements(end: str) -> list[str]:
     extras = project["optional-dependencies"]
     tested = [
         *project["dependencies"],
+        *extras["postgres"],
         *extras["search"],
         *extras["serve"],
         *extras["siglip"],

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import sys
 
 import pytest
@@ -248,3 +249,58 @@ def test_an_index_that_cannot_be_written(place, aurora, album, here):
     status, out, err = aurora("index", album, "--model", "blip-mini", "--quiet", "--out", place)
     assert status == 1 and not out and err.startswith("aurora: error: ") and err.count("\n") == 1
     assert (here / "file").read_text() == "mine"
+
+
+def test_filters_and_duplicates(aurora, album, here):
+    (album / "old").mkdir()
+    shutil.copy(album / "images/1.png", album / "old/1.png")
+    os.utime(album / "old/1.png", (1e9, 1e9))  # in September 2001
+    aurora("index", album, "--model", "blip-mini", "--quiet")
+    for words in (["--under", "old"], ["--before", "2001-10"], ["--under", album / "old", "--after", "2001-09"]):
+        status, out, _ = aurora("search", "a red circle", *words)
+        assert status == 0 and len(out.splitlines()) == 3 and out.splitlines()[2].endswith("../album/old/1.png")
+    assert "album.index, pictures under old after 2001-09-01 00:00:00, untuned model" in out.splitlines()[1]
+    status, out, _ = aurora("duplicates", "--threshold", 1, "--json", "groups.json")
+    assert status == 0 and out.splitlines() == [
+        "album.index, pictures: 2 in 1 groups, of the same content (=) or with a cosine of 1 at least",
+        "",
+        f"    1.000  {(album / 'images/1.png').stat().st_size:>12,}  ../album/images/1.png",
+        f"=   1.000  {(album / 'images/1.png').stat().st_size:>12,}  ../album/old/1.png",
+    ]
+    (group,) = json.loads((here / "groups.json").read_text())["groups"]
+    assert [(one["path"], one["same"]) for one in group] == [("images/1.png", True), ("old/1.png", True)]
+    status, out, _ = aurora("duplicates", "--threshold", 1, "--under", "old")
+    assert status == 0 and out.splitlines() == [
+        "album.index, pictures under old: 0 in 0 groups, of the same content (=) or with a cosine of 1 at least"
+    ]
+    for words, why in {
+        ("duplicates", "--threshold", 2): "--threshold is 2; it must lie above 0, up to 1",
+        ("search", "x", "--after", "yesterday"): "--after 'yesterday' is no date; give a year, month or day",
+    }.items():
+        status, _, error = aurora(*words)
+        assert status == 1 and why in error and len(error.splitlines()) == 1
+
+
+def test_a_store_by_its_address(aurora, album, here, address):
+    secret = address.replace("aurora@", "aurora:hush@")
+    status, out, error = aurora("index", album, "--model", "blip-mini", "--store", secret, "--quiet")
+    shown = re.sub(r"[?]host=.*&", lambda match: match[0], address)
+    assert (status, error) == (0, "") and out == f"{shown}: 10 pictures (10 encoded now, 0 removed), 20 captions\n"
+    status, out, _ = aurora("search", "a red circle", "-k", 2, "--store", secret, "--json", "found.json")
+    assert status == 0 and len(out.splitlines()) == 4 and "hush" not in out + (here / "found.json").read_text()
+    assert os.path.isfile(out.splitlines()[-1].split()[-1])
+    status, out, _ = aurora("duplicates", "--store", secret, "--threshold", 1)
+    assert status == 0 and "hush" not in out
+
+
+def test_an_address_is_refused_without_its_password(aurora, monkeypatch):
+    for words, why in {
+        ("search", "x", "--store", "mysql://me:hush@h/d"): "argument --store: the address begins with postgresql://",
+        ("search", "x", "--store", "postgresql://me:hush@h/d", "--index", "i"): "not allowed with argument",
+        ("search", "x", "--store", "postgresql://me:hu/sh@h/d"): "the address of the store can't be read",
+    }.items():
+        status, out, error = aurora(*words)
+        assert status in (1, 2) and why in error and "hush" not in out + error and "hu/sh" not in out + error
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    status, _, error = aurora("search", "x", "--store", "postgresql://me:hush@h/d")
+    assert status == 1 and error == f"aurora: error: a library in PostgreSQL needs psycopg: {install('postgres')}\n"

@@ -123,3 +123,22 @@ def test_without_faiss_search_is_exact(library, monkeypatch):
         Nearest(items, "ivf")
     with pytest.raises(AuroraError, match="no kind of search 'fast'; choose one of auto, exact, ivf, hnsw"):
         Nearest(items, "fast")
+
+
+@pytest.mark.parametrize("kind", ["exact", "ivf", "hnsw", None])
+@pytest.mark.parametrize("scanned", [0, 20_000])
+def test_among_some_rows(library, kind, scanned, monkeypatch):
+    if kind is None:
+        monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setattr(nearest, "SCANNED", scanned)
+    monkeypatch.setattr(nearest, "BLOCK", 300)
+    items, queries = library
+    among = torch.arange(3, 4000, 4)
+    scores, rows = Nearest(items.half(), kind or "exact").search(queries, 10, among)
+    expected, places = top_k(queries, items.half()[among], 10)
+    shared = (rows[:, :, None] == among[places][:, None, :]).any(2).float().mean()
+    exact = scanned or kind in ("exact", None)
+    assert bool((rows % 4 == 3).all()) and (shared == 1 if exact else shared > 0.9)
+    assert not exact or torch.allclose(scores, expected, atol=1e-5)
+    for few in (among[:4], among[:0]):
+        assert Nearest(items, kind or "exact").search(queries, 10, few)[1].shape == (50, len(few))

@@ -20,6 +20,7 @@ KINDS = ("auto", "exact", "ivf", "hnsw")
 EXACT_UP_TO = 200_000  # rows; up to here a scan of 256 wide takes about 10 ms on one core, and nothing is built
 HNSW_UP_TO = 1_000_000  # rows; beyond, the graph takes many minutes to build on one core, the lists a few
 QUERY_BLOCK = 1024
+SCANNED = 20_000  # rows that a filter leaves; of more, faiss passes over the others
 BLOCK = 65_536  # items
 
 
@@ -103,17 +104,19 @@ class Nearest:
         """As `top_k`; approximate kinds may return fewer rows of a query, then its last ones are -1.
 
         Args:
-            among: (M,) the rows that come into question, which are scanned; None for all.
+            among: (M,) the rows that come into question; None for all. Few are scanned.
         """
-        if among is not None:
+        if among is not None and (self._index is None or queries.dim() == 3 or len(among) <= SCANNED):
             scores, places = _top_k_among(queries, self._items, k, among)
             return scores, among[places]
         if self._index is None:
             return top_k(queries, self._items, k)
-        k = min(k, self._index.ntotal)
+        k = min(k, self._index.ntotal if among is None else len(among))
         if queries.dim() == 3:
             return self._of_several(queries, k)
-        scores, rows = self._index.search(_array(queries), k, params=_effort(_faiss(), self.kind, self._index, k))
+        faiss = _faiss()
+        effort = _effort(faiss, self.kind, self._index, k, among)
+        scores, rows = self._index.search(_array(queries), k, params=effort)
         return torch.from_numpy(scores), torch.from_numpy(rows)
 
     def _of_several(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -162,10 +165,22 @@ def _build(faiss: Any, kind: str, items: Tensor) -> Any:
     return index
 
 
-def _effort(faiss: Any, kind: str, index: Any, k: int) -> Any:
-    """How far an approximate search looks: a 16th of the lists, or 64 open ends of the graph, more where k asks it."""
+def _effort(faiss: Any, kind: str, index: Any, k: int, among: Tensor | None) -> Any:
+    """How far an approximate search looks: a 16th of the lists, or 64 open ends of the graph, more where k asks it, and
+    more by as much as a filter leaves fewer rows."""
+    count = index.ntotal if among is None else max(1, len(among))
+    more = index.ntotal / count
+    only = {} if among is None else {"sel": _selector(faiss, among, index.ntotal)}
     if kind == "ivf":
-        return faiss.SearchParametersIVF(nprobe=max(8, index.nlist // 16, -(-4 * k * index.nlist // index.ntotal)))
+        lists = max(8, round(index.nlist // 16 * more), -(-4 * k * index.nlist // count))
+        return faiss.SearchParametersIVF(nprobe=min(index.nlist, lists), **only)
     if kind == "hnsw":
-        return faiss.SearchParametersHNSW(efSearch=max(64, 2 * k))
-    return None
+        return faiss.SearchParametersHNSW(efSearch=round(max(64, 2 * k) * more), **only)
+    return faiss.SearchParameters(**only) if only else None
+
+
+def _selector(faiss: Any, rows: Tensor, count: int) -> Any:
+    """What lets faiss look at some rows alone."""
+    chosen = np.zeros(count, dtype=bool)
+    chosen[rows.numpy()] = True
+    return faiss.IDSelectorBitmap(np.packbits(chosen, bitorder="little"))
