@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .backbones import Tunable
+from .data import loading
 from .data.rows import Dataset, QuestionDataset
 from .devices import choose
 from .distributed import rank, ranks
@@ -79,11 +80,13 @@ def make_plan(recipe: Recipe, dataset: Dataset, task: Task) -> Plan:
 def _seconds(task: Task, training: TrainingExamples, settings: TrainSettings, precision: str) -> float:
     """About how long a batch takes, forward and backward, its pictures' loading shared by the workers: the time of the
     largest part of a batch that is quick enough, after a pass as warm-up."""
-    _timed(task, training, 2, settings.workers, precision)  # the first pass of a process makes its kernels
-    size, seconds = 2, _timed(task, training, 2, settings.workers, precision)
+    with loading.using(settings.workers):
+        workers = loading.chosen()
+    _timed(task, training, 2, workers, precision)  # the first pass of a process makes its kernels
+    size, seconds = 2, _timed(task, training, 2, workers, precision)
     while size < settings.batch_size and 4 * seconds < MOST_SECONDS:
         size = min(4 * size, settings.batch_size)
-        seconds = _timed(task, training, size, settings.workers, precision)
+        seconds = _timed(task, training, size, workers, precision)
     return seconds * settings.batch_size / size
 
 

@@ -48,7 +48,7 @@ class TrainSettings(Settings):
     # as the validation split likes, all the way if it likes these best
     keep: Literal["best", "strength"] = "best"
     save_minutes: float = number(10.0, 0, 10**6)  # between two checkpoints at most; one is also written at evaluations
-    workers: int = number(0, 0, 256)
+    workers: int | None = number(None, 0, 256)  # processes that read pictures; None: see `data.loading.automatic`
     report_to: list[str] = field(default_factory=list)  # trackers, as transformers' Trainer has them: wandb, ...
     augment: bool = True
     flip: bool = True

@@ -21,7 +21,7 @@ from . import checkpoints, distributed, selection
 from .backbones import Tunable, checkpoint_layers, find_family, load_backbone
 from .baselines import PEFT_WEIGHTS, WEIGHTS, apply_method, load_adapter, save_adapter, weight_counts
 from .checks import check as check_recipe
-from .data import load_dataset
+from .data import load_dataset, loading
 from .data.rows import SPLITS, announced
 from .data.rows import Dataset as Rows
 from .devices import choose
@@ -153,7 +153,7 @@ def train(
     distributed.start()
     first = rank() == 0  # of several processes it alone writes
     progress = progress and first
-    with ours(folder, resume), Signals() as signals:
+    with ours(folder, resume), Signals() as signals, loading.using(recipe.train.workers):
         prepared = prepare(recipe, check=check, progress=progress)
         recipe = prepared.recipe
         if first:
@@ -222,7 +222,7 @@ def fit(
 ) -> Run:
     """The steps of a run alone, from what `prepare` made: the best weights by the validation split are in the task
     afterwards, the test split is not looked at."""
-    with Signals() as signals:
+    with Signals() as signals, loading.using(prepared.recipe.train.workers):
         return _fit(folder, prepared, signals, False, progress, start, callbacks)
 
 
@@ -312,7 +312,8 @@ def untuned(recipe: Recipe, split: Rows[Any], *, cache: Path | None = None, prog
     backbone = _backbone(recipe)
     apply_method(backbone, "zero-shot")
     backbone.module.to(choose())
-    return task_class(recipe.task.name)(backbone, recipe.task).evaluate(split, cache=cache, progress=progress)
+    with loading.using(recipe.train.workers):
+        return task_class(recipe.task.name)(backbone, recipe.task).evaluate(split, cache=cache, progress=progress)
 
 
 def load_run(folder: Path, strength: float = 1.0) -> tuple[Recipe, Any]:

@@ -29,7 +29,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..backbones.base import View
+from ..data import loading
 from ..data.kinds import FORMATS, PICTURE_SUFFIXES, UNDECODED_SUFFIXES
+from ..data.loading import made_ahead
 from ..data.media import load_image
 from ..distributed import from_first, objects, own_share, rank, start, together
 from ..errors import AuroraError, one_line
@@ -236,30 +239,40 @@ def _share(rows: Sequence[Any]) -> Sequence[Any]:
     return rows[own.start : own.stop]
 
 
-def _add_pictures(
-    store: Shards, folder: Path, paths: Sequence[str], encoders: dict[str, Encoder], progress: bool
-) -> list[Picture | str]:
-    """Encode what ``store`` lacks; each picture, or why it was skipped."""
-    transform = next(iter(encoders.values())).transform
-    outcomes: list[Picture | str] = []
-    names: list[str] = []
-    batch: list[Tensor] = []
+@dataclass(frozen=True)
+class _Read:
+    """Reads a picture by its path: gives it, with its pixels if it may have to be encoded, or why it can't be."""
 
-    def read(path: str) -> tuple[Picture, Tensor | None] | str:
-        """A picture, with its pixels if it may have to be encoded, or why it can't be."""
+    folder: Path
+    transform: View
+    held: frozenset[str]  # digests of pictures that need not be encoded
+
+    def __call__(self, path: str) -> tuple[Picture, Tensor | None] | str:
         if not _is_utf8(path):
             return f"{path}: the name is not UTF-8; rename it"
         try:
-            status = (folder / path).stat()  # before it is read: a change in between is then seen the next time
+            status = (self.folder / path).stat()  # before it is read: a change in between is then seen the next time
             if status.st_size > LARGEST:
                 return f"{path}: larger than {LARGEST // 1024**3} GB; scale it down"
-            data = read_bytes(folder / path)
+            data = read_bytes(self.folder / path)
             picture = Picture(path, len(data), status.st_mtime_ns, digest(data))
-            return picture, None if picture.sha256 in store.rows else transform(load_image(data, path))
+            if picture.sha256 in self.held:
+                return picture, None
+            return picture, self.transform(load_image(data, path, self.transform.least))
         except AuroraError as error:
             return str(error)
         except OSError as error:  # gone, say, since it was listed
             return f"{path}: {error.strerror or error}"
+
+
+def _add_pictures(
+    store: Shards, folder: Path, paths: Sequence[str], encoders: dict[str, Encoder], progress: bool
+) -> list[Picture | str]:
+    """Encode what ``store`` lacks; each picture, or why it was skipped."""
+    read = _Read(folder, next(iter(encoders.values())).transform, frozenset(store.rows))
+    outcomes: list[Picture | str] = []
+    names: list[str] = []
+    batch: list[Tensor] = []
 
     def encode() -> None:
         features = {view: encoder.pictures(torch.stack(batch)) for view, encoder in encoders.items()}
@@ -274,7 +287,7 @@ def _add_pictures(
         batch.clear()
 
     with ThreadPoolExecutor() as pool:
-        made = _ahead(pool, read, paths, 2 * BATCH)
+        made = made_ahead(read, paths) if loading.chosen() else _ahead(pool, read, paths, 2 * BATCH)
         for outcome in tqdm(made, "pictures", len(paths), leave=False, disable=not progress):
             if isinstance(outcome, str):
                 outcomes.append(outcome)
