@@ -74,7 +74,7 @@ CLOSE = "lower train.batch_size or image_size, or close other programs"
             RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
             1,
             "aurora: error: DataLoader worker (pid 7) is killed by signal: Killed.; "
-            "memory was short, most likely: lower train.workers\n",
+            "memory was short, most likely: lower train.workers or --workers\n",
         ),
         (
             KeyboardInterrupt(),

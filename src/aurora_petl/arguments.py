@@ -315,7 +315,20 @@ def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argpars
 
     for command in (demo, train, evaluate, compare, *searching, features):
         command.add_argument("--device", help="auto, cpu, mps, cuda or cuda:N (default: auto, a GPU if there is one)")
+    for command in (evaluate, searching[0]):
+        command.add_argument(
+            "--workers",
+            type=_count,
+            metavar="N",
+            help="processes that read pictures (default: as many as fit the machine, none where the CPU computes)",
+        )
     return parser
+
+
+def _count(word: str) -> int:
+    if not (word.isascii() and word.isdigit() and int(word) <= 256):
+        raise argparse.ArgumentTypeError(f"{word!r} is no number from 0 to 256")
+    return int(word)
 
 
 def _command(commands, name: str, runs: Mapping[str, Callable], about: str) -> argparse.ArgumentParser:

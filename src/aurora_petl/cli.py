@@ -54,10 +54,13 @@ def _work(options: argparse.Namespace) -> ModuleType:
     imported when the words are known to be right."""
     with at_once():
         from . import commands, devices
+        from .data import loading
 
         silence()
     if getattr(options, "device", None) is not None:
         devices.use(options.device)
+    if getattr(options, "workers", None) is not None:
+        loading.use(options.workers)
     return commands
 
 

@@ -40,7 +40,8 @@ class TrainingExamples(Dataset):
         def view(image: Image.Image) -> Tensor:
             return self.view(image, random.Random(key))
 
-        return {"pixels": load_media(self.dataset, row, view, self.frames, random.Random(f"{key}/frames")), **rest}
+        rng = random.Random(f"{key}/frames")
+        return {"pixels": load_media(self.dataset, row, view, self.frames, rng, self.view.least), **rest}
 
 
 class Order(Sampler):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from .backbones import Tunable
+from .data import loading
 from .data.rows import Dataset, QuestionDataset
 from .devices import choose
 from .distributed import rank, ranks
@@ -63,7 +64,9 @@ def make_plan(recipe: Recipe, dataset: Dataset, task: Task) -> Plan:
     _, steps = count_steps(settings, len(training))
     pairs = settings.batch_size * settings.gradient_accumulation * ranks()
     precision = precision_of(settings, device)
-    measured = None if ranks() > 1 else measure(task, training, settings, precision, settings.workers)
+    with loading.using(settings.workers):
+        workers = loading.chosen()
+    measured = None if ranks() > 1 else measure(task, training, settings, precision, workers)
     return Plan(steps, steps * pairs / len(training), pairs, str(device), precision, measured)
 
 

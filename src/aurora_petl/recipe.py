@@ -54,7 +54,7 @@ class TrainSettings(Settings):
     # a finished run, or an adapter's folder or hub id, whose weights are the first ones; empty: the pretrained model's
     init_from: Place = ""
     save_minutes: float = number(10.0, 0, 10**6)  # between two checkpoints at most; one is also written at evaluations
-    workers: int = number(0, 0, 256)
+    workers: int | None = number(None, 0, 256)  # processes that read pictures; None: see `data.loading.automatic`
     report_to: list[str] = field(default_factory=list)  # trackers, as transformers' Trainer has them: wandb, ...
     augment: bool = True
     flip: bool = True

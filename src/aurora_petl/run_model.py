@@ -10,6 +10,7 @@ import torch
 from . import checkpoints, selection, warm_start
 from .backbones import find_family, load_backbone
 from .baselines import PEFT_WEIGHTS, WEIGHTS, apply_method, load_adapter
+from .data import loading
 from .data.rows import Dataset as Rows
 from .devices import choose
 from .errors import AuroraError
@@ -64,7 +65,8 @@ def untuned(recipe: Recipe, split: Rows[Any], *, cache: Path | None = None, prog
     backbone = make_backbone(recipe)
     apply_method(backbone, "zero-shot")
     backbone.module.to(choose())
-    return task_class(recipe.task.name)(backbone, recipe.task).evaluate(split, cache=cache, progress=progress)
+    with loading.using(recipe.train.workers):
+        return task_class(recipe.task.name)(backbone, recipe.task).evaluate(split, cache=cache, progress=progress)
 
 
 def started(recipe: Recipe, folder: Path, split: Rows[Any], *, progress: bool = False) -> Outcome:

@@ -89,7 +89,7 @@ def _words(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError) and _is_lost(error):
         return "another process of this run ended; train goes on with --resume"
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
-        return f"{text}; memory was short, most likely: lower train.workers"
+        return f"{text}; memory was short, most likely: lower train.workers or --workers"
     return None
 
 

@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from .data import loading
 from .devices import bfloat16_is_fast, choose
 from .errors import AuroraError, did_you_mean, short
 from .notes import note
@@ -43,6 +44,8 @@ def training_arguments(settings: TrainSettings, folder: Path, steps: int, progre
     precision = precision_of(settings, device)
     if "tensorboard" in settings.report_to:  # else it writes to the checkpoints' folder, which goes when a run ends
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder.parent / "tensorboard"))
+    with loading.using(settings.workers):
+        workers = loading.chosen()
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=settings.batch_size,
@@ -64,7 +67,7 @@ def training_arguments(settings: TrainSettings, folder: Path, steps: int, progre
         logging_steps=max(1, steps // 40),
         logging_first_step=True,
         logging_nan_inf_filter=False,
-        dataloader_num_workers=settings.workers,
+        dataloader_num_workers=workers,
         dataloader_pin_memory=device.type == "cuda",
         accelerator_config={"non_blocking": device.type == "cuda"},  # batches move while the GPU works
         remove_unused_columns=False,

@@ -21,7 +21,7 @@ from . import checkpoints, distributed, selection, warm_start
 from .backbones import Tunable, checkpoint_layers
 from .baselines import save_adapter, weight_counts
 from .checks import check as check_recipe
-from .data import load_dataset
+from .data import load_dataset, loading
 from .data.rows import SPLITS, announced
 from .data.rows import Dataset as Rows
 from .devices import choose
@@ -168,7 +168,7 @@ def train(
     distributed.start()
     first = rank() == 0  # of several processes it alone writes
     progress = progress and first
-    with ours(folder, resume), Signals() as signals:
+    with ours(folder, resume), Signals() as signals, loading.using(recipe.train.workers):
         prepared = prepare(recipe, check=check, progress=progress, folder=folder)
         recipe = prepared.recipe
         if first:
@@ -259,7 +259,7 @@ def fit(
 ) -> Run:
     """The steps of a run alone, from what `prepare` made: the best weights by the validation split are in the task
     afterwards, the test split is not looked at."""
-    with Signals() as signals:
+    with Signals() as signals, loading.using(prepared.recipe.train.workers):
         return _fit(folder, prepared, signals, False, progress, start, callbacks)
 
 

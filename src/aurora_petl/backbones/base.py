@@ -95,6 +95,8 @@ def similarity(queries: Tensor, items: Tensor) -> Tensor:
 class View(Protocol):
     """A picture as a model reads it; all chance is drawn from ``rng``."""
 
+    least: int  # pixels that it needs of either side of a picture, see `media.load_image`; 0: all that there are
+
     def __call__(self, image: Image.Image, rng: random.Random | None = None) -> Tensor:
         """RGB picture -> (3, H, W), or another tensor of three axes that `DualEncoder.encode_image` reads"""
         ...

@@ -39,6 +39,8 @@ class PatchView:
         varied: changes training pictures at random; None for evaluation.
     """
 
+    least = 0
+
     def __init__(self, picture: PictureFormat, patch_size: int, patches: int, varied: TrainTransform | None) -> None:
         self.picture, self.patch_size, self.patches, self.varied = picture, patch_size, patches, varied
 

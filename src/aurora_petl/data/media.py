@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import random
 import re
 import warnings
@@ -40,7 +41,9 @@ _quiet: object = None  # the filter of warnings that `opened` has set
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of broken files goes nowhere by default
 
 
-def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None, side: int | None = None) -> Image.Image:
+def load_image(
+    source: str | Path | bytes | BinaryIO, name: str | None = None, least: int = 0, *, exact: bool = True
+) -> Image.Image:
     """A picture as RGB, right side up.
 
     Greyscale, palette, CMYK and 16-bit pictures are converted, transparent ones laid on white, an EXIF orientation
@@ -49,7 +52,9 @@ def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None, s
     Args:
         source: path, encoded bytes or an open binary file.
         name: what messages call it; the path by default.
-        side: pixels a side that are enough: a JPEG is decoded at half, a quarter or an eighth of its size then.
+        least: pixels a side that are needed of a picture, whatever its other side. A JPEG is then decoded to a half, a
+            fourth or an eighth of its size if that leaves as many. 0 decodes all.
+        exact: whether a JPEG is decoded smaller only if both sides can be divided so that nothing moves.
 
     Raises:
         AuroraError: if there is no such file, it is of none of `kinds.FORMATS`, or it does not decode to its end.
@@ -65,22 +70,31 @@ def load_image(source: str | Path | bytes | BinaryIO, name: str | None = None, s
     else:
         data = source if isinstance(source, bytes) else source.read()
     with faults(data, name, _broken), opened(data, name) as picture:
-        if side is not None:
-            picture.draft(picture.mode, (side, side))
+        _draft(picture, least, exact)
         picture.load()
         return upright(picture)
 
 
-def pixels(data: bytes, name: str, side: int | None = None) -> int:
+def pixels(data: bytes, name: str, least: int = 0, *, exact: bool = True) -> int:
     """How many pixels of a picture `load_image` decodes.
 
     Raises:
         AuroraError: as it does.
     """
     with faults(data, name, _broken), opened(data, name) as picture:
-        if side is not None:
-            picture.draft(picture.mode, (side, side))
+        _draft(picture, least, exact)
         return picture.width * picture.height
+
+
+def _draft(picture: Image.Image, least: int, exact: bool) -> None:
+    """Have a JPEG decoded to as small a size as `load_image` allows: fewer frequencies of each block are computed."""
+    if not least or picture.format != "JPEG":
+        return
+    width, height = picture.size
+    for part in (8, 4, 2):
+        if min(width, height) >= part * least and not (exact and (width % part or height % part)):
+            picture.draft(None, (width // part, height // part))
+            return
 
 
 def _broken(name: str, why: str) -> AuroraError:
@@ -238,6 +252,7 @@ class EvalTransform:
 
     def __init__(self, picture: PictureFormat) -> None:
         self.picture = picture
+        self.least = picture.edge or picture.size
 
     def __call__(self, image: Image.Image, rng: random.Random | None = None) -> Tensor:
         """RGB picture -> (3, size, size)"""
@@ -277,6 +292,7 @@ class TrainTransform:
     ) -> None:
         self.picture, self.scale, self.flip = picture, scale, flip
         self.operations, self.strength, self.fill = operations, magnitude / 10, (fill,) * 3
+        self.least = math.ceil(picture.size / math.sqrt(scale * 3 / 4))  # of the narrowest crop; see `_crop`
 
     def __call__(self, image: Image.Image, rng: random.Random | None = None) -> Tensor:
         """RGB picture -> (3, size, size); all chance is drawn from ``rng``."""

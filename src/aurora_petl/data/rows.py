@@ -91,16 +91,18 @@ class Dataset(Sequence[Row], Generic[Row]):
         for name in names or [self.items[index].image]:
             yield self._read(index, name)
 
-    def image(self, index: int) -> Image.Image:
-        """Picture ``index``, or the frame in the middle of clip ``index``, as upright RGB.
+    def image(self, index: int, least: int = 0) -> Image.Image:
+        """Picture ``index``, or the frame in the middle of clip ``index``, as upright RGB; ``least`` as in
+        `media.load_image`.
 
         Raises:
             AuroraError: naming file and line, if it is missing or broken.
         """
-        return self.frames(index, 1)[0] if self.clips else load_image(self.read(index), self.where(index))
+        return self.frames(index, 1)[0] if self.clips else load_image(self.read(index), self.where(index), least)
 
-    def frames(self, index: int, count: int, rng: random.Random | None = None) -> list[Image.Image]:
-        """``count`` frames of clip ``index`` as upright RGB; see `video.load_frames`.
+    def frames(self, index: int, count: int, rng: random.Random | None = None, least: int = 0) -> list[Image.Image]:
+        """``count`` frames of clip ``index`` as upright RGB; see `video.load_frames`, and `media.load_image` for
+        ``least``.
 
         Raises:
             AuroraError: naming file and line, if it is missing or broken.
@@ -108,7 +110,9 @@ class Dataset(Sequence[Row], Generic[Row]):
         where = self.where(index)
         if names := self.files.frames(self.items[index].image):
             chosen = [names[number] for number in sample(range(len(names)), len(names), count, rng)]
-            return [load_image(self._read(index, name), f"{where}: {PurePosixPath(name).name}") for name in chosen]
+            return [
+                load_image(self._read(index, name), f"{where}: {PurePosixPath(name).name}", least) for name in chosen
+            ]
         return load_frames(self.read(index), count, rng, where)
 
     def split(self, name: str) -> Self:
@@ -182,19 +186,21 @@ def load_media(
     view: Callable[[Image.Image], Tensor],
     frames: int,
     rng: random.Random | None = None,
+    least: int = 0,
 ) -> Tensor:
     """The picture of a row through ``view`` -> (3, H, W); of clips so many frames -> (frames, 3, H, W).
 
     Args:
         rng: draws the frames; without it they are evenly spread.
+        least: pixels a side that ``view`` needs, see `media.load_image`.
 
     Raises:
         AuroraError: naming file and line, if it is missing or broken; if no frames of a clip are asked for.
     """
     if not dataset.clips:
-        return view(dataset.image(row))
+        return view(dataset.image(row, least))
     need_frames(dataset, frames)
-    return torch.stack([view(frame) for frame in dataset.frames(row, frames, rng)])
+    return torch.stack([view(frame) for frame in dataset.frames(row, frames, rng, least)])
 
 
 def need_frames(dataset: Dataset[Any], frames: int) -> None:

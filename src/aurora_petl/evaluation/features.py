@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -18,7 +19,8 @@ from tqdm import tqdm
 from ..adapter.factors import autocast_dtype
 from ..backbones.base import DualEncoder, Texts, is_matcher
 from ..backbones.frames import Media, encode_media, pool
-from ..data.rows import ImageTextDataset, load_media
+from ..data.loading import media_ahead
+from ..data.rows import ImageTextDataset
 from ..distributed import own_share, total
 from ..kept import keep, recall
 
@@ -84,12 +86,11 @@ def extract(
     device = next(iter(backbone.parameters())).device
     view = backbone.view()
 
-    def encode(first: int, last: int) -> Media:
-        pixels = torch.stack([load_media(dataset, row, view, frames) for row in range(first, last)])
-        return encode_media(backbone, pixels.to(device))
+    def encode(pictures: Iterator[Tensor]) -> Media:
+        return encode_media(backbone, torch.stack([pixels.to(device, non_blocking=True) for pixels in pictures]))
 
     def encode_states(first: int, last: int) -> Tensor:
-        states = encode(first, last).states
+        states = encode(media_ahead(dataset, range(first, last), view, frames)).states
         assert states is not None
         return states
 
@@ -103,17 +104,20 @@ def extract(
     file = cache / f"{dataset.name.replace('/', '-')}.{own.start}-{own.stop}.safetensors" if cache else None
     tensors = _read(file, key, device)
     if tensors is None:
-        pictures, states = [], []
-        for first in tqdm(range(own.start, own.stop, batch_size), "pictures", leave=False, disable=not progress):
-            media = encode(first, min(first + batch_size, own.stop))
+        pictures: list[Tensor] = []
+        states: Tensor | None = None
+        ahead = media_ahead(dataset, own, view, frames)
+        for first in tqdm(range(0, len(own), batch_size), "pictures", leave=False, disable=not progress):
+            media = encode(islice(ahead, batch_size))
             pictures.append(media.frames)
             if media.states is not None and media.states[0].nbytes * len(own) <= STATES_BUDGET:
-                states.append(media.states)
+                states = media.states.new_empty(len(own), *media.states.shape[1:]) if states is None else states
+                states[first : first + len(media.states)] = media.states
         tensors = {"text": _encode_texts(backbone, tokens, 4 * batch_size, progress)}
         if pictures:
             tensors["frames"] = torch.cat(pictures)
-        if states:
-            tensors["states"] = torch.cat(states)
+        if states is not None:
+            tensors["states"] = states
         if file is not None:
             keep(file, tensors, {"key": key})
     every = _of_all_ranks(backbone, tensors.get("frames"), dataset, frames, own, device)
@@ -165,7 +169,8 @@ def _key(backbone: DualEncoder, dataset: ImageTextDataset, tokens: Texts, frames
 
 
 def _parts(backbone: DualEncoder, dataset: ImageTextDataset, tokens: Texts) -> Iterator[bytes]:
-    yield repr((backbone.view_key(), autocast_dtype(next(iter(backbone.parameters())).device))).encode()
+    kind = autocast_dtype(next(iter(backbone.parameters())).device)
+    yield repr((backbone.view_key(), backbone.view().least, kind)).encode()
     for name, weight in backbone.module.state_dict().items():
         yield f"{name} {weight.dtype} {tuple(weight.shape)}".encode()
         yield _bytes(weight)

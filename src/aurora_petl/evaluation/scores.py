@@ -23,7 +23,7 @@ from .features import Features
 from .recall import Ranks, rank_metrics
 
 BELOW = 1e4  # puts what was not rescored under all that was, in ITC order
-BLOCK = 2**22  # scores in one block, 16 MiB in float32; what works on a block holds a few of this size
+BLOCK = 2**23  # scores in one block, 32 MiB in float32; what works on a block holds a few of this size
 
 
 class Similarity:

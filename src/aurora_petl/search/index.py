@@ -28,6 +28,8 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from ..data import loading
+from ..data.loading import made_ahead
 from ..distributed import from_first, objects, own_share, rank, start, together
 from ..errors import AuroraError, one_line
 from ..files import lock
@@ -166,6 +168,7 @@ def _add_pictures(
 ) -> list[Picture | str]:
     """Encode what ``store`` lacks; each picture, or why it was skipped."""
     transform = next(iter(encoders.values())).transform
+    read = partial(read_picture, folder, held=frozenset(store.rows), transform=transform)
     outcomes: list[Picture | str] = []
     names: list[str] = []
     batch: list[Tensor] = []
@@ -175,9 +178,8 @@ def _add_pictures(
         names.clear()
         batch.clear()
 
-    read = partial(read_picture, folder, held=store.rows, transform=transform)
     with ThreadPoolExecutor() as pool:
-        made = ahead(pool, read, paths, 2 * BATCH)
+        made = made_ahead(read, paths) if loading.chosen() else ahead(pool, read, paths, 2 * BATCH)
         for outcome in tqdm(made, "pictures", len(paths), leave=False, disable=not progress):
             if isinstance(outcome, str):
                 outcomes.append(outcome)

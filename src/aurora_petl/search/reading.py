@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backbones.base import View
 from ..data.media import load_image, taken
 from ..errors import AuroraError
 from ..files import read_bytes
@@ -24,14 +25,12 @@ TEXT_BATCH = 128
 LARGEST = 2 * 1024**3  # bytes of a file; a picture of as many pixels as are decoded is smaller
 
 
-def read_picture(
-    folder: Path, path: str, held: Container[str], transform: Callable[..., Tensor]
-) -> tuple[Picture, Tensor | None] | str:
+def read_picture(folder: Path, path: str, held: Container[str], transform: View) -> tuple[Picture, Tensor | None] | str:
     """A picture of ``folder``, with its pixels unless its content is ``held``; or why it can't be read.
 
     Args:
         held: digests of what is encoded already.
-        transform: RGB picture -> pixels as the model reads them.
+        transform: makes pixels as the model reads them.
     """
     if not is_utf8(path):
         return f"{path}: the name is not UTF-8; rename it"
@@ -42,7 +41,7 @@ def read_picture(
         data = read_bytes(folder / path)
         when = taken(data)
         picture = Picture(path, len(data), status.st_mtime_ns, digest(data), when.isoformat() if when else None)
-        return picture, None if picture.sha256 in held else transform(load_image(data, path))
+        return picture, None if picture.sha256 in held else transform(load_image(data, path, transform.least))
     except AuroraError as error:
         return str(error)
     except OSError as error:  # gone, say, since it was listed

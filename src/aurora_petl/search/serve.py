@@ -87,7 +87,9 @@ def make_app(library: Store, token: str, hosts: Hosts | None = None) -> Guard:
 
     def sent(request: Request) -> Response:
         try:
-            image = load_image(results.upload(request.path_params["name"]), "the picture", SIDES["thumbnail"])
+            image = load_image(
+                results.upload(request.path_params["name"]), "the picture", SIDES["thumbnail"], exact=False
+            )
         except AuroraError as error:
             return refusal(404, str(error))
         image.thumbnail((SIDES["thumbnail"],) * 2)

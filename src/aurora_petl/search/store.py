@@ -145,8 +145,8 @@ class Store(ABC):
             AuroraError: if it is not the file that was indexed.
         """
         data, name = self.content(row), self.pictures[row].path
-        with _BUDGET.hold(pixels(data, name, side)):
-            image = load_image(data, name, side)
+        with _BUDGET.hold(pixels(data, name, side or 0, exact=False)):
+            image = load_image(data, name, side or 0, exact=False)
             if side is not None:
                 image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3)
         return image

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from tqdm import tqdm
 
 from ..backbones.answers import up_to
 from ..backbones.base import Writer, is_ranker
-from ..data.rows import Dataset, QuestionDataset, load_media
+from ..data.loading import media_ahead
+from ..data.rows import Dataset, QuestionDataset
 from ..distributed import objects, own_share
 from ..errors import AuroraError, short
 from ..evaluation.outcome import AnswerOutcome
@@ -188,11 +190,13 @@ class VQA(Task):
             places.setdefault(question.image, []).append(row)
         share = own_share(len(places))
         order = [row for rows in list(places.values())[share.start : share.stop] for row in rows]
-        for first in tqdm(range(0, len(order), QUESTIONS), "questions", leave=False, disable=not progress):
-            rows = order[first : first + QUESTIONS]
-            shown = {dataset[row].image: row for row in rows}
-            places_of = {image: number for number, image in enumerate(shown)}
-            pixels = [load_media(dataset, row, view, self.settings.evaluation_frames) for row in shown.values()]
+        batches = [order[first : first + QUESTIONS] for first in range(0, len(order), QUESTIONS)]
+        shown = [{dataset[row].image: row for row in rows} for rows in batches]
+        wanted = [row for pictures in shown for row in pictures.values()]
+        ahead = media_ahead(dataset, wanted, view, self.settings.evaluation_frames)
+        for rows, pictures in zip(tqdm(batches, "questions", leave=False, disable=not progress), shown, strict=True):
+            places_of = {image: number for number, image in enumerate(pictures)}
+            pixels = [*islice(ahead, len(pictures))]
             which = [places_of[dataset[row].image] for row in rows]
             yield rows, self.read(pixels, [dataset[row].question for row in rows], which=which)
 

@@ -67,6 +67,8 @@ KINDS: dict[str, Kind] = {
 class Plain:
     """A picture as it is, or changed at random: its size is the image processor's affair."""
 
+    least = 0
+
     def __init__(self, varied: TrainTransform | None) -> None:
         self.varied = varied
 
