@@ -10,16 +10,12 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from .backbones import load_backbone
 from .baselines import apply_method, weight_counts
@@ -31,6 +27,7 @@ from .distributed import ranks
 from .errors import AuroraError, Diverged
 from .evaluation.outcome import Outcome
 from .files import lock, read_json, write_json
+from .measuring import peak_memory, reset_peak_memory
 from .method_options import typed_options
 from .methods import find_method
 from .notes import note
@@ -293,7 +290,7 @@ def _cell(recipe: Recipe, folder: Path, start: _Untuned, other: Rows | None, *, 
         raise AuroraError(f"{file} does not hold the figures of a run; delete its folder to run it again")
     if folder.exists():
         shutil.rmtree(folder)  # of a run that was stopped
-    _reset_peak()
+    reset_peak_memory()
     try:
         run = _train(recipe, folder, start) if score else _search(recipe, folder, start)
     except Diverged:
@@ -312,7 +309,7 @@ def _cell(recipe: Recipe, folder: Path, start: _Untuned, other: Rows | None, *, 
         weights=run.metrics["weights"],
         bytes=sum(path.stat().st_size for path in kept.glob("*.safetensors")) if score else 0,
         seconds=run.metrics["train_seconds"],
-        memory=_peak(),
+        memory=peak_memory(choose()),
     )
     if find_method(recipe.method).trains == "everything" and kept.exists():
         shutil.rmtree(kept)  # a copy of the whole model for every seed is more than anybody asked for
@@ -329,25 +326,6 @@ def _search(recipe: Recipe, folder: Path, start: _Untuned) -> Run:
     run = fit(folder, prepare(recipe, check=False), progress=False, start=start.validation)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return run
-
-
-def _reset_peak() -> None:
-    """Begin to measure memory anew; where that is forbidden, the peak is that of all runs so far."""
-    if choose().type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    elif sys.platform == "linux":
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak() -> int | None:
-    """Bytes at the peak since `_reset_peak`, where that can be told."""
-    if choose().type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    if sys.platform != "linux":
-        return None
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
 
 
 def _baseline(recipe: Recipe, start: _Untuned, seeds: int) -> Compared:

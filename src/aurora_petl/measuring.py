@@ -155,3 +155,12 @@ def peak_memory(device: torch.device) -> int | None:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes, on macOS
     return None
+
+
+def reset_peak_memory() -> None:
+    """Begin to measure `peak_memory` anew; where that cannot be, the peak is that of the process."""
+    if choose().type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
