@@ -22,7 +22,7 @@ from .address import Address
 from .database import About, Database, halfvec
 
 SCANNED = 50_000  # pictures that pass a filter; so many are scanned, of more the graph finds the nearest
-OPEN_ENDS = 100  # of a search in the graph
+OPEN_ENDS = 400  # of a search in the graph: at a million pictures 91% of the ten best, of 100 open ends 71%
 FARTHEST = 1_000  # that pgvector allows
 _COLUMNS = "path, size, mtime_ns, taken, sha256"
 
