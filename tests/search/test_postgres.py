@@ -15,6 +15,7 @@ from aurora_petl.search.filters import make_filter
 from aurora_petl.search.library import Library
 from aurora_petl.search.picture_index import Index
 from aurora_petl.search.query import Searcher
+from aurora_petl.search.results import Results
 from aurora_petl.search.stores import build_store, open_store
 from tests.helpers import postgres
 from tests.helpers.pictures import draw, make_folder
@@ -56,6 +57,21 @@ def query(address):
 
 def paths(store):
     return sorted(hit.what for hit in Searcher(store).search("a red circle", 99))
+
+
+def test_the_page_shows_a_library_as_it_shows_a_folder(both):
+    stored, folder = (Results(store) for store in both)
+
+    def page(results, **fields):
+        answer = results.answer(results.asked(fields))
+        return [(hit["path"], hit["captions"]) for hit in answer["views"][0]["found"]]
+
+    assert page(stored, q="a red circle", k="5") == page(folder, q="a red circle", k="5")
+    row = Searcher(both[0]).search("a red circle", 1)[0].row
+    assert page(stored, like=str(row), k="1") == page(stored, q="a red circle", k="1")
+    with pytest.raises(AuroraError, match="like is 999999, and no picture has this row"):
+        page(stored, like="999999")
+    assert page(stored, q="a red circle", under="images") and stored.about()["pictures"] == len(both[1].pictures)
 
 
 def same(found, expected):

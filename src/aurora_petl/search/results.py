@@ -108,7 +108,7 @@ class Results:
                 named = f"{' and '.join(given)} are given" if given else "nothing is asked"
                 raise AuroraError(f"{named}; give one of q (words), like (a row) and picture (one that was sent)")
             text, picture = fields.get("q"), fields.get("picture")
-            row = _number(fields, "like", 0, len(self.library.pictures) - 1, 0) if "like" in fields else None
+            row = self._row(fields) if "like" in fields else None
         view, find = fields.get("view", self.views[0]), fields.get("find", "pictures")
         if view not in self.views:
             raise AuroraError(f"no view {short(view)}; choose one of {', '.join(self.views)}")
@@ -126,6 +126,15 @@ class Results:
         limits = {name: fields.get(name) or None for name in ("under", "after", "before")}
         among = make_filter(self.library.folder, **limits)
         return Asked(text, row, picture, view, captions, rerank, size, page, among)
+
+    def _row(self, fields: Mapping[str, str]) -> int:
+        """The row of a picture that the results shall be like. Those of a database have gaps."""
+        row = _number(fields, "like", 0, 10**9 - 1, 0)
+        try:
+            self.library.pictures[row]
+        except IndexError as error:
+            raise AuroraError(f"like is {row}, and no picture has this row; take that of a result") from error
+        return row
 
     def answer(self, asked: Asked) -> dict[str, Any]:
         """One page of results, as docs/search.md has its fields.
