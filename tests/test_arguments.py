@@ -74,7 +74,7 @@ def test_an_unknown_option_is_refused_by_every_command_and_none_is_abbreviated(c
 def test_every_command_can_be_quiet_and_what_computes_takes_a_device():
     have = {name: {o for a in parser._actions for o in a.option_strings} for name, parser in subparsers(PARSER).items()}
     assert all("--quiet" in options for options in have.values())
-    devices = {"demo", "train", "evaluate", "compare", "index", "search", "serve", "features"}
+    devices = {"demo", "train", "evaluate", "compare", "index", "search", "duplicates", "serve", "features"}
     assert {name for name, options in have.items() if "--device" in options} == devices
 
 

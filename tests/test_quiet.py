@@ -24,6 +24,7 @@ WORDS = {
     "convert": "convert original.pth --out OUT",
     "index": "index DATA --model blip-mini --out OUT",
     "search": "search circle --index shapes.index",
+    "duplicates": "duplicates --index shapes.index",
     "serve": "serve --index shapes.index",
     "push": "push RUN you/mine --dry-run",
     "export": "export RUN OUT",
@@ -58,7 +59,7 @@ def test_a_file_gets_no_bars_and_quietly_results_alone(command, quiet, place, tm
     monkeypatch.setattr(demo, "plan", lambda seeds: made)
     monkeypatch.setattr(demo, "AURORA", "heads")
     monkeypatch.setitem(demo.RATES, "heads", 1e-3)
-    monkeypatch.setattr("aurora_petl.search.serve.serve", lambda library, port: print("http://"))
+    monkeypatch.setattr("aurora_petl.search.serve.serve", lambda *_: print("http://"))
     words = WORDS[command].replace("DATA", "shapes").replace("RUN", "run").replace("OUT", str(tmp_path / "out"))
     streams = {}
     for name in ("stdout", "stderr"):

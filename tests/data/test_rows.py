@@ -17,7 +17,7 @@ VIEW = EvalTransform(PictureFormat(16))
 class Clips(ImageTextDataset):
     """A clip of four colours; frames are drawn, or the first ones."""
 
-    def frames(self, index, count, rng=None):
+    def frames(self, index, count, rng=None, least=0):
         return [draw("circle", colour) for colour in (rng.sample(COLOURS, count) if rng else COLOURS[:count])]
 
 

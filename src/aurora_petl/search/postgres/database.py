@@ -226,9 +226,10 @@ class Database:
         Raises:
             AuroraError: if it is of another format.
         """
+        # in this order, since another process may make both, in one transaction, between the two questions
+        if self.one("SELECT to_regnamespace(%s) IS NULL", [_quoted(self.address.schema)]):
+            return None
         if not self._is_made():
-            if self.one("SELECT to_regnamespace(%s) IS NULL", [_quoted(self.address.schema)]):
-                return None
             raise AuroraError(f"{self.address} is no library, its schema lacks the table about; {self.anew}")
         version = self.one("SELECT to_jsonb(about) -> 'format' FROM about")
         if version != FORMAT:
