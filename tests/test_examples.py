@@ -14,7 +14,7 @@ from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 
 from aurora_petl.examples import Order
-from tests.test_training import free_port
+from tests.helpers.short_runs import free_port
 
 SPY = """
 import hashlib, json, os, sys

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.test_training import free_port
+from tests.helpers.short_runs import free_port
 
 # dropout of components, context with its bank, gates, queue, momentum, accumulation, a loader worker; the evaluations
 # do not fall on epochs' ends (8 pairs an epoch), nor the 3 steps between rows of the history on the evaluations

@@ -15,8 +15,8 @@ from aurora_petl.errors import AuroraError
 from aurora_petl.recipe import load_recipe
 from aurora_petl.training import _checkpoint, train
 from tests.helpers.pictures import make_folder
+from tests.helpers.short_runs import free_port
 from tests.test_checkpoints import write as write_checkpoint
-from tests.test_training import free_port
 
 COUNT = """
 import sys

@@ -1,52 +1,31 @@
 """Whole runs through the command line: overfitting, killing, resuming, reloading, merging."""
 
-import functools
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback, TrainingArguments
-from transformers.integrations import integration_utils
+from transformers import TrainingArguments
 
 from aurora_petl import files
-from aurora_petl.backbones.blip.attention import VisionAttention
-from aurora_petl.baselines import is_head
 from aurora_petl.cli import main
 from aurora_petl.data import load_dataset
-from aurora_petl.errors import AuroraError
 from aurora_petl.methods import METHODS
 from aurora_petl.recipe import load_recipe
-from aurora_petl.stopping import Signals
 from aurora_petl.tasks.retrieval import Retrieval
-from aurora_petl.train_arguments import one_gpu, training_arguments
-from aurora_petl.training import _fit, fit, load_run, prepare, train
-
-SMALL = [
-    "train.precision=fp32",
-    "train.batch_size=6",
-    "train.max_steps=6",
-    "train.evaluations=3",
-    "task.queue_size=6",
-    "method_options.r=4",
-]
+from aurora_petl.train_arguments import one_gpu
+from aurora_petl.training import load_run, train
+from tests.helpers.short_runs import Break, free_port, settings
 
 
 def command(*words: object) -> list[str]:
     return [sys.executable, "-m", "aurora_petl.cli", *map(str, words)]
-
-
-def settings(folder: Path, *more: str) -> list[str]:
-    return [f"data={folder}", "method=aurora", "train.learning_rate=3e-3", *SMALL, *more]
 
 
 @pytest.fixture(scope="module")
@@ -95,29 +74,6 @@ def test_killed_and_resumed_ends_with_the_same_weights(folder, finished, tmp_pat
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     same = [json.loads((path / "metrics.json").read_text())["test"] for path in (out, finished)]
     assert same[0] == same[1]
-
-
-class Break(TrainerCallback):
-    """Ends a run right after the evaluation of the first steps."""
-
-    def on_evaluate(self, args, state, control, **rest):
-        if state.global_step:
-            raise KeyboardInterrupt
-
-
-def test_gradient_checkpointing_computes_layers_again_to_the_same_weights(folder, tmp_path, monkeypatch):
-    calls, forward = [], VisionAttention.forward
-    counted = functools.wraps(forward)(lambda *a, **k: calls.append(1) or forward(*a, **k))
-    monkeypatch.setattr(VisionAttention, "forward", counted)
-    counts, weights = [], []
-    for on in ("false", "true"):
-        calls.clear()
-        recipe = load_recipe(None, settings(folder, f"train.gradient_checkpointing={on}"))
-        train(recipe, tmp_path / on, progress=False)
-        counts.append(len(calls))
-        weights.append(load_file(tmp_path / on / "adapter/adapter_model.safetensors"))
-    assert counts[1] == counts[0] + 6 * 6  # steps, layers of the vision tower
-    assert all(torch.allclose(weights[1][name], plain, atol=1e-4) for name, plain in weights[0].items())
 
 
 def test_context_and_gates_resume_with_the_bank(folder, tmp_path):
@@ -242,21 +198,6 @@ def test_an_interrupted_evaluation_is_repeated(folder, finished, tmp_path, monke
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("evaluations", [1, 6])
-def test_a_training_that_diverges_says_so(evaluations, folder, tmp_path, monkeypatch):
-    def far_too_fast(*given):
-        arguments = training_arguments(*given)
-        arguments.learning_rate = 1e30  # more than a recipe may say
-        return arguments
-
-    monkeypatch.setattr("aurora_petl.trainer.training_arguments", far_too_fast)
-    fields = ["train.max_grad_norm=0", "train.precision=fp32", f"train.evaluations={evaluations}"]
-    recipe = load_recipe(None, settings(folder, *fields))
-    with pytest.raises(AuroraError, match=r"training diverged.*; lower train.learning_rate"):
-        train(recipe, tmp_path / "run", progress=False)
-    assert not (tmp_path / "run/metrics.json").exists()
-
-
 def test_a_folder_takes_one_training_at_a_time(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(files, "LOCK_SECONDS", 0.1)
     out = tmp_path / "run"
@@ -295,28 +236,6 @@ def test_overfits_its_training_pictures(folder, tmp_path):
     assert metrics["text_recall@1"] >= 90 and metrics["image_recall@1"] >= 90
 
 
-def test_heads_have_their_own_rate(folder, tmp_path):
-    recipe = load_recipe(None, settings(folder, "train.max_steps=1", "train.head_learning_rate=1e-5"))
-    prepared = prepare(recipe, check=False)
-    rates = {}
-    fit(tmp_path, prepared, progress=False, callbacks=[_Rates(rates)])
-    task = prepared.task
-    heads = {name for name, _ in task.named_parameters() if is_head(task.backbone, name)}
-    trained = {name for name, weight in task.named_parameters() if weight.requires_grad}
-    assert {name: rates[name] for name in trained} == {name: 1e-5 if name in heads else 3e-3 for name in trained}
-    assert trained & heads and trained - heads
-
-
-class _Rates(TrainerCallback):
-    def __init__(self, rates):
-        self.rates = rates
-
-    def on_train_begin(self, args, state, control, model=None, optimizer=None, **rest):
-        names = {id(weight): name for name, weight in model.named_parameters()}
-        for group in optimizer.param_groups:
-            self.rates |= {names[id(weight)]: group["initial_lr"] for weight in group["params"]}
-
-
 def test_two_processes_train_one_run(folder, tmp_path):
     """Under torchrun: one run's folder, the losses of the joint batch, and the same scores from shared work."""
     recipe = load_recipe(None, [f"data={folder}", "task.queue_size=0", "train.batch_size=4", "train.max_steps=2"])
@@ -343,59 +262,3 @@ def test_two_processes_train_one_run(folder, tmp_path):
     recipe, backbone = load_run(tmp_path / "run")
     again = Retrieval(backbone, recipe.task).evaluate(load_dataset(folder).split("test")).metrics
     assert again == pytest.approx(metrics["test"], abs=1e-4)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def test_a_training_that_brings_nothing_more_ends_early(folder, tmp_path, monkeypatch):
-    recipe = load_recipe(None, settings(folder, "train.max_steps=8", "train.evaluations=8", "train.patience=2"))
-
-    def steps(out, values, resume=False):
-        def evaluate(*_, **__):
-            if (value := values.pop(0)) is None:
-                raise KeyboardInterrupt
-            return SimpleNamespace(metrics={"mean_recall": value}, choice={})
-
-        monkeypatch.setattr(Retrieval, "evaluate", evaluate)
-        out.mkdir(exist_ok=True)
-        with Signals() as signals:
-            run = _fit(out, prepare(recipe, check=False), signals, resume, False, None, None)
-        return run.metrics["steps"], run.metrics["best_step"], values
-
-    assert steps(tmp_path / "run", [10, 20, 30, 30, 25]) == (4, 2, [])
-    with pytest.raises(KeyboardInterrupt):  # in the evaluation that would have ended it
-        steps(tmp_path / "broken", [10, 20, 30, 30, None])
-    assert steps(tmp_path / "broken", [25], resume=True) == (4, 2, [])
-
-
-def test_trackers_are_told_of_the_run_and_refused_before_the_data(folder, tmp_path, monkeypatch, capsys):
-    heard = []
-
-    class Tracker(TrainerCallback):
-        def on_log(self, args, state, control, logs=None, **rest):
-            heard.append(logs)
-
-    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", Tracker)
-    monkeypatch.setattr("aurora_petl.train_arguments.get_available_reporting_integrations", lambda: ["wandb"])
-    train(load_recipe(None, settings(folder, "train.report_to=[wandb]")), tmp_path / "run", progress=False)
-    assert any("loss" in row for row in heard) and any("eval_mean_recall" in row for row in heard)
-    for name, told in (("clearml", "clearml is not installed; get it with"), ("wanbd", "did you mean wandb?")):
-        assert main(["train", "--data", "gone", f"train.report_to=[{name}]"]) == 1
-        assert told in capsys.readouterr().err
-
-
-def test_fewer_training_rows_are_drawn_by_the_seed(folder):
-    def rows(seed, most):
-        recipe = load_recipe(None, settings(folder, f"train.seed={seed}", f"train.max_train_samples={most}"))
-        dataset = prepare(recipe, check=False).dataset
-        return [item.image for item in dataset.split("train")], len(dataset.split("test"))
-
-    every, test = rows(0, 0)
-    drawn, others = rows(0, 7)
-    assert len(drawn) == 7 < len(every) and others == test
-    assert [name for name in every if name in drawn] == drawn == rows(0, 7)[0] != rows(1, 7)[0]
-    assert rows(0, 10**6) == (every, test)

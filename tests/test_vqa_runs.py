@@ -15,7 +15,7 @@ from aurora_petl.recipe import load_recipe
 from aurora_petl.tasks.vqa import VQA
 from aurora_petl.training import train
 from tests.helpers.pictures import make_questions
-from tests.test_training import Break
+from tests.helpers.short_runs import Break
 
 SMALL = [
     "train.precision=fp32",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from peft import PeftModel, get_peft_model
 from transformers import BlipForImageTextRetrieval
@@ -41,3 +43,11 @@ def shaken(model, adapter):
 def fused(model, ids=IDS, states=STATES, **more) -> torch.Tensor:
     """Last states of texts that meet pictures, one each."""
     return model.text_encoder(input_ids=ids, encoder_hidden_states=states, **more).last_hidden_state
+
+
+def expected_context(f, texts, eta) -> torch.Tensor:
+    rows = []
+    for f_i in f:
+        weights = torch.stack([(f_i * t).sum() / math.sqrt(16) for t in texts]).exp()
+        rows.append(f_i + eta * sum(w * t for w, t in zip(weights / weights.sum(), texts, strict=True)))
+    return torch.stack(rows)

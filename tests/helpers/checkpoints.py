@@ -181,3 +181,11 @@ class Original:
     def itm(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Matching logits (B, 2)."""
         return self._linear(self.text(ids, mask, self.image(pixels))[:, 0], "itm_head")
+
+
+MAKERS = {
+    "pretraining": pretraining,
+    "retrieval": retrieval,
+    "vqa": vqa,
+}
+TEXTS = ["a red apple", "a dog in the rain, beside two other dogs", "keys"]

@@ -10,8 +10,7 @@ from aurora_petl.backbones.blip import attention, crossing
 from aurora_petl.backbones.blip.attention import Meeting
 from aurora_petl.backbones.blip.model import BlipBackbone
 from aurora_petl.backbones.sharing import share
-
-from .test_attention import ADAPTERS, WHICH, made, words
+from tests.helpers.blip_attention import ADAPTERS, WHICH, made, words
 
 TOKENS = 3  # of two texts in four heads: 24 < 64, the width
 

@@ -1,61 +1,21 @@
-"""Forms of other people's data: the same pictures give the same data set in each, and what is wrong is told by row."""
+"""Forms of other people's data: the same pictures give the same data in each, by names and options."""
 
-import io
-import json
 import pickle
 import shutil
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from aurora_petl import cli
 from aurora_petl.data import load_dataset
 from aurora_petl.data.forms import FORMS
 from aurora_petl.errors import AuroraError
-from aurora_petl.recipe import load_recipe, located
 from aurora_petl.search.captions import read_captions
 from tests.helpers import forms
-from tests.helpers.forms import WRITERS, examples, lines, pack, write
+from tests.helpers.form_cases import EXPECTED, FEW, MADE, content, counts, refusal
+from tests.helpers.forms import WRITERS, lines, write
 
-MADE = examples()
-FEW = examples(12)
 DOCS = Path(__file__).parents[3] / "docs/data.md"
-
-
-def refusal(data, root=None, broken="stop", **files) -> str:
-    """The one line of refusal."""
-    with pytest.raises(AuroraError) as caught:
-        load_dataset(data, root, files, broken).check()
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def counts(dataset) -> tuple[int, int, int]:
-    return tuple(sum(item.split == split for item in dataset) for split in forms.SPLITS)
-
-
-def content(dataset):
-    """All of a data set but what its pictures are called."""
-    pictures = [dataset.image(row) for row in range(len(dataset))]
-    return sorted(
-        (item.captions, item.split, picture.size, picture.tobytes())
-        for item, picture in zip(dataset, pictures, strict=True)
-    )
-
-
-EXPECTED = sorted(
-    (e.captions, e.split, (16 + n, 16 + n), Image.open(io.BytesIO(e.data)).tobytes()) for n, e in enumerate(MADE)
-)
-
-
-@pytest.fixture
-def library(tmp_path, monkeypatch):
-    """The library ``datasets``, with a cache of its own."""
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    return datasets
 
 
 @pytest.mark.parametrize("form", WRITERS)
@@ -77,111 +37,6 @@ def test_the_same_pictures_in_every_form_are_the_same_data(tmp_path, request, fo
 @pytest.mark.parametrize("form", ["imagefolder", "coco", "pairs"])
 def test_a_tar_of_a_folder_holds_the_same(tmp_path, form):
     assert content(load_dataset(forms.tar_of(WRITERS[form](tmp_path / "mine", MADE)))) == EXPECTED
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "said"),
-    [
-        ("metadata.jsonl", '{"file_name": "0.png", "text": 3}', 'metadata.jsonl, line 1: "text" must be text'),
-        ("metadata.jsonl", '{"file_name": "x.png", "text": "a"}', "line 1: picture x.png is missing from"),
-        ("metadata.jsonl", '{"file_name": "0.png", "text": "a", "split": "x"}', "line 1: split 'x' is none of train"),
-        ("metadata.jsonl", '\n["0.png", "a"]', "jsonl: no column file_name, which names the pictures, among"),
-        ("metadata.csv", "file_name,text\n0.png,a\n0.png, \n", "metadata.csv, line 3: empty caption for 0.png"),
-        (
-            "metadata.csv",
-            "file_name,text\n0.png,a, b\n",
-            "metadata.csv, line 2: 3 fields, where the first line names 2",
-        ),
-        ("metadata.csv", "file_name,says\n0.png,a\n", "no column caption or captions or text or title or prompt among"),
-        ("some.tsv", "filepath\ttitle\n0.png\ta\n../0.png\tb\n", "some.tsv, line 3: picture ../0.png lies outside"),
-        ("some.tsv", 'filepath\ttitle\n0.png\t"a\n', "some.tsv, line 2: not CSV (a double quote is open to the end"),
-        ("some.csv", "filepath;title\n0.png;\n", "some.csv, line 2: empty caption for 0.png"),
-        ("some.jsonl", '{"image": "0.png", "caption": "a"}\n{', "some.jsonl, line 2: not JSON"),
-        ("0.txt", " \n\n", "0.txt, line 1: empty caption for 0.png"),
-        ("1.png", b"", "mine/1.txt, line 1: there is no such file beside 1.png; write its caption in it"),
-        ("0.txt", b"\xff", "mine/0.txt, line 1: not UTF-8"),
-    ],
-)
-def test_a_wrong_row_is_named_with_its_file(tmp_path, name, data, said):
-    write(tmp_path / "mine/0.png", FEW[0].data)
-    write(tmp_path / "mine/0.txt", "a caption" if name[0] in "01" else "")
-    if name[0] not in "01":
-        (tmp_path / "mine/0.txt").unlink()
-    write(tmp_path / "mine" / name, data)
-    assert said in refusal(tmp_path / "mine")
-
-
-@pytest.mark.parametrize(
-    ("images", "rows", "said"),
-    [
-        ([{"id": 1, "file_name": "0.png"}], [{"image_id": 2, "caption": "a"}], 'row 1: of "annotations": none of'),
-        ([{"id": 1, "file_name": "0.png"}], [{"image_id": 1, "text": "a"}], 'row 1: of "annotations": it has no'),
-        ([{"id": 1, "file_name": "0.png"}], [{"image_id": 1, "caption": ""}], "row 1: empty caption for 0.png"),
-        ([{"id": 1, "file_name": "9.png"}], [{"image_id": 1, "caption": "a"}], "row 1: picture 9.png is missing from"),
-        ([{"id": 1, "file_name": "0.png"}] * 2, [{"image_id": 1, "caption": "a"}], 'row 2: of "images": the id 1'),
-        ([{"id": [1]}], [{"image_id": {}, "caption": "a"}], 'row 1: of "images": it has no "id"'),
-        ([{"id": 1}], [{"image_id": 1, "caption": "a"}, 5], 'row 1: of "annotations": its image 1 has no "file_name"'),
-        ({}, [{"caption": "a"}], 'has no lists "images" and "annotations"'),
-    ],
-)
-def test_a_wrong_row_of_coco_is_named_with_its_file(tmp_path, images, rows, said):
-    for folder in ("a", "b"):
-        write(tmp_path / f"mine/{folder}/0.png", FEW[0].data)
-    value = {"images": images, "annotations": [*rows, {"image_id": "", "caption": ""}]}
-    write(tmp_path / "mine/some.json", json.dumps(value))
-    if "9.png" not in said:
-        shutil.rmtree(tmp_path / "mine/b")
-    message = refusal(tmp_path / "mine")
-    assert "mine/some.json" in message and said in message
-
-
-def test_a_picture_that_lies_in_several_folders_is_not_guessed(tmp_path):
-    for folder in ("a", "b"):
-        write(tmp_path / f"mine/{folder}/0.png", FEW[0].data)
-    value = {"images": [{"id": 1, "file_name": "0.png"}], "annotations": [{"image_id": 1, "caption": "x"}]}
-    write(tmp_path / "mine/some.json", json.dumps(value))
-    assert "row 1: 0.png lies in several folders (a/0.png, b/0.png); name the right one" in refusal(tmp_path / "mine")
-    (item,) = load_dataset(tmp_path / "mine", tmp_path / "mine/b")
-    assert item.image == "0.png"
-
-
-@pytest.mark.parametrize(
-    ("files", "said"),
-    [
-        ({}, "holds no captions in a form that is known; it has 0 files"),
-        (
-            {"a.png": b""},
-            "is nearest to pictures with texts beside them: 1 picture without captions; put a text beside",
-        ),
-        (
-            {"a.csv": "bild,text\n"},
-            "nearest to a table of files and texts: a.csv has the columns bild, text; say which",
-        ),
-        ({"a.json": '{"images": [], "annotations": []}'}, "a.json is COCO's, but its annotations have no caption"),
-        ({"a.tar.gz": b""}, "is nearest to webdataset shards: a.tar.gz is compressed"),
-        ({"metadata.csv": "file_name,text\n", "metadata.jsonl": "{}"}, "has both metadata.csv and metadata.jsonl"),
-        ({"a.csv": "image,text\n", "test.csv": "image,text\n"}, "several tables of captions (a.csv, test.csv)"),
-    ],
-)
-def test_what_is_of_no_form_is_told_the_nearest(tmp_path, files, said):
-    (tmp_path / "mine").mkdir()
-    for name, data in files.items():
-        write(tmp_path / "mine" / name, data)
-    assert said in refusal(tmp_path / "mine")
-
-
-def test_names_of_options_and_forms_are_checked(tmp_path):
-    path = forms.imagefolder_whole(tmp_path / "mine", FEW)
-    assert "files.form is 'coc'; did you mean coco?" in refusal(path, form="coc")
-    assert "is not COCO captions, which is shown by JSON with images" in refusal(path, form="coco")
-    assert "no column 'caption', which files.caption_column names; did you mean captions?" in refusal(
-        path, caption_column="caption"
-    )
-    assert "files.train is 3; it must be text or a list of texts" in refusal(path, train=3)
-    assert "there is no folder gone, which --root names" in refusal(path, "gone")
-    pairs = forms.pairs(tmp_path / "pairs", FEW)
-    assert "--root is for tables that name the files of pictures, but this is pictures with" in refusal(pairs, pairs)
-    assert "none of a folder, a .tar, or a table" in refusal(path / "train/000.png")
 
 
 # Other roots, absolute paths, other names of columns
@@ -275,114 +130,6 @@ def test_pictures_by_class(tmp_path):
     assert counts(load_dataset(tmp_path / "split")) == (11, 1, 12)
 
 
-# Shards
-
-
-def test_shards_by_pattern_are_the_named_ones_in_order(tmp_path):
-    path = forms.webdataset(tmp_path / "mine", MADE)
-    found = load_dataset(f"{path}/train/{{00000..00001}}.tar")
-    assert len(found) == 24 and found[0].image == "00000.tar/000.png" and found[12].image == "00001.tar/001.png"
-    assert len(load_dataset(f"{path}/{{train,test}}/*.tar")) == 48
-    assert "2 of its 5 files are not there, the first is" in refusal(f"{path}/train/{{00000..00004}}.tar")
-    assert "fits no files" in refusal(f"{path}/*.tar")
-    assert "stands for 100,000,000 files" in refusal("{0..9999}{0..9999}.tar")
-    assert load_dataset(path / "test/00000.tar")[0].source == "00000.tar"
-
-
-def test_wrong_samples_are_named_or_left_out(tmp_path):
-    picture = FEW[0].data
-    members = [
-        ("a.jpg", picture),
-        *(("b.png", picture), ("b.txt", b" \n")),
-        *(("c.json", b"{"), ("c.png", picture)),
-        *(("d.json", b'{"caption": 3}'), ("d.png", picture)),
-        ("e.txt", b"e"),
-        *(("f.png", picture), ("f.txt", b"\xff")),
-        *(("g.png", picture), ("g.seg.png", b""), ("g.txt", b"one\n\ntwo"), ("g.cls", b"3")),
-        *(("../h.png", picture), ("../h.txt", b"h")),
-        *(("i.png", picture), ("i.txt", b"i"), ("j.png", picture), ("j.txt", b"j"), ("i.png", b""), ("i.txt", b"i")),
-    ]
-    path = pack(tmp_path / "mine/x.tar", members).parent
-    message = refusal(path)
-    for said in (
-        "empty caption for x.tar/b.png",
-        "c.json: not JSON",
-        '"caption" must be text',
-        "f.txt, line 1: not UTF",
-    ):
-        assert f": {said}" in message
-    assert message.startswith("mine/x.tar, sample 1: ") and message.endswith("(and 3 more)")
-    found = load_dataset(path, broken="skip")
-    assert found[0].captions == ("one", "two") and [item.image for item in found][:3] == [
-        "x.tar/g.png",
-        "x.tar/i.png",
-        "x.tar/j.png",
-    ]
-    assert "; 8 samples left out: " in found.note
-
-
-def test_a_shard_that_is_cut_off_is_refused(tmp_path):
-    path = forms.webdataset(tmp_path / "mine", FEW)
-    shard = path / "train/00000.tar"
-    shard.write_bytes(shard.read_bytes()[:3000])
-    assert refusal(path).startswith(f"{shard} is not a plain tar (unexpected end of data)")
-
-
-def test_an_index_of_shards_takes_few_bytes_a_sample(tmp_path):
-    members = [(f"{n:06}{suffix}", b"fifty characters about a picture, as they are often"[:50]) for n in range(500)
-               for suffix in (".jpg", ".txt")]  # fmt: skip
-    found = load_dataset(pack(tmp_path / "mine/0.tar", members).parent)
-    assert len(found) == 500
-    assert len(pickle.dumps(found)) / 500 < 210  # bytes, of which 50 are the caption and 18 the name
-
-
-# The library datasets, and the hub
-
-
-def test_without_the_library_a_line_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    write(tmp_path / "mine/train.parquet", b"PAR1")
-    assert "mine/train.parquet needs the library datasets: in the checkout of aurora-petl, run" in refusal(
-        tmp_path / "mine"
-    )
-    assert refusal("nobody/nothing").startswith(
-        "nobody/nothing, which is no folder here but may be a dataset of the hub,"
-    )
-
-
-def test_a_dataset_of_the_hub_by_its_id(tmp_path, monkeypatch, library):
-    saved = library.load_from_disk(forms.saved(tmp_path / "saved", MADE))
-    asked = []
-    monkeypatch.setattr(library, "load_dataset", lambda *words: asked.append(words) or saved)
-    found = load_dataset("some/thing", files={"config": "small"})
-    assert content(found) == EXPECTED and asked == [("some/thing", "small")]
-    assert found.where(0).startswith("some/thing/train, picture 1: ")
-
-    def fail(*words):
-        raise ConnectionError("cannot reach it\nat all")
-
-    monkeypatch.setattr(library, "load_dataset", fail)
-    assert refusal("some/thing") == (
-        "some/thing is no folder here, and as a dataset of the hub it cannot be read by datasets: cannot reach it"
-    )
-
-
-def test_wrong_rows_of_parquet_are_named_with_their_file(tmp_path, library):
-    rows = {"image": [e.data for e in FEW], "text": ["a", "", None, *"abcdefghi"]}
-    (tmp_path / "mine").mkdir()
-    library.Dataset.from_dict(rows).to_parquet(tmp_path / "mine/some.parquet")
-    message = refusal(tmp_path / "mine")
-    assert message == (
-        "mine/some.parquet, row 2: empty caption for some.parquet/00000001; write one or remove the row; "
-        'mine/some.parquet, row 3: "text" must be text or a list of texts'
-    )
-    assert len(load_dataset(tmp_path / "mine/some.parquet", broken="skip")) == 10
-    library.Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "mine/some.parquet")
-    assert "mine/some.parquet: no column of pictures among text; name it, as in" in refusal(tmp_path / "mine")
-    write(tmp_path / "other/some.parquet", b"no parquet")
-    assert refusal(tmp_path / "other").startswith("other/some.parquet cannot be read by datasets: ")
-
-
 # Around
 
 
@@ -400,12 +147,6 @@ def test_an_index_takes_captions_in_other_forms(tmp_path):
     )
     write(tmp_path / "bare/a.png", FEW[0].data)
     assert read_captions(tmp_path / "bare") == ([], [], "")
-
-
-def test_a_pattern_of_shards_is_found_from_every_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert located(load_recipe(None, ["data=in/{0..3}.tar"])).data == str(tmp_path / "in/{0..3}.tar")
-    assert located(load_recipe(None, ["data=some/thing"])).data == "some/thing"
 
 
 def test_evaluate_says_how_data_are_read():
