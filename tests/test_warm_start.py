@@ -57,7 +57,10 @@ def adapter(run):
     return load_file(run / "adapter/adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("method", ["aurora", "lora", "vera", "heads", "full"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "vera")]
+
+
+@pytest.mark.parametrize("method", ["aurora", "heads", "full", *SLOW])
 def test_training_begins_with_the_weights_that_the_other_ended_with(method, folder, tmp_path):
     fields = [f"data={folder}", *STEPS, f"method={method}", "task.queue_size=0"]
     fields += [] if method in ("heads", "full") else ["method_options={r: 2}"]

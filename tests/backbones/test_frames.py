@@ -19,7 +19,7 @@ FRAMES = 3
 class Clips(ImageTextDataset):
     """Clips of drawn frames: a shape that takes on three colours."""
 
-    def frames(self, index, count, rng=None):
+    def frames(self, index, count, rng=None, least=0):
         shape = self.items[index].image
         return [draw(shape, colour, 96) for colour in ("red", "green", "blue")[:count]]
 

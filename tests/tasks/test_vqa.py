@@ -329,7 +329,7 @@ def test_settings_say_what_is_wrong(fields, message):
 class Still(QuestionDataset):
     """Clips in which nothing moves."""
 
-    def frames(self, index: int, count: int, rng=None) -> list[Image.Image]:
+    def frames(self, index: int, count: int, rng=None, least: int = 0) -> list[Image.Image]:
         return [draw("triangle", "green")] * count
 
 
@@ -347,7 +347,7 @@ def test_frames_of_a_training_clip_are_seen_alike(task):
 class Clips(QuestionDataset):
     """Every row is a clip whose frames show its colour in other shapes."""
 
-    def frames(self, index: int, count: int, rng=None) -> list[Image.Image]:
+    def frames(self, index: int, count: int, rng=None, least: int = 0) -> list[Image.Image]:
         self.asked = [*getattr(self, "asked", []), (index, count, rng is not None)]
         colour = ("red", "blue")[index % 2]
         return [draw(shape, colour) for shape in ("circle", "square", "cross")[:count]]

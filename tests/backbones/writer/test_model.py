@@ -124,7 +124,7 @@ def asked(backbone, count=20):
     pictures = {str(number): draw(shape, colour, 56) for number, (shape, colour) in enumerate(names)}
 
     class Drawn(QuestionDataset):
-        def image(self, index):
+        def image(self, index, least=0):
             return pictures[self.items[index].image]
 
     return Drawn("drawn", items, None)
