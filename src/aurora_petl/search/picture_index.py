@@ -153,7 +153,9 @@ class Index:
         ``threshold``.
 
         Args:
-            under, after, before: see `search`.
+            under: see `search`, as for the two that follow.
+            after: a date.
+            before: a date.
 
         Raises:
             AuroraError: if the threshold is not above 0, up to 1.
