@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+HIGHEST = 10.0  # rate that a recipe may have
+
 
 @dataclass
 class Search:
@@ -29,8 +31,11 @@ class Search:
         rates = self._rates(steps)
         if len(rates) < 2 or rate not in (rates[0], rates[-1]):
             return None
-        neighbour = rates[1] if rate == rates[0] else rates[-2]
-        return steps, float(f"{rate * rate / neighbour:.1g}")
+        further = rate * rate / (rates[1] if rate == rates[0] else rates[-2])
+        rounded = float(f"{further:.1g}")
+        if not rates[0] <= rounded <= rates[-1]:
+            further = rounded  # else rounding leads back among those that were tried
+        return (steps, further) if further <= HIGHEST else None
 
     @property
     def at_edge(self) -> bool:

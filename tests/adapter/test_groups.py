@@ -115,6 +115,11 @@ def test_adapters_with_other_groups_are_not_combined(net):
         model.base_model.add_weighted_adapter(["one", "three"], [1.0, 1.0], "other")
 
 
+def test_one_regex_is_a_group():
+    assert aurora_config(factor_groups="down").group_of("layers.down") == 1
+    assert aurora_config(factor_groups="down").group_of("layers.qkv") == 0
+
+
 def test_what_is_no_regex_is_refused():
     with pytest.raises(ValueError, match=r"`factor_groups` holds '\(', which is no regex"):
         aurora_config(factor_groups=["("])

@@ -104,7 +104,7 @@ class AuroraConfig(PeftConfig):
             )
         },
     )
-    factor_groups: list[str] | None = field(
+    factor_groups: list[str] | str | None = field(
         default=None,
         metadata={
             "help": (
@@ -194,6 +194,8 @@ class AuroraConfig(PeftConfig):
                 "`layers_to_transform` needs `target_modules` as a list, "
                 f"but that is the string {self.target_modules!r}"
             )
+        if isinstance(self.factor_groups, str):
+            self.factor_groups = [self.factor_groups]
         for pattern in self.factor_groups or ():
             try:
                 re.compile(pattern)
