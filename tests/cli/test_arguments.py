@@ -1,7 +1,6 @@
 """The words of the `aurora` command, taken from its parser: each is explained, and others are refused."""
 
 import argparse
-import re
 import tomllib
 from pathlib import Path
 
@@ -10,23 +9,6 @@ import pytest
 import aurora_petl
 from aurora_petl import arguments
 from aurora_petl.cli import COMMANDS, main
-
-
-@pytest.fixture
-def refusal(capsys):
-    """Runs the command, which must fail with one line on stderr and nothing on stdout; the line."""
-
-    def run(*words: object) -> str:
-        try:
-            status = main(list(map(str, words)))
-        except SystemExit as stop:  # argparse
-            status = stop.code
-        out, err = capsys.readouterr()
-        assert status in (1, 2) and not out
-        assert err.count("\n") == 1 and re.match(r"aurora( \w+)?: error: ", err)
-        return err.split("error: ", 1)[1].rstrip("\n")
-
-    return run
 
 
 def subparsers(parser):
@@ -85,7 +67,7 @@ def test_version(capsys):
 
 
 def test_the_version_stands_in_one_place():
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     settings = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))
     assert "version" in settings["project"]["dynamic"] and "version" not in settings["project"]
     assert settings["tool"]["hatch"]["version"]["path"] == "src/aurora_petl/__init__.py"
