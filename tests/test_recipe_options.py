@@ -30,6 +30,7 @@ from tests.helpers.recipes import refusal
         ("method_options.init_weights=maybe", "method_options.init_weights is 'maybe'; it must be true or false"),
         ("method_options.target_modules=(", "'(' is no regular expression"),
         ("method_options.target_modules=[1]", "it must be a list of texts or text or null"),
+        ("method_options.factor_groups=(", "'(' is no regular expression"),
         ("method_options.fused_slices={'(': 3}", "'(' is no regular expression"),
         (
             "method_options.fused_slices={fc1: 0}",

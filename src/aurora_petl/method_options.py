@@ -37,7 +37,7 @@ class AuroraOptions(Settings):
     dropout: float = number(0.0, 0, 0.999)
     fused_slices: dict[str, Slices] | None = None
     fused_columns: dict[str, Slices] | None = None
-    factor_groups: list[str] | None = None
+    factor_groups: list[str] | str | None = None
     context: Literal["batch", "released"] | None = None
     gate: Literal["scale_shift", "released"] | None = None
     bias: Literal["none", "all", "aurora_only"] = "none"
@@ -104,7 +104,7 @@ def _patterns(key: str, value: Any) -> Iterable[Any]:
     """The regular expressions among the values of an option."""
     if isinstance(value, dict) or (key == "factor_groups" and isinstance(value, list)):
         return value
-    return [value] if key.endswith("_modules") else []
+    return [value] if key.endswith("_modules") or key == "factor_groups" else []
 
 
 def _compile(pattern: str, where: str) -> None:
