@@ -98,8 +98,9 @@ def test_in_bfloat16(joined, alone, autocast):
 
 
 @torch.no_grad()
-def test_without_gradients_each_is_the_pretrained_layer_to_the_bit(joined):
+def test_in_evaluation_each_is_the_pretrained_layer_to_the_bit(joined):
     model, block = adapted(init_weights=True)
+    model.eval()
     x = torch.randn(*MANY, 8)
     bases = [layer.base_layer for layer in (block.query, block.key, block.qkv)]
     found = project(x, block.query, block.key, block.qkv)
