@@ -137,6 +137,10 @@ class Tunable(Protocol):
         """A text that differs where `view` differs."""
         ...
 
+    def before_graph(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch with that part of the work done which torch.compile cannot follow; most models have none."""
+        ...
+
     def texts(self, words: Sequence[str], longest: int = 0) -> Texts:
         """Tokens of texts on the CPU, first token, padding and its side as the model has them.
 

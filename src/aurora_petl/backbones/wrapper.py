@@ -44,3 +44,6 @@ class Backbone:
 
     def view_key(self) -> str:
         return repr(self.picture)
+
+    def before_graph(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from ..backbones import Tunable
 from ..data.rows import Dataset, ImageTextDataset, QuestionDataset, need_frames
 from ..errors import AuroraError, first_line
 from ..evaluation.outcome import Outcome
+from ..notes import note
 from .settings import TaskSettings
 
 MULTIPLE = 8  # of tokens, in batches of a compiled loss: 8, 16, 24, ... are few shapes, and little is padding
@@ -40,6 +41,8 @@ class Task(nn.Module):
         self.model = backbone.module  # registered, so that the Trainer sees its weights
         self.warmup_steps = 0  # of one epoch; the Trainer's driver sets it, for objectives that ramp up
         self._compiled: Any = None
+        self._shapes: set[Hashable] = set()  # of batches that have a graph
+        self._told = False  # that there are more
         self._not_followed: tuple[type[BaseException], ...] = ()  # what torch.compile raises at code beyond it
 
     @classmethod
@@ -76,12 +79,15 @@ class Task(nn.Module):
         """What the module makes of a batch of `collate`: ``loss`` and its parts. Nothing in it may read tensors."""
 
     def forward(self, *args: Any, **batch: Any) -> dict[str, Tensor]:
-        """`loss` of a batch, compiled in training after `compile_loss`.
+        """`loss` of a batch, compiled in training after `compile_loss`, unless `SHAPES` other shapes were.
 
         Raises:
             AuroraError: if the model does something that torch.compile does not follow.
         """
         if self._compiled is None or not self.training:
+            return self.loss(*args, **batch)
+        batch = self.backbone.before_graph(batch)
+        if not self._has_graph(_shape([*args, batch])):
             return self.loss(*args, **batch)
         try:
             made: dict[str, Tensor] = self._compiled(*args, **batch)
@@ -102,8 +108,23 @@ class Task(nn.Module):
 
         self._not_followed = torch._dynamo.exc.TorchDynamoException, GuardOnDataDependentSymNode
         dynamo: Any = torch._dynamo.config
-        dynamo.recompile_limit = max(dynamo.recompile_limit, SHAPES)
+        dynamo.recompile_limit = max(dynamo.recompile_limit, 2 * SHAPES)  # graphs may depend on more than shapes
         self._compiled = torch.compile(self.loss, fullgraph=True, dynamic=False, backend=backend)
+
+    def _has_graph(self, shape: Hashable) -> bool:
+        """Whether a batch of such a shape is one of those that are compiled."""
+        if shape in self._shapes:
+            return True
+        if len(self._shapes) == SHAPES:
+            if not self._told:
+                note(
+                    f"train.compile: {SHAPES} shapes of batches are compiled, steps of others are not; pictures of one "
+                    "size give fewer shapes"
+                )
+                self._told = True
+            return False
+        self._shapes.add(shape)
+        return True
 
     @property
     def multiple(self) -> int:
@@ -169,3 +190,12 @@ class Task(nn.Module):
         if odd := sorted(set(expected) ^ set(state)):
             raise AuroraError(f"the checkpoint is of another method or queue: {odd[0]} is in only one of the two")
         self.load_state_dict(state, strict=False)
+
+
+def _shape(part: Any) -> Hashable:
+    """What of a batch, or of a part of it, a graph depends on."""
+    if isinstance(part, Tensor):
+        return tuple(part.shape)
+    if isinstance(part, Mapping):
+        return tuple((name, _shape(value)) for name, value in part.items())
+    return tuple(_shape(each) for each in part) if isinstance(part, list | tuple) else part

@@ -38,6 +38,7 @@ from .pictures import Grids, Patches, Pictures, Squares, Tiles, places, spread
 
 BRIEF = "{question} Answer the question with a word or a short phrase."
 LONGEST = 512  # tokens of a text of ours; a prompt with its pictures may be longer
+PICTURES = ("pixel_values", "pixel_attention_mask", "order")  # of a batch: pictures, and which of them each row reads
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -152,12 +153,37 @@ class WriterBackbone(Backbone):
 
     def losses(self, batch: Mapping[str, Any], label_smoothing: float = 0.0) -> Tensor:
         """See `base.Writer`; logits are computed at the answers' tokens alone."""
-        states = self.model.base_model(**self._arguments(batch), use_cache=False)[0]  # (A, T, D)
+        arguments = batch["arguments"] if "arguments" in batch else self._arguments(batch)
+        states = self.model.base_model(**arguments, use_cache=False)[0]  # (A, T, D)
         tokens = Written(batch["answer_places"], batch["answer_seats"])
         before = (tokens.places - 1).clamp(min=0)
         logits = self.model.get_output_embeddings()(states.flatten(0, 1).index_select(0, before)).float()
         labels = batch["input_ids"].flatten().index_select(0, tokens.places)
         return tokens.sums(F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing))
+
+    def before_graph(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch for a graph of torch.compile. Some vision towers decide by the values of tensors, which no graph can
+        follow: for these it has ``arguments``, of the language model, in place of the pictures. They are as wide as the
+        texts, however many features the pictures have, so that few shapes come about."""
+        assert self.pictures is not None
+        if not self.pictures.decides_by_values:
+            return batch
+        arguments = self._arguments(batch)
+        if self.pictures.repeated:  # Qwen-VL: places of tokens in text and picture, from the grids of pictures
+            grids = {name: arguments.pop(name) for name in (*self.pictures.repeated, self.kind.types)}
+            mask = arguments["attention_mask"]
+            places, _ = self.model.base_model.get_rope_index(arguments["input_ids"], attention_mask=mask, **grids)
+            arguments["position_ids"] = places
+        features = arguments["mm_encoder_outputs"]["image"]
+        if getattr(features, "deepstack_features", None) is None:  # else later layers read features too
+            del arguments["mm_encoder_outputs"]
+            ids = arguments.pop("input_ids")
+            words = self.model.get_input_embeddings()(ids)
+            rows = torch.cat([*features.pooler_output]).to(words.dtype)
+            seats = (ids == self.model.config.image_token_id)[..., None].expand_as(words)
+            arguments["inputs_embeds"] = words.masked_scatter(seats, rows)
+        taken = {*PICTURES, *self.pictures.repeated, "attention_mask", self.kind.types}
+        return {name: part for name, part in batch.items() if name not in taken} | {"arguments": arguments}
 
     def write(self, batch: Mapping[str, Any], *, beams: int, longest: int) -> list[str]:
         """See `base.Writer`. Nothing that the model's own configuration says about sampling or repeated words is used:

@@ -39,6 +39,7 @@ class Pictures:
     names: tuple[str, ...] = ()  # class names of image processors that fit, without Fast or Pil behind them
     options: dict[str, Any] = {}  # of the image processor, where its own defaults differ from the model's processor
     repeated: tuple[str, ...] = ()  # tensors that the model reads beside the features, a row a frame
+    decides_by_values = False  # whether the vision tower's code depends on values of tensors, not on shapes alone
 
     def __init__(self, processor: Any, config: Any, mark: str) -> None:
         self.processor, self.config, self.mark = processor, config, mark
@@ -94,6 +95,7 @@ class Grids(Pictures):
 
     names = ("Qwen2VLImageProcessor",)
     repeated = ("image_grid_thw",)
+    decides_by_values = True
 
     @property
     def size(self) -> int:
@@ -117,6 +119,7 @@ class Tiles(Pictures):
 
     names = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
     options = {"return_row_col_info": True}
+    decides_by_values = True
 
     @property
     def size(self) -> int:
