@@ -42,12 +42,16 @@ def test_methods_with_options():
     recipe = load_recipe("photos-mini")
     made = compare.recipe_of("lora:r=3,lora_alpha=6", recipe)
     assert made.method == "lora" and made.method_options["r"] == 3 and made.method_options["lora_alpha"] == 6
+    made = compare.recipe_of("lora:target_modules=[query, value],r=2", recipe)
+    assert (made.method_options["target_modules"], made.method_options["r"]) == (["query", "value"], 2)
+    assert compare.recipe_of("aurora:factor_groups=[a,b],r=2", recipe).method_options["factor_groups"] == ["a", "b"]
     assert compare.recipe_of("aurora", recipe) is recipe
     assert compare.recipe_of("aurora:r=8", recipe).method_options == recipe.method_options | {"r": 8}
     assert compare.recipe_of("full", recipe).method_options == {}
     for word, told in (
         ("lorra", "no method 'lorra'; did you mean lora?"),
         ("lora:rr=3", "method lora has no field method_options.rr; did you mean"),
+        ("lora:0x", "method 'lora:0x': a size must lie above 0, as in lora:1x"),
         ("heads:r=3", "method heads takes no method_options"),
         ("full:2x", "method full has no rank r"),
         ("zero-shot", "method zero-shot learns nothing"),

@@ -1,8 +1,10 @@
 """Vectors of pictures and captions in Parquet and NumPy files."""
 
+import shutil
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +60,37 @@ def test_a_file_holds_every_picture_and_caption_with_its_vector(suffix, run, fol
     assert found["image_embeddings"].dtype == found["caption_embeddings"].dtype == np.float32
     assert np.allclose(found["image_embeddings"], model.encode_images(found["paths"].tolist()), atol=1e-5)
     assert np.allclose(found["caption_embeddings"], model.encode_texts(found["captions"].tolist()), atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_pictures_need_no_captions(suffix, run, folder, tmp_path, capsys):
+    bare, out = tmp_path / "bare", tmp_path / f"bare{suffix}"
+    (bare / "deep").mkdir(parents=True)
+    names = sorted(item.image for item in load_dataset(folder))[:3]
+    for name in names:
+        shutil.copy(folder / name, bare / "deep" / Path(name).name)
+    assert main(["features", str(run), str(bare), "--out", str(out)]) == 0
+    printed, err = capsys.readouterr()
+    assert printed == f"{out}: 3 pictures and 0 captions, float32 of 128\n" and "3 pictures without captions" in err
+    found = read(out)
+    assert found["paths"].tolist() == [f"{bare}/deep/{Path(name).name}" for name in names]
+    assert found["splits"].tolist() == ["", "", ""] and len(found["captions"]) == 0
+    vectors = aurora_petl.load(run).encode_images(found["paths"].tolist())
+    assert np.allclose(found["image_embeddings"], vectors, atol=1e-5)
+    with pytest.raises(AuroraError, match="3 pictures without captions"):
+        load_dataset(bare)  # to train on
+
+
+def test_what_may_be_meant_as_captions_is_not_left_out(run, folder, tmp_path, capsys):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(folder / load_dataset(folder)[0].image, bare / "a.png")
+    (bare / "labels.csv").write_text("file,said\na.png,hello\n")
+    assert main(["features", str(run), str(bare), "--out", str(tmp_path / "x.npz")]) == 1
+    assert "files.caption_column=NAME" in capsys.readouterr().err
+    (bare / "labels.csv").rename(bare / "film.mp4")
+    assert main(["features", str(run), str(bare), "--out", str(tmp_path / "x.npz")]) == 1
+    assert "holds pictures and clips, such as film.mp4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -299,7 +299,7 @@ def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argpars
     features.add_argument(
         "model", metavar="MODEL", help="folder of a finished run, blip-mini, a model folder or a hub id"
     )
-    features.add_argument("data", metavar="DATA", help="pictures with captions, as of aurora train --data")
+    features.add_argument("data", metavar="DATA", help="pictures, as of aurora train --data, with captions or without")
     features.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .parquet or .npz file to write")
     features.add_argument("--split", help="train, validation or test (default: all)")
     features.add_argument("--root", help="as of aurora train")

@@ -254,7 +254,7 @@ def features(options: argparse.Namespace, files: dict[str, Any], progress: bool)
         return
     vectors.check_suffix(options.out)
     check_output(options.out)
-    dataset = announced(load_dataset(options.data, options.root, files))
+    dataset = announced(load_dataset(options.data, options.root, files, bare=True))
     dataset = dataset.split(options.split) if options.split else dataset
     written = vectors.write_features(
         load(options.model, task="retrieval"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from .data.rows import Dataset as Rows
 from .data.rows import announced
 from .devices import choose
 from .distributed import ranks
-from .errors import AuroraError, Diverged
+from .errors import AuroraError, Diverged, short
 from .evaluation.outcome import Outcome
 from .files import lock, read_json, write_json
 from .measuring import peak_memory, reset_peak_memory
@@ -43,6 +44,7 @@ RATES = (3e-4, 1e-3, 3e-3)
 BEYOND = 2
 SEARCH_SEED = 100  # seeds of a comparison count from 0
 CELL, PLAN = "cell.json", "comparison.json"
+_BETWEEN = re.compile(r",(?![^\[{]*[\]}])")  # commas between options, not those within a list
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,11 @@ def recipe_of(word: str, recipe: Recipe) -> Recipe:
     if name == recipe.method and not rest:
         return recipe
     size = rest.removesuffix("x")
-    if rest and rest != size and size.replace(".", "", 1).isdigit():
+    if rest and rest != size and size.replace(".", "", 1).isdecimal():
+        if not float(size):
+            raise AuroraError(f"method {short(word)}: a size must lie above 0, as in {name}:1x")
         return _sized(name, float(size), recipe)
-    options: list[str] = [f"method_options.{part}" for part in rest.split(",")] if rest else []
+    options: list[str] = [f"method_options.{part}" for part in _BETWEEN.split(rest)] if rest else []
     made = load_recipe(None, [f"method={name}", *options])
     shared = recipe.method_options if name == recipe.method else _layers(name, recipe)
     return replace(recipe, method=name, method_options={**shared, **made.method_options})

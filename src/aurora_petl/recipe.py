@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
@@ -226,12 +227,21 @@ def _override(values: dict[str, Any], override: str) -> None:
     target[names[-1]] = parse_yaml(value, f"the value of override {short(override)}")
 
 
+def _is_data(name: str) -> bool:
+    """Whether data are called so: a folder or file here, shards, a pack or a benchmark."""
+    from .data import READERS, is_pattern, pack_names  # needed in a refusal alone
+
+    return os.path.exists(name) or is_pattern(name) or name in (*pack_names(), *READERS)
+
+
 def _read(name: str) -> tuple[str, str]:
     if name in recipe_names():
         return read_text(RECIPES / f"{name}.yaml"), f"recipe {name}"
     path = Path(name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return read_text(path), str(path)
+    if path.suffix not in (".yaml", ".yml") and _is_data(name):
+        raise AuroraError(f"{short(name, 300)} is no recipe but data; give it with --data")
     close = difflib.get_close_matches(name[:100], recipe_names(), 1)
     raise AuroraError(
         f"no recipe {short(name, 300)}: name one of {', '.join(recipe_names())} or a .yaml file"

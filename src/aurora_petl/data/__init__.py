@@ -39,6 +39,7 @@ def load_dataset(
     root: str | Path | None = None,
     files: Mapping[str, Any] | None = None,
     broken: str = "stop",
+    bare: bool = False,
 ) -> Any:
     """A published benchmark, an embedded pack, or a user's own data in one of `forms.FORMS`.
 
@@ -49,6 +50,7 @@ def load_dataset(
         files: a benchmark's tables and media that are called otherwise, see `published.Published`; of own data, how
             they are to be read, see ``docs/data.md``.
         broken: ``stop`` at media that are missing from a benchmark or do not decode, or ``skip`` their rows.
+        bare: take a folder's pictures that have no captions for rows without any, where they would be refused.
 
     Returns:
         An `ImageTextDataset` or a `QuestionDataset`.
@@ -69,7 +71,7 @@ def load_dataset(
             raise AuroraError(f"--root is the folder of a benchmark ({', '.join(READERS)}), and {short(name)} is none")
         return load_pack(name)
     if may_be_data(name):
-        return read_data(name, root, files, broken)
+        return read_data(name, root, files, broken, bare)
     raise AuroraError(
         f"no dataset {short(name)}: it is neither {packs}, a benchmark ({', '.join(READERS)}) nor a folder, .tar or "
         "table here"

@@ -17,6 +17,7 @@ from ..rows import ImageTextDataset, QuestionDataset, brief
 from ..source import Source
 from .common import Look
 from .hub import is_id
+from .pairs import read_bare
 from .table import FORMS, Form
 
 __all__ = ["FORMS", "Form", "is_pattern", "may_be_data", "read_beside", "read_data"]
@@ -37,7 +38,11 @@ def is_pattern(name: str) -> bool:
 
 
 def read_data(
-    name: str, root: str | Path | None = None, options: Mapping[str, Any] | None = None, broken: str = "stop"
+    name: str,
+    root: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    broken: str = "stop",
+    bare: bool = False,
 ) -> ImageTextDataset | QuestionDataset:
     """The dataset in a folder, a tar, a table, shards or on the hub, whichever form it is of.
 
@@ -46,6 +51,7 @@ def read_data(
         root: the folder that names of pictures are relative to, and absolute ones lie in, if it is another.
         options: ``files`` of a recipe.
         broken: what `Dataset.check` does with what does not decode.
+        bare: take pictures without captions for rows without any, where nothing may be meant as captions.
 
     Raises:
         AuroraError: if it is of no form, with the nearest one; or with the first few wrong rows.
@@ -55,13 +61,15 @@ def read_data(
         raise AuroraError(f"files.form is {brief(asked)!r}; {did_you_mean(asked, FORMS)}")
     if not os.path.exists(name) and not source.named:
         return _read("hub", source, Look())
-    almost: list[tuple[str, str]] = []
+    almost: dict[str, Look] = {}
     for key in [asked] if asked else FORMS:
         look = _module(key).look(source)
         if look.shown_by:
             return _read(key, source, look)
         if look.almost:
-            almost.append((key, look.almost))
+            almost[key] = look
+    if bare and [*almost] == ["pairs"]:
+        return read_bare(source, almost["pairs"])
     if source.options.get("rows") and not asked:
         return read_own(source)  # which says what there is in the place of the file
     raise AuroraError(_refusal(source, asked, almost))
@@ -150,10 +158,9 @@ def _unfolded(name: str) -> Iterator[str]:
         yield "".join(part for pair in zip(parts[::2], [*made, ""], strict=True) for part in pair)
 
 
-def _refusal(source: Source, asked: str, almost: list[tuple[str, str]]) -> str:
-    if almost:
-        key, why = almost[0]
-        return f"{source.path} is nearest to {FORMS[key].title}: {why}"
+def _refusal(source: Source, asked: str, almost: Mapping[str, Look]) -> str:
+    for key, look in almost.items():
+        return f"{source.path} is nearest to {FORMS[key].title}: {look.almost}"
     if asked:
         return f"{source.path} is not {FORMS[asked].title}, which is shown by {FORMS[asked].shown_by}"
     held = source.visible

@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from ...errors import AuroraError
+from ..items import Item
 from ..kinds import CLIP_SUFFIXES, PICTURE_SUFFIXES
 from ..reading import Raw, RowReader
 from ..rows import ImageTextDataset, brief
@@ -28,9 +30,8 @@ def look(source: Source) -> Look:
         return Look()
     first, base = brief(media[0]), brief(os.path.splitext(media[0])[0])
     count = counted(len(media), "picture")
-    return Look(
-        almost=f"{count} without captions; put a text beside each ({base}.txt for {first}), or write captions.jsonl"
-    )
+    lacks = f"{count} without captions; put a text beside each ({base}.txt for {first}), or write captions.jsonl"
+    return Look(almost=lacks, more=of_media)
 
 
 def read(source: Source, look: Look) -> ImageTextDataset:
@@ -53,3 +54,20 @@ def read(source: Source, look: Look) -> ImageTextDataset:
                 yield Raw(source.where(text), number, fields_of(source, {}, name, line, splits[folders[name]]))
 
     return read_rows(source, source.title, rows)
+
+
+def read_bare(source: Source, look: Look) -> ImageTextDataset:
+    """Pictures, or clips, that have no captions: rows of no split.
+
+    Raises:
+        AuroraError: if there are both.
+    """
+    names = list(look.more)
+    clips = [name for name in names if name.lower().endswith(tuple(CLIP_SUFFIXES))]
+    if clips and len(clips) < len(names):
+        raise AuroraError(
+            f"{source.path} holds pictures and clips, such as {brief(clips[0])}; give each kind a folder of its own"
+        )
+    items = [Item(name, (), name, "", line) for line, name in enumerate(names, 1)]
+    note = f"reads {counted(len(items), 'clip' if clips else 'picture')} without captions"
+    return ImageTextDataset(source.title, items, source.files, source.path.name, bool(clips), source.broken, note)
