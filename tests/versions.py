@@ -27,6 +27,7 @@ def requirements(end: str) -> list[str]:
     extras = project["optional-dependencies"]
     tested = [
         *project["dependencies"],
+        *extras["heic"],
         *extras["postgres"],
         *extras["search"],
         *extras["serve"],

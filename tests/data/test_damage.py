@@ -8,6 +8,7 @@ import subprocess
 import warnings
 import zlib
 from contextlib import suppress
+from importlib.util import find_spec
 
 import numpy as np
 import PIL
@@ -245,9 +246,31 @@ def test_files_that_are_not_whole(data, said, tmp_path):
         assert said in str(told.value) and "a.png" in str(told.value)
 
 
-def test_heic_is_named():
-    with pytest.raises(AuroraError, match="^a.heic: a HEIC picture, which Pillow does not decode; save it as JPEG$"):
-        load_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64), "a.heic")
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)
+
+
+def test_heic_says_what_reads_it(monkeypatch):
+    monkeypatch.setattr(media, "_reads_heif", lambda: False)
+    with pytest.raises(
+        AuroraError, match=r"^a.heic: a HEIC picture needs pillow-heif: .*\[heic\]'; or save it as JPEG$"
+    ):
+        load_image(HEIC, "a.heic")
+
+
+@pytest.mark.skipif(not find_spec("pillow_heif"), reason="needs pillow-heif")
+def test_heic_is_read_where_pillow_heif_is_installed():
+    assert media._reads_heif()
+    buffer = io.BytesIO()
+    drawn = Image.new("RGB", (64, 48), "red")
+    drawn.paste("blue", (32, 0, 64, 48))
+    drawn.save(buffer, "HEIF", quality=95)
+    data = buffer.getvalue()
+    read = load_image(data, "a.heic")
+    assert read.size == (64, 48) and read.mode == "RGB"
+    assert np.allclose([read.getpixel(place) for place in ((10, 20), (50, 20))], [(255, 0, 0), (0, 0, 255)], atol=12)
+    for broken in (HEIC, data[: len(data) // 2]):
+        with pytest.raises(AuroraError, match=r"^a.heic: (the picture is broken|not a picture)"):
+            load_image(broken, "a.heic")
 
 
 def test_what_is_not_a_file_is_not_opened(tmp_path):

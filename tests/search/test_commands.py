@@ -184,7 +184,7 @@ def test_help_mentions_every_option(command, options, aurora):
 
 
 def test_what_was_left_out_is_said_in_lines(aurora, album, here):
-    (album / "photo\x1b[2J.heic").write_bytes(b"x")
+    (album / "photo\x1b[2J.jxl").write_bytes(b"x")
     (album / "two\nlines.png").write_text("no picture")
     for n in range(7):
         (album / f"images/{n}.png").unlink()
@@ -193,7 +193,7 @@ def test_what_was_left_out_is_said_in_lines(aurora, album, here):
         "album.index: 3 pictures (3 encoded now, 0 removed), 6 captions",
         "1 skipped; mend or remove them and run aurora index again:",
         "  two\\nlines.png: not a picture that can be read; save it again as JPEG or PNG",
-        "not indexed, being of kinds that cannot be read here: 1 .heic; save them as JPEG or PNG",
+        "not indexed, being of kinds that cannot be read here: 1 .jxl; save them as JPEG or PNG",
         "captions of 7 pictures that are not there are left out: images/0.png, images/1.png, images/2.png, "
         "images/3.png, images/4.png, ...",
     ]

@@ -100,16 +100,16 @@ def test_what_cannot_be_read_is_named_and_skipped(album, monkeypatch):
 
 
 def test_pictures_of_kinds_that_are_not_read_are_said(album, tmp_path):
-    for name in ("a.HEIC", "b.heic", "c.cr2", "notes.txt", "clip.mp4"):
+    for name in ("a.JXL", "b.jxl", "c.cr2", "notes.txt", "clip.mp4"):
         (album / name).write_bytes(b"x")
     shutil.copy(album / "images/0.png", album / "d.jfif")
     shutil.copy(album / "images/1.png", album / "e.JPE")
     update = build(album)
-    assert update.pictures == 12 and update.others == {".heic": 2, ".cr2": 1} and not update.skipped
+    assert update.pictures == 12 and update.others == {".jxl": 2, ".cr2": 1} and not update.skipped
     (tmp_path / "phone").mkdir()
-    (tmp_path / "phone/a.heic").write_bytes(b"x")
+    (tmp_path / "phone/a.jxl").write_bytes(b"x")
     with pytest.raises(
-        AuroraError, match=r"phone holds no pictures \(.jpg, .*\); 1 .heic are of kinds that are not read"
+        AuroraError, match=r"phone holds no pictures \(.jpg, .*\); 1 .jxl are of kinds that are not read"
     ):
         build(tmp_path / "phone")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 # Pillow's name of a format, and its suffixes. Pillow decodes all of them itself; the formats that are left out start
 # other programs (EPS), need plugins of their own, or are no pictures of the world. Those with the surest heads come
 # first, since Pillow asks them in this order.
@@ -22,8 +24,11 @@ FORMATS = {
     "PCX": (".pcx",),
     "TGA": (".tga",),
 }
-UNDECODED_SUFFIXES = (".heic", ".heif")  # pictures all the same: whoever has some is told, not left without a word
-PICTURE_SUFFIXES = (*(suffix for suffixes in FORMATS.values() for suffix in suffixes), *UNDECODED_SUFFIXES)
+HEIF = ("HEIF",)  # what phones write; Pillow reads it where the package pillow-heif is installed
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+# pictures all the same: whoever has some is told, not left without a word
+UNDECODED_SUFFIXES = () if find_spec("pillow_heif") else HEIF_SUFFIXES
+PICTURE_SUFFIXES = (*(suffix for suffixes in FORMATS.values() for suffix in suffixes), *HEIF_SUFFIXES)
 ANIMATION_SUFFIXES = (".gif", ".webp", ".apng", ".avifs")
 FRAME_SUFFIXES = tuple(
     suffix for suffix in PICTURE_SUFFIXES if suffix not in (".gif", ".apng", ".avifs")

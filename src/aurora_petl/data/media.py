@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,13 +21,14 @@ import torch
 from PIL import ExifTags, Image, ImageEnhance, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ..errors import AuroraError, first_line
+from ..errors import AuroraError, first_line, install
 from ..files import LFS_POINTER, read_bytes
-from .kinds import FORMATS
+from .kinds import FORMATS, HEIF
 
 _XMP = b"XML:com.adobe.xmp\0\0"  # the text of a PNG that may hold its orientation, not compressed
 _MOST_XMP = 1 << 20  # bytes
-_HEIF = re.compile(rb"....ftyp(hei[cmsx]|hev[cx]|mif1|msf1)", re.DOTALL)
+_HEIF = re.compile(rb"....ftyp(....)*?(hei[cmsx]|hev[cmsx])", re.DOTALL)  # among the brands that a file names first
+_MOST_BRANDS = 128  # bytes
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -144,14 +145,33 @@ def opened(data: bytes, name: str) -> Iterator[Image.Image]:
     if not warnings.filters or warnings.filters[0] is not _quiet:
         warnings.filterwarnings("ignore", module=r"PIL\.")
         _quiet = warnings.filters[0]
+    formats = HEIF if (is_heif := _is_heif(data)) and _reads_heif() else tuple(FORMATS)
     try:
-        picture = Image.open(io.BytesIO(_without_texts(data)), formats=tuple(FORMATS))
+        picture = Image.open(io.BytesIO(_without_texts(data)), formats=formats)
     except UnidentifiedImageError as error:
-        if _HEIF.match(data):
-            raise AuroraError(f"{name}: a HEIC picture, which Pillow does not decode; save it as JPEG") from error
+        if is_heif and formats is not HEIF:
+            raise AuroraError(
+                f"{name}: a HEIC picture needs pillow-heif: {install('heic')}; or save it as JPEG"
+            ) from error
         raise AuroraError(f"{name}: not a picture that can be read; save it again as JPEG or PNG") from error
     with picture:
         yield picture
+
+
+def _is_heif(data: bytes) -> bool:
+    size = min(int.from_bytes(data[:4]), _MOST_BRANDS)
+    return bool(_HEIF.match(data[:size]))
+
+
+@cache
+def _reads_heif() -> bool:
+    """Whether Pillow, from here on, reads HEIC pictures, by the package pillow-heif."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
 
 
 def _without_texts(data: bytes) -> bytes:
