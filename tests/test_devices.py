@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from aurora_petl import train_arguments, trainer, training
 from aurora_petl.backbones import load_backbone
 from aurora_petl.backbones.blip.model import empty
+from aurora_petl.backbones.writer import ahead
 from aurora_petl.baselines import apply_method
 from aurora_petl.data import load_dataset
 from aurora_petl.data.media import load_image
@@ -32,9 +33,10 @@ from aurora_petl.tasks.retrieval import Retrieval, RetrievalSettings
 from aurora_petl.tasks.settings import VQASettings
 from aurora_petl.tasks.vqa import VQA
 from tests.adapter.tiny import blip_config
-from tests.helpers import benchmarks, families
+from tests.helpers import benchmarks, families, writers
 from tests.helpers.accelerator import DEVICE, Accelerator, Remote
 from tests.helpers.pictures import make_questions
+from tests.helpers.steps import make_task
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*to a meta parameter:UserWarning")  # which copies nothing elsewhere
 CPU = torch.device("cpu")
@@ -220,6 +222,24 @@ def test_a_step_of_other_families_waits_for_nothing(kind, tmp_path):
             task(**batch)["loss"].backward()
             assert not accelerator.reads and not accelerator.sends
         assert all(weight.grad is not None for _, weight in task.trained())
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl"])
+def test_a_step_of_qwen_waits_for_no_layer_and_no_answer(kind, tmp_path):
+    """What its towers ask of pictures' grids is computed before; three questions of transformers are left, two of the
+    padding and one of the number of features."""
+    writers.skip_if_old()
+    if not ahead.TAKEN:
+        pytest.skip("transformers takes nothing that was computed before")
+    task, rows = make_task(kind, tmp_path)
+    with Accelerator() as accelerator:
+        task.to(DEVICE)
+        batch = send_to_device(task.collate(rows), DEVICE)
+        accelerator.reads.clear()
+        accelerator.sends.clear()
+        task(**batch)["loss"].backward()
+        assert len(accelerator.reads) == 3 and not accelerator.own_reads and not accelerator.sends
+    assert all(weight.grad is not None for _, weight in task.trained())
 
 
 def test_a_batch_holds_nothing_that_mps_lacks():

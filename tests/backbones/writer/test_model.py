@@ -23,6 +23,11 @@ from tests.helpers.pictures import COLOURS, SHAPES, draw
 from .asked import ANSWERS, KINDS, PICTURES, QUESTIONS, WHICH, both, collate
 
 
+def tensors_of(backbone, media):
+    """What transformers' model reads of pictures."""
+    return {name: torch.as_tensor(part) for name, part in backbone.pictures.read(media).tensors.items()}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_losses_are_transformers_own_with_labels_on_the_answers(kind, loaded):
@@ -41,7 +46,7 @@ def test_losses_are_transformers_own_with_labels_on_the_answers(kind, loaded):
         assert batch["attention_mask"][row].sum() == start + length
     shown = [[PICTURES[WHICH[number]]] for number, _ in ANSWERS]
     names = ("input_ids", "attention_mask", backbone.kind.types)
-    arguments = backbone.pictures.read(shown).tensors | {name: batch[name] for name in names if name}
+    arguments = tensors_of(backbone, shown) | {name: batch[name] for name in names if name}
     theirs = backbone.model(**arguments, labels=labels).loss
     assert losses.sum().item() / sum(lengths) == pytest.approx(theirs.item(), rel=1e-5)
     for row, (number, answer) in enumerate(ANSWERS[:3]):
@@ -54,7 +59,7 @@ def words_of(backbone, picture, question, most):
     """Greedy words of one question, by whole forward passes without a cache."""
     batch = collate(backbone, [picture], [question])
     ids, types, mark = batch["input_ids"], backbone.kind.types, backbone.model.config.image_token_id
-    tensors = backbone.pictures.read([[picture]]).tensors
+    tensors = tensors_of(backbone, [[picture]])
     start, ends = ids.shape[1], {backbone.chat.around.end, *backbone.model.generation_config.eos_token_id}
     while ids.shape[1] - start < most and ids[0, -1].item() not in ends:
         more = (

@@ -17,6 +17,7 @@ from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.smolvlm import processing_smolvlm
 
 from aurora_petl.backbones import load_backbone
+from aurora_petl.backbones.writer import ahead
 from tests.helpers.pictures import SHAPES, draw
 
 from .asked import KINDS, PICTURES, QUESTIONS, collate, pixels
@@ -71,7 +72,8 @@ def test_tokens_and_pixels_are_those_of_transformers_processor(kind, folders, mo
         assert (name in ours) == (name in found and not (name == "token_type_ids" and kind != "paligemma"))
         if name in ours:
             padded = found["attention_mask"] == 0  # what is said of padding does not count
-            rows = [each.masked_fill(padded, 0) if "type" in name else each for each in (found[name], ours[name])]
+            own = torch.as_tensor(ours[name])  # grids are tuples, which stay on the CPU
+            rows = [each.masked_fill(padded, 0) if "type" in name else each for each in (found[name], own)]
             assert torch.equal(*rows)
 
 
@@ -82,6 +84,20 @@ def test_training_views_keep_pictures_whole_in_shape_and_are_drawn_from_the_seed
     views = [backbone.view(training=True)(picture, random.Random(seed)) for seed in (0, 1, 0)]
     assert torch.equal(views[0], views[2]) and views[0].shape != views[1].shape
     assert all(0.45 <= view[0].numel() / plain[0].numel() <= 1 for view in views)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@torch.no_grad()
+def test_what_is_computed_before_is_what_the_model_computes(kind, loaded, monkeypatch):
+    backbone = loaded(kind)
+    more = {"answers": ["yes", "no"], "of": [0, 1]}
+    first = collate(backbone, questions=QUESTIONS[:2], **more)
+    monkeypatch.setattr(ahead, "TAKEN", False)
+    plain = collate(backbone, questions=QUESTIONS[:2], **more)
+    assert "image_cu_seqlens" not in plain
+    by_model = {name: part for name, part in plain.items() if name != "position_ids"}
+    expected = backbone.losses(by_model)
+    assert torch.allclose(backbone.losses(first), expected) and torch.allclose(backbone.losses(plain), expected)
 
 
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "smolvlm", "internvl", "llava"])

@@ -33,12 +33,12 @@ from ..base import Texts, View, asked
 from ..folder import read_model, read_tokenizer
 from ..hub import quiet
 from ..wrapper import Backbone
+from . import ahead
 from .chat import Chat, read_template
-from .pictures import Grids, Patches, Pictures, Squares, Tiles, places, spread
+from .pictures import Grids, Patches, Pictures, Read, Squares, Tiles, places, spread
 
 BRIEF = "{question} Answer the question with a word or a short phrase."
 LONGEST = 512  # tokens of a text of ours; a prompt with its pictures may be longer
-PICTURES = ("pixel_values", "pixel_attention_mask", "order")  # of a batch: pictures, and which of them each row reads
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -136,20 +136,39 @@ class WriterBackbone(Backbone):
     ) -> dict[str, Any]:
         """See `base.Writer`: ``input_ids`` and ``attention_mask`` (A, T) of prompts with their answers behind them, the
         padding last, and ``answer_places`` and ``answer_seats``, see `answers.Written`; without answers (Q, T) of
-        prompts, the padding first. ``order`` has the places of the vision tower's features that each row reads. What
-        the vision tower reads are the image processor's tensors, under its own names."""
+        prompts, the padding first. ``order`` has the places of the vision tower's features that each row reads, as
+        numbers where pictures have different numbers of features. What the vision tower reads are the image
+        processor's tensors, under its own names, and what `ahead` makes of them."""
         assert self.pictures is not None and self.chat is not None
         read = self.pictures.read([_frames(picture) for picture in pixels])
         which = list(range(len(questions))) if which is None else list(which)
         texts = asked([self._cut(question, longest) for question in questions], prompt)
         prompts = [self.chat.prompt(text, read.marks[place]) for text, place in zip(texts, which, strict=True)]
+        pictures = read.tensors
+        if self.pictures.gridded:
+            pictures = pictures | ahead.of_tower(self.model, pictures["image_grid_thw"])
         if not answers:
-            return read.tensors | {"order": places(read.parts, which)} | self._padded(prompts, [[]] * len(prompts))
+            return pictures | self._order(read, which) | self._padded(prompts, [[]] * len(prompts))
         asking, answering = [prompts[question] for question in of], [self.chat.answer(answer) for answer in answers]
         batch = self._padded(asking, answering, multiple)
         tokens = written([*map(len, asking)], [*map(len, answering)], batch["input_ids"].shape[1], multiple)
-        order = places(read.parts, [which[question] for question in of])
-        return read.tensors | batch | {"order": order, "answer_places": tokens.places, "answer_seats": tokens.seats}
+        batch |= self._order(read, [which[question] for question in of])
+        if self.pictures.gridded:
+            batch["position_ids"] = self._positions(pictures["image_grid_thw"], batch)
+        return pictures | batch | {"answer_places": tokens.places, "answer_seats": tokens.seats}
+
+    def _order(self, read: Read, which: Sequence[int]) -> dict[str, Any]:
+        assert self.pictures is not None
+        order = places(read.parts, which)
+        return {"order": order if self.pictures.decides_by_values else torch.tensor(order)}
+
+    def _positions(self, grids: Sequence[ahead.Grid], batch: Mapping[str, Any]) -> Tensor:
+        """(3, A, T): of Qwen-VL, the place of each token in the text, and in rows and columns of its picture."""
+        grid = torch.tensor([grids[place] for place in batch["order"]])
+        tokens = {name: batch[name] for name in ("attention_mask", self.kind.types)}
+        positions: Tensor
+        positions, _ = self.model.base_model.get_rope_index(batch["input_ids"], image_grid_thw=grid, **tokens)
+        return positions
 
     def losses(self, batch: Mapping[str, Any], label_smoothing: float = 0.0) -> Tensor:
         """See `base.Writer`; logits are computed at the answers' tokens alone."""
@@ -169,11 +188,6 @@ class WriterBackbone(Backbone):
         if not self.pictures.decides_by_values:
             return batch
         arguments = self._arguments(batch)
-        if self.pictures.repeated:  # Qwen-VL: places of tokens in text and picture, from the grids of pictures
-            grids = {name: arguments.pop(name) for name in (*self.pictures.repeated, self.kind.types)}
-            mask = arguments["attention_mask"]
-            places, _ = self.model.base_model.get_rope_index(arguments["input_ids"], attention_mask=mask, **grids)
-            arguments["position_ids"] = places
         features = arguments["mm_encoder_outputs"]["image"]
         if getattr(features, "deepstack_features", None) is None:  # else later layers read features too
             del arguments["mm_encoder_outputs"]
@@ -182,8 +196,9 @@ class WriterBackbone(Backbone):
             rows = torch.cat([*features.pooler_output]).to(words.dtype)
             seats = (ids == self.model.config.image_token_id)[..., None].expand_as(words)
             arguments["inputs_embeds"] = words.masked_scatter(seats, rows)
-        taken = {*PICTURES, *self.pictures.repeated, "attention_mask", self.kind.types}
-        return {name: part for name, part in batch.items() if name not in taken} | {"arguments": arguments}
+        taken = {"order", "attention_mask", "position_ids", self.kind.types}
+        rest = {name: part for name, part in batch.items() if not (name in taken or name.startswith(ahead.PREFIXES))}
+        return rest | {"arguments": arguments}
 
     def write(self, batch: Mapping[str, Any], *, beams: int, longest: int) -> list[str]:
         """See `base.Writer`. Nothing that the model's own configuration says about sampling or repeated words is used:
@@ -211,12 +226,15 @@ class WriterBackbone(Backbone):
     def _arguments(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Of the model: tokens, and the features of the pictures that they are about."""
         assert self.pictures is not None
-        order, repeated = batch["order"], self.pictures.repeated
-        names = ["pixel_values", *(name for name in ("pixel_attention_mask", *repeated) if name in batch)]
-        features = self.model.get_image_features(**{name: batch[name] for name in names}, return_dict=True)
-        arguments = {name: batch[name] for name in ("input_ids", "attention_mask", self.kind.types) if name}
-        arguments["mm_encoder_outputs"] = {"image": spread(features, order)}
-        return arguments | {name: batch[name][order] for name in repeated}
+        features = self.model.get_image_features(**ahead.arguments_of(batch, self.model.config), return_dict=True)
+        arguments = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        arguments["mm_encoder_outputs"] = {"image": spread(features, batch["order"])}
+        if "position_ids" in batch:
+            return arguments | {"position_ids": batch["position_ids"]}
+        if self.pictures.gridded:
+            grids = [batch["image_grid_thw"][place] for place in batch["order"]]
+            arguments["image_grid_thw"] = torch.tensor(grids, device=batch["input_ids"].device)
+        return arguments | ({self.kind.types: batch[self.kind.types]} if self.kind.types else {})
 
     def _cut(self, question: str, longest: int) -> str:
         tokens = self.tokenizer(question, add_special_tokens=False).input_ids

@@ -22,7 +22,7 @@ from ...errors import AuroraError, first_line
 class Read:
     """M pictures, or clips of several frames, as a model's vision tower reads them."""
 
-    tensors: dict[str, Tensor]  # arguments of the model's ``get_image_features``
+    tensors: dict[str, Any]  # arguments of the model's ``get_image_features``; tuples of what stays on the CPU
     marks: list[list[str]]  # of each frame of each picture, what stands for it in a text
     parts: list[int]  # how many of the tower's features belong to each picture
 
@@ -38,7 +38,7 @@ class Pictures:
 
     names: tuple[str, ...] = ()  # class names of image processors that fit, without Fast or Pil behind them
     options: dict[str, Any] = {}  # of the image processor, where its own defaults differ from the model's processor
-    repeated: tuple[str, ...] = ()  # tensors that the model reads beside the features, a row a frame
+    gridded = False  # whether pictures are grids, which the model reads beside the features
     decides_by_values = False  # whether the vision tower's code depends on values of tensors, not on shapes alone
 
     def __init__(self, processor: Any, config: Any, mark: str) -> None:
@@ -94,7 +94,7 @@ class Grids(Pictures):
     """Qwen-VL: a picture keeps its shape, and is a grid of patches of which neighbours are merged."""
 
     names = ("Qwen2VLImageProcessor",)
-    repeated = ("image_grid_thw",)
+    gridded = True
     decides_by_values = True
 
     @property
@@ -110,7 +110,7 @@ class Grids(Pictures):
         found = self._processed(_flat(media))
         grids: Tensor = found["image_grid_thw"]
         counts = (grids.prod(1) // self.processor.merge_size**2).tolist()
-        tensors = {"pixel_values": found["pixel_values"], "image_grid_thw": grids}
+        tensors = {"pixel_values": found["pixel_values"], "image_grid_thw": tuple(map(tuple, grids.tolist()))}
         return Read(tensors, _by_medium([self.mark * count for count in counts], media), [len(each) for each in media])
 
 
@@ -191,7 +191,7 @@ class Squares(Pictures):
         return Read({"pixel_values": pixels}, _by_medium(marks, media), [len(frames) for frames in media])
 
 
-def spread(features: Any, order: Tensor) -> Any:
+def spread(features: Any, order: Tensor | Sequence[int]) -> Any:
     """The tower's output for M pictures -> for texts, each about one of them, by `places`."""
     more = {"pooler_output": _chosen(features.pooler_output, order)}
     if getattr(features, "deepstack_features", None) is not None:
@@ -199,7 +199,7 @@ def spread(features: Any, order: Tensor) -> Any:
     return type(features)(**more)
 
 
-def places(parts: Sequence[int], which: Sequence[int]) -> Tensor:
+def places(parts: Sequence[int], which: Sequence[int]) -> tuple[int, ...]:
     """Places of the features of the picture of each text, one text behind the other.
 
     Args:
@@ -207,12 +207,12 @@ def places(parts: Sequence[int], which: Sequence[int]) -> Tensor:
         which: the picture of each text.
     """
     starts = [sum(parts[:place]) for place in range(len(parts))]
-    return torch.tensor([starts[place] + part for place in which for part in range(parts[place])])
+    return tuple(starts[place] + part for place in which for part in range(parts[place]))
 
 
-def _chosen(rows: Any, order: Tensor) -> Any:
+def _chosen(rows: Any, order: Tensor | Sequence[int]) -> Any:
+    if not isinstance(order, Tensor):
+        return [rows[place] for place in order]
     if isinstance(rows, Tensor):
         return rows[order]
-    if len({row.shape for row in rows}) == 1:
-        return list(torch.stack(list(rows))[order])
-    return [rows[place] for place in order.tolist()]  # of a GPU it has to be waited for
+    return list(torch.stack(list(rows))[order])
