@@ -8,12 +8,16 @@ import sys
 import textwrap
 
 import numpy as np
+import peft
 import pytest
 import torch
+import transformers
+from packaging import version
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, save_as_lora, set_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import AutoModel, CLIPModel, Trainer, TrainingArguments
+from transformers.integrations import peft as transformers_peft
 
 from aurora_petl.adapter import AuroraConfig
 from tests.helpers.families import clip
@@ -31,7 +35,10 @@ def needs(name: str, *more: str):
 
 @pytest.fixture
 def base(tmp_path):
-    """A small CLIP in a folder."""
+    """A small CLIP in a folder, where transformers takes adapters of the installed peft."""
+    wanted = getattr(transformers_peft, "MIN_PEFT_VERSION", "0")
+    if version.parse(peft.__version__) < version.parse(wanted):
+        pytest.skip(f"transformers {transformers.__version__} takes adapters of peft {wanted} and newer")
     CASES["clip"].base().save_pretrained(tmp_path / "base")
     return tmp_path / "base"
 
