@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import BlipForImageTextRetrieval, BlipForQuestionAnswering
+from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from ...errors import AuroraError
 from ..base import Encoded, Texts
@@ -40,6 +41,9 @@ DEFAULTS: dict[str, Any] = {
     "ranking": "itm",
     "k_test": 128,
 }
+
+# as attention reads them; transformers before 5.9 makes one itself, which attention to packed texts does not read
+TAKES_MASKS = "get_extended_attention_mask" not in vars(BlipTextModel)
 
 
 class BlipBackbone(Blip):
@@ -132,7 +136,7 @@ class BlipBackbone(Blip):
         encoder = self.model.text_encoder
         fused = encoder(
             encoder_embeds=begun[None],
-            attention_mask=packed.mask,
+            attention_mask=packed.mask if TAKES_MASKS else None,
             encoder_hidden_states=image_states,
             meeting=meeting,
         ).last_hidden_state
