@@ -35,6 +35,10 @@ from aurora_petl.report import markdown_table
 KINDS = ("fluent-contrast", "fluent-flat", "clipart")
 SIZES = (60, 200, 500)
 SEEDS = (0, 1, 2)
+FIGURES = (  # of a run's metrics, that are kept
+    *("zero_shot_test", "test", "test_rows", "chosen", "strength", "strengths"),
+    *("best_step", "steps", "train_seconds", "validation_best"),
+)
 
 
 def is_for_development(name: str) -> bool:
@@ -100,6 +104,7 @@ def run(kind: str, size: int, seed: int, out: Path, cache: Path) -> dict | None:
     if finished.returncode:
         raise SystemExit(f"{folder.name}:\n{finished.stderr}")
     metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = {name: metrics[name] for name in FIGURES if name in metrics}
     result = {"kind": kind, "pictures": size, "seed": seed, "seconds": seconds, "load": os.getloadavg()[0]}
     result |= {"threads": os.environ.get("OMP_NUM_THREADS", "all"), "cores": os.cpu_count(), "metrics": metrics}
     write_json(done, result)
