@@ -141,6 +141,8 @@ def test_a_search_goes_on_beyond_the_best_rate_at_the_edge():
     assert search.beyond() is None
     assert Search({(0, 1e-3): 20.0, (0, 1.1e-3): 21.0}).beyond()[1] == pytest.approx(1.21e-3)  # not 1e-3 again
     assert Search({(0, 1.0): 20.0, (0, 5.0): 21.0}).beyond() is None  # no recipe may have 25
+    tied = Search({(0, 1e-3): 20.0, (0, 3e-3): 20.0, (0, 3e-4): 18.0})  # the first is taken, and the edge is as good
+    assert tied.best() == (0, 1e-3) and tied.beyond() == (0, 9e-3) and tied.at_edge
     assert Search({(0, 1e-3): 20.0}).beyond() is None and not Search().at_edge
     assert Search({(60, 1e-3): 1.0, (60, 3e-3): 2.0, (240, 1e-3): 3.0, (240, 3e-4): 2.0}).beyond() == (240, 3e-3)
 

@@ -25,17 +25,23 @@ class Search:
         return sorted(rate for tried, rate in self.scores if tried == steps)
 
     def beyond(self) -> tuple[int, float] | None:
-        """Where the search goes on: as far beyond the best rate as its neighbour is within; None unless the best rate
-        is at the edge."""
-        steps, rate = self.best()
+        """Where the search goes on: as far beyond the best rate as its neighbour is within; None unless the best rate,
+        or one that is as good, is at the edge."""
+        steps, _ = self.best()
         rates = self._rates(steps)
-        if len(rates) < 2 or rate not in (rates[0], rates[-1]):
+        if len(rates) < 2:
             return None
-        further = rate * rate / (rates[1] if rate == rates[0] else rates[-2])
-        rounded = float(f"{further:.1g}")
-        if not rates[0] <= rounded <= rates[-1]:
-            further = rounded  # else rounding leads back among those that were tried
-        return (steps, further) if further <= HIGHEST else None
+        top = max(self.scores.values())
+        for edge, neighbour in ((rates[0], rates[1]), (rates[-1], rates[-2])):
+            if self.scores[steps, edge] < top:
+                continue
+            further = edge * edge / neighbour
+            rounded = float(f"{further:.1g}")
+            if not rates[0] <= rounded <= rates[-1]:
+                further = rounded  # else rounding leads back among those that were tried
+            if further <= HIGHEST:
+                return steps, further
+        return None
 
     @property
     def at_edge(self) -> bool:
