@@ -109,7 +109,7 @@ def test_unknown_recipe_suggests_a_near_one():
 
 
 def test_data_in_the_place_of_a_recipe_are_known(tmp_path):
-    for name in (str(tmp_path), "fluent-flat", "msrvtt-7k", "shards/{00..03}.tar"):
+    for name in (str(tmp_path), "fluent-flat", "shards/{00..03}.tar"):
         assert refusal(name) == f"'{name}' is no recipe but data; give it with --data"
     assert refusal("x" * 5000).startswith("no recipe 'xxx")
 

@@ -228,10 +228,10 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 
 def _is_data(name: str) -> bool:
-    """Whether data are called so: a folder or file here, shards, a pack or a benchmark."""
-    from .data import READERS, is_pattern, pack_names  # needed in a refusal alone
+    """Whether shards, a pack or a benchmark are called so."""
+    from .data import READERS, is_pattern, pack_names  # needed in a refusal alone, and PyTorch with it
 
-    return os.path.exists(name) or is_pattern(name) or name in (*pack_names(), *READERS)
+    return is_pattern(name) or name in (*pack_names(), *READERS)
 
 
 def _read(name: str) -> tuple[str, str]:
@@ -240,9 +240,9 @@ def _read(name: str) -> tuple[str, str]:
     path = Path(name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return read_text(path), str(path)
-    if path.suffix not in (".yaml", ".yml") and _is_data(name):
-        raise AuroraError(f"{short(name, 300)} is no recipe but data; give it with --data")
     close = difflib.get_close_matches(name[:100], recipe_names(), 1)
+    if path.suffix not in (".yaml", ".yml") and (os.path.exists(name) or (not close and _is_data(name))):
+        raise AuroraError(f"{short(name, 300)} is no recipe but data; give it with --data")
     raise AuroraError(
         f"no recipe {short(name, 300)}: name one of {', '.join(recipe_names())} or a .yaml file"
         + (f"; did you mean {close[0]}?" if close else "")
