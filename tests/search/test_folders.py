@@ -10,7 +10,7 @@ import torch
 from aurora_petl.cli import main
 from aurora_petl.errors import AuroraError
 from aurora_petl.recipe import load_recipe
-from aurora_petl.search import reading
+from aurora_petl.search import lines, reading, scan
 from aurora_petl.search.encoder import TUNED, Encoder
 from aurora_petl.search.index import build_index
 from aurora_petl.search.library import Library
@@ -112,6 +112,12 @@ def test_pictures_of_kinds_that_are_not_read_are_said(album, tmp_path):
         AuroraError, match=r"phone holds no pictures \(.jpg, .*\); 1 .jxl are of kinds that are not read"
     ):
         build(tmp_path / "phone")
+
+
+def test_pictures_of_phones_are_said_to_need_an_extra():
+    assert scan.mend_of({".jxl": 1}) == "save them as JPEG or PNG"
+    said = lines.summary("x.index", lines.Update(1, 1, 0, 0, {}, {".heic": 2, ".cr2": 1}))
+    assert "1 .cr2, 2 .heic; save them as JPEG or PNG, or, for those of phones, " in said and "[heic]" in said
 
 
 def test_a_model_whose_features_are_no_numbers(album, monkeypatch):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..data.kinds import HEIF_SUFFIXES
-from ..errors import install, one_line
+from ..errors import one_line
+from .scan import mend_of
 
 _SHOWN = 5  # names that a line lists
 
@@ -37,10 +37,7 @@ def summary(out: object, update: Update) -> str:
         lines += [f"  {why}" for why in update.skipped.values()]
     if update.others:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(update.others.items()))
-        mend = "save them as JPEG or PNG"
-        if not update.others.keys().isdisjoint(HEIF_SUFFIXES):
-            mend += f", or, for those of phones, {install('heic')}"
-        lines.append(f"not indexed, being of kinds that cannot be read here: {kinds}; {mend}")
+        lines.append(f"not indexed, being of kinds that cannot be read here: {kinds}; {mend_of(update.others)}")
     if update.absent:
         names = ", ".join(update.absent[:_SHOWN]) + (", ..." if len(update.absent) > _SHOWN else "")
         lines.append(f"captions of {len(update.absent):,} pictures that are not there are left out: {names}")

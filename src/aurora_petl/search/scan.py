@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.kinds import FORMATS, PICTURE_SUFFIXES, UNDECODED_SUFFIXES
-from ..errors import AuroraError, one_line
+from ..data.kinds import FORMATS, HEIF_SUFFIXES, PICTURE_SUFFIXES, UNDECODED_SUFFIXES
+from ..errors import AuroraError, install, one_line
 from ..files import walk
 from .captions import read_captions
 
@@ -61,7 +62,7 @@ def look(folder: Path) -> Content:
         elif kind in OTHERS:
             others[kind] += 1
     if not files:
-        also = f"; {_counted(others)} are of kinds that are not read" if others else ""
+        also = f"; {_counted(others)} are of kinds that are not read: {mend_of(others)}" if others else ""
         also += f"; {len(skipped)} cannot be read, such as {next(iter(skipped.values()))}" if skipped else ""
         kinds = ", ".join(suffixes[0] for suffixes in FORMATS.values())
         raise AuroraError(f"{folder} holds no pictures ({kinds}){also}")
@@ -70,6 +71,13 @@ def look(folder: Path) -> Content:
 
 def _kind(path: str) -> str:
     return os.path.splitext(path)[1].lower()
+
+
+def mend_of(kinds: Collection[str]) -> str:
+    """What to do about pictures of kinds that are not read, by their suffixes."""
+    if set(kinds).isdisjoint(HEIF_SUFFIXES):
+        return "save them as JPEG or PNG"
+    return f"save them as JPEG or PNG, or, for those of phones, {install('heic')}"
 
 
 def _counted(others: dict[str, int]) -> str:

@@ -91,10 +91,10 @@ def test_training_views_keep_pictures_whole_in_shape_and_are_drawn_from_the_seed
 def test_what_is_computed_before_is_what_the_model_computes(kind, loaded, monkeypatch):
     backbone = loaded(kind)
     more = {"answers": ["yes", "no"], "of": [0, 1]}
-    first = collate(backbone, questions=QUESTIONS[:2], **more)
+    first, takes = collate(backbone, questions=QUESTIONS[:2], **more), ahead.TAKEN
     monkeypatch.setattr(ahead, "TAKEN", False)
     plain = collate(backbone, questions=QUESTIONS[:2], **more)
-    assert "image_cu_seqlens" not in plain
+    assert "image_cu_seqlens" not in plain and ("image_cu_seqlens" in first) == takes
     by_model = {name: part for name, part in plain.items() if name != "position_ids"}
     expected = backbone.losses(by_model)
     assert torch.allclose(backbone.losses(first), expected) and torch.allclose(backbone.losses(plain), expected)

@@ -42,7 +42,8 @@ DEFAULTS: dict[str, Any] = {
     "k_test": 128,
 }
 
-# as attention reads them; transformers before 5.9 makes one itself, which attention to packed texts does not read
+# Whether the encoder takes a mask of four dimensions. transformers before 5.9 refuses it; the mask that it then makes
+# itself is not read, since attention to packed texts has its own.
 TAKES_MASKS = "get_extended_attention_mask" not in vars(BlipTextModel)
 
 

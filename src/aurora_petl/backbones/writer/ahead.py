@@ -1,7 +1,7 @@
 """What Qwen-VL derives from the grids of pictures, computed on the CPU before a batch goes to the device.
 
 Its vision tower attends to each picture by itself, and asks for the lengths of all of them in every layer; its language
-model asks where every picture begins. Asked of a GPU, each is a wait: three a layer and about ten an answer.
+model asks where every picture begins. Asked of a GPU, each is a wait: three a layer and about eight an answer.
 """
 
 from __future__ import annotations
