@@ -1,5 +1,9 @@
 """Two processes with half a batch each against one process with all of it."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,6 +16,7 @@ from aurora_petl.tasks.objectives import matching
 from aurora_petl.tasks.retrieval import Retrieval, RetrievalSettings
 from tests.adapter.tiny import blip_config
 from tests.helpers.duals import dual_batch, tiny_dual
+from tests.helpers.short_runs import free_port
 
 RANKS = 2
 KINDS = ("own rank", "all ranks", "clip", "siglip", "own rank, chunks", "all ranks, chunks", "clip, chunks")
@@ -110,3 +115,41 @@ def test_two_ranks_train_as_one_with_the_joint_batch(ranks, monkeypatch, kind):
 @pytest.mark.parametrize("rows", [torch.ones(2, 3, requires_grad=True), torch.arange(3)])
 def test_alone_nothing_is_gathered(rows):
     assert gather(rows) is rows
+
+
+LEAVING = """
+import atexit
+from pathlib import Path
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from aurora_petl import distributed
+
+def tell():
+    print("threads:", *(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")))
+
+atexit.register(tell)  # the last that is registered goes first
+distributed.start()
+model = DistributedDataParallel(torch.nn.Linear(2, 2))
+model(torch.ones(1, 2)).sum().backward()
+model.cycle = [model]
+del model
+tell()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted by what Linux tells of them")
+def test_no_thread_of_the_process_group_outlives_the_interpreter():
+    """One that wants the interpreter's lock while it ends kills the process, after all its work."""
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", LEAVING],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(RANKS)
+    ]
+    for process in ranks:
+        before, after = process.communicate(timeout=120)[0].splitlines()
+        assert process.returncode == 0 and "gloo" in before and "gloo" not in after

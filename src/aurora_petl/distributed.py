@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +35,9 @@ def start() -> None:
 
 
 def _leave() -> None:
+    """End the process group and its threads, while there is still an interpreter that they may need."""
     if dist.is_initialized():
+        gc.collect()  # a wrapped model is in a cycle and holds the group: its threads would outlive the interpreter
         dist.destroy_process_group()
 
 
