@@ -3,7 +3,8 @@
     python benchmarks/tasks.py --out runs/tasks --seeds 5                       the six packs of scenes, hours
     python benchmarks/tasks.py --out runs/tasks --packs scenes-questions ...    one of them; others may run beside it
     python benchmarks/tasks.py --out runs/tasks --report --json F --docs docs/methods.md     what is there so far
-    python benchmarks/tasks.py --out runs/few-64 --set train.max_train_samples=64 ...        with fewer pictures
+    python benchmarks/tasks.py --out runs/few-64 --set train.max_train_samples=64 --rates-of runs/tasks ...
+                                                                                with fewer pictures, at the same rates
     python benchmarks/tasks.py --out runs/default --default                     Aurora as the recipes have it, no search
 
 Every method gets the same search over rates, by the validation split with a seed that is not scored. ``--set`` changes
@@ -32,22 +33,35 @@ PACKS = (
     *("scenes-questions", "scenes-clip-questions"),
 )
 METHODS = ("heads", AURORA, "lora:1x", "lora:10x", "full")
-MARKS = ("<!-- methods over tasks: python benchmarks/tasks.py -->", "<!-- end of methods over tasks -->")
 Figures = Mapping[str, Any]  # of a method, as `comparison_json` has them
 
 
 def run(pack: str, options: argparse.Namespace) -> None:
     """The comparison on one pack, as far as it is missing."""
     recipe = load_recipe(pack, options.set)
-    known = {AURORA: recipe.train.learning_rate} if options.default else {}
+    known = {AURORA: recipe.train.learning_rate} if options.default else rates_of(options.rates_of, pack)
     methods = (AURORA,) if options.default else tuple(options.methods)
     plan = Plan(recipe, methods, options.seeds, tuple(options.rates), options.beyond, known=known)
     compare(plan, options.out / pack)
 
 
-def finished(out: Path) -> dict[str, dict[str, Figures]]:
+def rates_of(out: Path | None, pack: str) -> dict[str, float]:
+    """The rate that each method has in the comparison on a pack in a folder; none without a folder."""
+    if out is None:
+        return {}
+    if pack not in (results := finished(out, [pack])):
+        raise SystemExit(f"{out} holds no comparison on {pack} that ended")
+    return {method: figures["rate"] for method, figures in results[pack].items() if figures["rate"]}
+
+
+def marks(title: str) -> tuple[str, str]:
+    """Between what a page has the table of this title."""
+    return f"<!-- {title}: python benchmarks/tasks.py -->", f"<!-- end of {title} -->"
+
+
+def finished(out: Path, packs: Sequence[str]) -> dict[str, dict[str, Figures]]:
     """Figures of the methods by pack, of every comparison that ended."""
-    files = {pack: out / pack / "results.json" for pack in PACKS}
+    files = {pack: out / pack / "results.json" for pack in packs}
     return {pack: read_json(file)["methods"] for pack, file in files.items() if file.is_file()}
 
 
@@ -95,27 +109,29 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder of the comparisons; what is there is not repeated"
     )
-    parser.add_argument("--packs", nargs="+", default=PACKS, choices=PACKS)
+    parser.add_argument("--packs", nargs="+", default=PACKS, help="recipes, the six of scenes if none are named")
     parser.add_argument("--methods", nargs="+", default=METHODS, help="as of aurora compare")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--beyond", type=int, default=BEYOND)
+    parser.add_argument("--rates-of", type=Path, help="a folder of comparisons whose rates are taken, without a search")
     parser.add_argument("--set", nargs="+", default=[], metavar="key=value", help="fields of all recipes")
     parser.add_argument("--default", action="store_true", help="Aurora alone, with the recipes' own rates")
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("--json", type=Path, help="where figures go")
     parser.add_argument("--docs", type=Path, help="a page with the marks that the table goes between")
+    parser.add_argument("--title", default="methods over tasks", help="of the marks (default: %(default)s)")
     options = parser.parse_args()
     for pack in () if options.report else options.packs:
         run(pack, options)
-    if not (results := finished(options.out)):
+    if not (results := finished(options.out, options.packs)):
         raise SystemExit(f"{options.out} holds no comparison that ended")
     table = in_table(results)
     print(table)
     if options.json:
         write_json(options.json, {"date": date.today().isoformat(), "set": options.set, "packs": results})
     if options.docs:
-        write_between(options.docs, table, MARKS)
+        write_between(options.docs, table, marks(options.title))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from aurora_petl.files import write_json
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -44,3 +46,20 @@ def test_a_comparison_runs_and_is_reported(tmp_path, monkeypatch, capsys):
     [(plan, out)] = plans
     assert out == tmp_path / "scenes-ink" and plan.recipe.train.max_steps == 3 and plan.methods == ("aurora",)
     assert plan.known == {"aurora": plan.recipe.train.learning_rate}
+
+
+def test_rates_of_another_comparison_are_taken_without_a_search(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    tasks = import_module("tasks")
+    plans = []
+    monkeypatch.setattr(tasks, "compare", lambda plan, out: plans.append(plan))
+    words = ["tasks.py", "--out", str(tmp_path / "few"), "--packs", "emoji", "--rates-of", str(tmp_path / "all")]
+    monkeypatch.setattr("sys.argv", [*words, "--set", "train.max_train_samples=64"])
+    with pytest.raises(SystemExit, match="all holds no comparison on emoji that ended"):
+        tasks.main()
+    (tmp_path / "all/emoji").mkdir(parents=True)
+    write_json(tmp_path / "all/emoji/results.json", {"methods": {"zero-shot": figures(1, rate=0), "full": figures(2)}})
+    with pytest.raises(SystemExit, match="few holds no comparison that ended"):
+        tasks.main()
+    assert plans[0].known == {"full": 1e-3} and plans[0].budgets("full") == [(0, 1e-3)]
+    assert tasks.rates_of(None, "emoji") == {}
