@@ -89,7 +89,7 @@ def test_a_comparison_is_searched_run_taken_up_and_widened(folder, tmp_path, cap
     assert found["aurora_minus"] == 0 and found["weights"]["adapter"] > 0 < found["bytes"]
 
     monkeypatch.setattr(compare, "fit", None)  # what is there is not run again
-    assert main([*words, "--seeds", "2"]) == 0
+    assert main([*words[:6], "train.learning_rate=1", *words[6:], "--seeds", "2"]) == 0  # which every run replaces
     out, err = capsys.readouterr()
     assert "2 seeds" in out and "+-" in out
     wider = json.loads((tmp_path / "out/results.json").read_text())["methods"]["aurora"]

@@ -177,6 +177,8 @@ def claim(plan: Plan, out: Path) -> None:
     """
     content = json.loads(json.dumps(asdict(plan)))
     content["recipe"]["method_options"] = plan.recipe.method_options
+    for name in ("learning_rate", "seed"):  # every run has its own
+        del content["recipe"]["train"][name]
     widens = ("methods", "seeds", "rates", "beyond", "steps")  # a comparison may be widened: runs that are there stay
     if out.is_file():
         raise AuroraError(f"{out} is a file; name a folder with --out")
