@@ -188,7 +188,7 @@ def _search(options: argparse.Namespace) -> None:
 
 
 def _duplicates(options: argparse.Namespace) -> None:
-    _work(options).duplicates(options)
+    _work(options).duplicates(options, progress(options.quiet))
 
 
 def _serve(options: argparse.Namespace) -> None:

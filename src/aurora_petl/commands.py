@@ -190,13 +190,13 @@ def search(options: argparse.Namespace) -> None:
         contact_sheet(options.sheet, query, about, drawn)
 
 
-def duplicates(options: argparse.Namespace) -> None:
+def duplicates(options: argparse.Namespace, progress: bool) -> None:
     """Print groups of pictures that are alike, by the options of ``aurora duplicates``."""
     if options.json:
         check_output(options.json)
     library = open_store(options.store or find_index(options.index))
     among = make_filter(library.folder, options.under, options.after, options.before)
-    groups = find_duplicates(library, options.threshold, among=among)
+    groups = find_duplicates(library, options.threshold, among=among, progress=progress)
     count = sum(map(len, groups))
     print(
         one_line(

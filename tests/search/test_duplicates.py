@@ -43,9 +43,12 @@ def test_groups_are_those_of_all_pairs(block, shape, threshold, monkeypatch):
     assert sorted(near_groups(features, threshold)) == groups_of_pairs(features, threshold)
 
 
-def test_a_heap_of_equal_ones_and_none(monkeypatch):
+def test_a_heap_of_equal_ones_and_none(monkeypatch, capsys):
     monkeypatch.setattr(module, "BLOCK", 64)
     assert near_groups(torch.ones(500, 4).half(), 1) == [list(range(500))]
+    assert "comparing" not in capsys.readouterr().err
+    assert near_groups(torch.ones(500, 4), 1, progress=True) == [list(range(500))]
+    assert "comparing" in capsys.readouterr().err
     assert near_groups(torch.empty(0, 4), 0.9) == near_groups(torch.eye(4), 0.9) == []
 
 

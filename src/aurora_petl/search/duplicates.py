@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..devices import choose
 from ..errors import AuroraError
@@ -34,7 +35,12 @@ class Duplicate:
 
 
 def find_duplicates(
-    store: Store, threshold: float = THRESHOLD, view: str | None = None, among: Filter = ALL
+    store: Store,
+    threshold: float = THRESHOLD,
+    view: str | None = None,
+    among: Filter = ALL,
+    *,
+    progress: bool = False,
 ) -> list[list[Duplicate]]:
     """Groups of pictures that are alike, each by path, in the order of their first ones.
 
@@ -53,7 +59,7 @@ def find_duplicates(
     contents = store.contents(view or next(iter(store.keys)), among)
     rows = {content: row for row, content in enumerate(contents.digests)}
     group_of: dict[str, object] = {}
-    for number, members in enumerate(near_groups(contents.features, threshold)):
+    for number, members in enumerate(near_groups(contents.features, threshold, progress)):
         group_of.update((contents.digests[row], number) for row in members)
     for content in store.copies(among):
         group_of.setdefault(content, content)  # a group of its own
@@ -75,7 +81,7 @@ def find_duplicates(
 
 
 @torch.no_grad()
-def near_groups(features: Tensor, threshold: float) -> list[list[int]]:
+def near_groups(features: Tensor, threshold: float, progress: bool = False) -> list[list[int]]:
     """Rows that chains of near pairs join, of groups with more than one.
 
     Args:
@@ -84,6 +90,8 @@ def near_groups(features: Tensor, threshold: float) -> list[list[int]]:
     """
     device, least = choose(), min(threshold, 1 - _ROUNDING)
     parents = np.arange(len(features))
+    blocks = -(-len(features) // BLOCK)
+    bar = tqdm(total=blocks * (blocks + 1) // 2, desc="comparing", unit="block", leave=False, disable=not progress)
     for first in range(0, len(features), BLOCK):
         left = _unit(features[first : first + BLOCK].to(device))
         for second in range(first, len(features), BLOCK):
@@ -93,6 +101,8 @@ def near_groups(features: Tensor, threshold: float) -> list[list[int]]:
                 near.fill_diagonal_(False)
             if near.any():
                 _join(parents, near.cpu().numpy(), first, second)
+            bar.update()
+    bar.close()
     roots = _roots(parents, np.arange(len(parents)))
     order = np.argsort(roots, kind="stable")
     bounds = np.flatnonzero(np.diff(roots[order])) + 1

@@ -148,6 +148,7 @@ class Index:
         under: str | Path | None = None,
         after: str | None = None,
         before: str | None = None,
+        show_progress_bar: bool = False,
     ) -> list[list[DuplicatePicture]]:
         """Groups of pictures that are alike: of the same content, or with features whose cosine is at least
         ``threshold``.
@@ -156,12 +157,13 @@ class Index:
             under: see `search`, as for the two that follow.
             after: a date.
             before: a date.
+            show_progress_bar: on stderr.
 
         Raises:
             AuroraError: if the threshold is not above 0, up to 1.
         """
         among = make_filter(self.library.folder, under, after, before)
-        groups = find_duplicates(self.library, threshold, self._searcher.view, among)
+        groups = find_duplicates(self.library, threshold, self._searcher.view, among, progress=show_progress_bar)
         folder = self.library.folder
         return [[DuplicatePicture(folder / o.picture.path, o.similarity, o.same) for o in group] for group in groups]
 
