@@ -33,12 +33,25 @@ class _Parser(argparse.ArgumentParser):
             wrong = choice[1]
         else:
             wrong = next((word.rstrip(":").split("=")[0] for word in message.split() if word.startswith("--")), "")
-        close = difflib.get_close_matches(wrong[:100], known, 1)
+        places = [action for action in self._actions if not action.option_strings]
+        if any(wrong[2:] in (place.dest, place.dest.removesuffix("s")) for place in places) and not any(
+            option.startswith(wrong) for option in known
+        ):
+            words = " ".join(str(place.metavar or place.dest) for place in places if place.dest != "overrides")
+            return f"; it is given without {wrong}: {self.prog} {words}"
+        close = _closest(wrong, known)
         override = _override(wrong, message) if any(a.dest == "overrides" for a in self._actions) else None
         if not wrong or wrong in known or not (close or override):
             return ""
-        cut = bool(close) and close[0].startswith(wrong)
-        return f"; did you mean {close[0] if cut or not override else override}?"
+        cut = bool(close) and close.startswith(wrong)
+        return f"; did you mean {close if cut or not override else override}?"
+
+
+def _closest(wrong: str, known: Sequence[str]) -> str:
+    """What is known and most like a wrong word, dashes aside, which all options have; empty if nothing is."""
+    bare = {word.lstrip("-"): word for word in known}
+    close = difflib.get_close_matches(wrong[:100].lstrip("-"), bare, 1, 0.65)
+    return bare[close[0]] if close else ""
 
 
 def _override(option: str, message: str) -> str | None:

@@ -75,6 +75,16 @@ def test_wrong_values(words, message, refusal, here):
         ("search \udcff", "argument TEXT: the text is not UTF-8 (see aurora search --help)"),
         ("train --ab\udcff", "unknown option --ab\\udcff (see aurora train --help)"),
         ("demo --sed 1", "unknown option --sed 1; did you mean --seeds? (see aurora demo --help)"),
+        (
+            "features photos --model runs/mine --out x.npz",
+            "unknown option --model; it is given without --model: aurora features MODEL DATA "
+            "(see aurora features --help)",
+        ),
+        (
+            "evaluate --run runs/mine",
+            "unknown option --run; it is given without --run: aurora evaluate RUN (see aurora evaluate --help)",
+        ),
+        ("search --query cat", "unknown option --query (see aurora search --help)"),
         ("--hlp", "unknown option --hlp; did you mean --help? (see aurora --help)"),
         ("params blip-mini --r x", "argument --r: invalid int value: 'x' (see aurora params --help)"),
         ("train emoji --out", "argument --out: expected one argument (see aurora train --help)"),
