@@ -83,8 +83,10 @@ def parse(
         options.overrides += unknown  # argparse takes positionals in one place; overrides may follow options as well
         unknown = []
     if unknown:
-        what = "unknown option" if any(word.startswith("-") for word in unknown) else "one word too many:"
-        options.parser.error(f"{what} {' '.join(unknown)}")
+        if any(word.startswith("-") for word in unknown):
+            options.parser.error(f"unknown option {' '.join(unknown)}")
+        quotes = "; put a text of several words in quotes" if hasattr(options, "text") else ""
+        options.parser.error(f"one word too many: {' '.join(unknown)}{quotes}")
     options.help = parser.format_help()
     return options
 

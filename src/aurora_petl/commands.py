@@ -17,6 +17,7 @@ from . import features as vectors
 from .api import load
 from .backbones.blip import convert as converting
 from .data import load_dataset
+from .data.kinds import PICTURE_SUFFIXES
 from .data.media import load_image
 from .data.rows import announced
 from .distributed import rank
@@ -168,6 +169,8 @@ def search(options: argparse.Namespace) -> None:
     among = make_filter(library.folder, options.under, options.after, options.before)
     query = options.text if options.image is None else load_image(options.image)
     searcher = Searcher(library)
+    if options.text and options.text.lower().endswith(PICTURE_SUFFIXES) and os.path.isfile(options.text):
+        note(f"{options.text} is taken as a text; what is like this picture: aurora search --image {options.text}")
     hits = searcher.search(query, options.k, texts=options.texts, rerank=options.rerank, among=among)
     score = searcher.scored_by(options.k, options.rerank)
     shown = "captions" if options.texts else f"pictures {among}".rstrip()

@@ -359,5 +359,7 @@ def test_files_and_folders_of_another_kind(tmp_path):
     (tmp_path / "model_base.pth").write_bytes(b"")
     assert "is a file, not a model folder; aurora convert makes one" in refusal(tmp_path / "model_base.pth")
     assert "has no config.json" in refusal(tmp_path)
+    (tmp_path / "recipe.yaml").touch()
+    assert "is a run, not a model; name the model that it tuned, with train.init_from=" in refusal(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
     assert "holds an adapter, not a model" in refusal(tmp_path)

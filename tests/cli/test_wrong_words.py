@@ -72,6 +72,10 @@ def test_wrong_values(words, message, refusal, here):
             "unknown option --beta=2; did you mean task.beta=2? (see aurora train --help)",
         ),
         ("params blip-mini more", "one word too many: more (see aurora params --help)"),
+        (
+            "search red circle",
+            "one word too many: circle; put a text of several words in quotes (see aurora search --help)",
+        ),
         ("search \udcff", "argument TEXT: the text is not UTF-8 (see aurora search --help)"),
         ("train --ab\udcff", "unknown option --ab\\udcff (see aurora train --help)"),
         ("demo --sed 1", "unknown option --sed 1; did you mean --seeds? (see aurora demo --help)"),

@@ -97,6 +97,13 @@ def test_captions_by_picture(aurora, library, here):
     assert Image.open(here / "sheet.png").getpixel((12 + 80, 12 + 80)) == (34, 170, 34)  # the query, #2a2
 
 
+def test_a_picture_given_as_a_text_is_told_so(aurora, library, here):
+    draw("square", "green").save(here / "query.png")
+    status, _, err = aurora("search", "query.png", "--index", library.out, "-k", 2)
+    assert status == 0 and "aurora search --image query.png" in err
+    assert "--image" not in aurora("search", "other.png", "--index", library.out, "-k", 2)[2]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

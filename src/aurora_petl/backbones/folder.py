@@ -39,6 +39,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         if (folder / "adapter_config.json").is_file():
             raise AuroraError(f"{folder} holds an adapter, not a model; name the model that the adapter was trained on")
+        if (folder / "recipe.yaml").is_file():
+            raise AuroraError(
+                f"{folder} is a run, not a model; name the model that it tuned, with train.init_from={folder} to begin "
+                f"where the run ended, or make a model of both: aurora export {folder} OUT"
+            )
         raise AuroraError(f"model folder {folder} has no config.json; name a folder saved by save_pretrained")
     content = read_json(path)
     if not isinstance(content, dict):
