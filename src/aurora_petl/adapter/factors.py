@@ -77,13 +77,9 @@ class AuroraFactors(nn.Module):
         self.r, self.core, self.init_weights = config.r, config.core, config.init_weights
         self.scale, self.dropout = config.scale, config.dropout
         self.dtype = like.dtype
-        # lambda stays clear of 0, so that no component starts dead; C keeps the norm of U^T x for P ~ N(0, 1). With
-        # lambda, P is drawn ten times smaller and lambda ten times larger: the update is the same, and a step of Adam,
-        # of one size for all weights, turns the rows of P as fast as the columns of V, which start at 0
-        self._spread = 0.1 if self.core == "diagonal" else 1.0
+        # lambda stays clear of 0, so that no component starts dead; C keeps the norm of U^T x for P ~ N(0, 1)
         if self.core == "diagonal":
-            low, high = 0.5 / self._spread, 1.5 / self._spread
-            self.register_parameter(self.core_name, self._uniform((self.r,), low, high, like.device))
+            self.register_parameter(self.core_name, self._uniform((self.r,), 0.5, 1.5, like.device))
         else:
             self.register_parameter(self.core_name, self._normal((self.r,) * 3, 1 / self.r, like.device))
 
@@ -95,7 +91,7 @@ class AuroraFactors(nn.Module):
         if widths.V not in self._parameters:
             bound = 0.0 if self.init_weights else 1 / math.sqrt(self.r)
             self.register_parameter(widths.V, self._uniform((widths.outputs, self.r), -bound, bound, device))
-        return self._normal((slices, self.r), self._spread, device)
+        return self._normal((slices, self.r), 1.0, device)
 
     @property
     def core_name(self) -> str:
