@@ -33,12 +33,11 @@ class _Parser(argparse.ArgumentParser):
             wrong = choice[1]
         else:
             wrong = next((word.rstrip(":").split("=")[0] for word in message.split() if word.startswith("--")), "")
-        places = [action for action in self._actions if not action.option_strings]
-        if any(wrong[2:] in (place.dest, place.dest.removesuffix("s")) for place in places) and not any(
-            option.startswith(wrong) for option in known
-        ):
-            words = " ".join(str(place.metavar or place.dest) for place in places if place.dest != "overrides")
-            return f"; it is given without {wrong}: {self.prog} {words}"
+        words = [action for action in self._actions if not action.option_strings]
+        is_word = wrong in {f"--{name}" for word in words for name in (word.dest, word.dest.removesuffix("s"))}
+        if is_word and not any(option.startswith(wrong) for option in known):
+            names = " ".join(str(word.metavar or word.dest) for word in words if word.dest != "overrides")
+            return f"; it is given without {wrong}: {self.prog} {names}"
         close = _closest(wrong, known)
         override = _override(wrong, message) if any(a.dest == "overrides" for a in self._actions) else None
         if not wrong or wrong in known or not (close or override):
