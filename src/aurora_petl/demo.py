@@ -13,7 +13,7 @@ from .training import ADAPTER
 
 RECIPE = "emoji"
 # on the validation split, by `aurora compare` (docs/methods.md)
-RATES = {"heads": 1e-3, AURORA: 3e-3, "lora:10x": 3e-3, "full": 3e-4}
+RATES = {"heads": 1e-3, AURORA: 3e-3, "lora:10x": 3e-3, "full": 9e-5}
 
 
 def plan(seeds: int) -> Plan:
