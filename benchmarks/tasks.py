@@ -84,6 +84,7 @@ def in_table(results: Mapping[str, Mapping[str, Figures]]) -> str:
     """A row for each method that all packs have, with its rates, a column for each pack."""
     packs = list(results.values())
     names = [name for name in packs[0] if all(name in methods for methods in packs)]
+    names.sort(key=lambda name: (name != "zero-shot", name != AURORA))  # in whichever order they were run
     header = ["method", *results, "mean", "Aurora minus it", "Aurora is at least as good in"]
     rows = []
     for name in names:

@@ -18,9 +18,9 @@ def test_aurora_is_compared_by_seed_over_all_tasks(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     tasks = import_module("tasks")
     one = {
+        "full": figures(12, 20, rate=1e-4, edge=True),
         "zero-shot": figures(5, 5, rate=0),
         "aurora": figures(10, 20, 30),
-        "full": figures(12, 20, rate=1e-4, edge=True),
     }
     two = {
         "zero-shot": figures(1, 1, rate=0),
@@ -31,6 +31,7 @@ def test_aurora_is_compared_by_seed_over_all_tasks(monkeypatch):
     assert tasks.mean_difference([one, two], "full") == [-1.0, 1.0]  # of two seeds, the third is not in all
     table = tasks.in_table({"scenes-ink": one, "scenes-colour": two}).splitlines()
     assert "| full | 16.0 +- 4.0 (rate 0.0001*) | 39.5 +- 0.5 (rate 0.001) | 27.8 | +0.0 +- 1.0 | 2 of 2 |" in table
+    assert [line.split()[1] for line in table[2:]] == ["zero-shot", "aurora", "full"]
     assert "| zero-shot | 5.0 | 1.0 | 3.0 |" in table[2] and "heads" not in "".join(table)
 
 
