@@ -101,7 +101,6 @@ def test_options_of_aurora_are_the_fields_of_its_configuration():
         ("task.max_tokens=400", "task.max_tokens is 400; blip-mini has places for 64 tokens"),
         ("task.name=vqa task.max_answer_tokens=65", "task.max_answer_tokens is 65; blip-mini has places for 64"),
         ("image_size=17", "image_size is 17, which patches of 12 pixels do not fill"),
-        ("files={foo: x}", "files has no key 'foo'"),
     ],
 )
 def test_what_does_not_fit_the_model_is_told_before_data_are_read(overrides, message):

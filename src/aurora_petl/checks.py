@@ -11,7 +11,6 @@ from . import warm_start
 from .backbones import load_backbone
 from .backbones.load import check_company
 from .baselines import apply_method
-from .data import READERS
 from .errors import AuroraError, did_you_mean, short
 from .methods import find_method
 from .recipe import Recipe
@@ -29,8 +28,6 @@ def check(recipe: Recipe, folder: Path | None = None) -> TaskSettings:
     Raises:
         AuroraError: at the first thing that would stop a run.
     """
-    if recipe.data not in READERS and (wrong := sorted(set(recipe.files) - {"rows"})):
-        raise AuroraError(f"files has no key {short(wrong[0])}; of a folder it has rows alone, its file of rows")
     source = warm_start.source_of(recipe, folder)
     image_size = recipe.image_size or None
     check_company(recipe.model, task=recipe.task.name, image_size=image_size)

@@ -6,6 +6,7 @@ safetensors file that a user may bring is read through `read_json`, `yaml_files.
 
 from __future__ import annotations
 
+import codecs
 import errno
 import glob
 import json
@@ -222,10 +223,15 @@ def parse_text(data: bytes, where: str) -> str:
     if data.startswith(LFS_POINTER):
         raise AuroraError(f"{where} is a pointer of git-lfs, not the file; fetch it with git lfs pull")
     try:
-        return data.decode("utf-8-sig")
+        return data.decode(encoding_of(data))
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise AuroraError(f"{where}, line {line}: not UTF-8; save the file as UTF-8") from error
+
+
+def encoding_of(data: bytes) -> str:
+    """How a text's bytes are to be decoded: UTF-16 where they begin with its mark, as Excel's "Unicode text" does."""
+    return "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
 
 
 def parse_json(text: str | bytes, where: str) -> Any:

@@ -118,8 +118,8 @@ def test_a_file_in_place_of_its_folder(tmp_path, name):
 
 
 def test_csv_without_a_column(tmp_path):
-    message = refusal(table(tmp_path, "image;caption\na.png;x\n"))
-    assert message.startswith("mine/captions.csv, line 1: no column image and no column caption among image;caption")
+    message = refusal(table(tmp_path, "bild;caption\na.png;x\n"))
+    assert message.startswith("mine/captions.csv, line 1: no column image among bild, caption")
     assert "the first line must be image,caption" in message
 
 

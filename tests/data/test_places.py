@@ -139,7 +139,7 @@ def test_names_that_are_not_utf8_or_not_on_one_line(tmp_path):
     [
         ("A.PNG", "a.png"),
         ("elsewhere/a.png", "a.png"),
-        ("deep.png", "in/it/deep.png"),
+        ("it/deep.pnj", "in/it/deep.png"),
         ("in/it/dep.png", "in/it/deep.png"),
     ],
 )
@@ -148,6 +148,17 @@ def test_what_may_be_meant(tmp_path, image, near):
     (made / "in/it").mkdir(parents=True)
     (made / "in/it/deep.png").touch()
     assert refusal(made).endswith(f"; did you mean {near}?")
+
+
+@pytest.mark.parametrize("image", ["deep.png", "it/deep.png", "deep", "in/it/deep"])
+def test_a_name_may_lack_its_folder_and_its_suffix(tmp_path, image):
+    made = mine(tmp_path, {**ROW, "image": image})
+    (made / "in/it").mkdir(parents=True)
+    (made / "in/it/deep.png").write_bytes((made / "a.png").read_bytes())
+    assert load_dataset(made)[0].image == "in/it/deep.png"
+    (made / "in/deep.png").touch()
+    if not image.startswith(("it", "in")):
+        assert "lies in several folders (in/deep.png, in/it/deep.png); name the right one" in refusal(made)
 
 
 @pytest.mark.parametrize("bad", [1, 20_000])

@@ -128,6 +128,76 @@ def open_clip(path: Path, made: list[Example]) -> Path:
     return path
 
 
+def json_list(path: Path, made: list[Example]) -> Path:
+    """As BLIP's and ALBEF's annotations are: a list in JSON for each split; pictures in another folder."""
+    for split, part in by_split(made):
+        write(path / f"{split}.json", json.dumps([{"image": e.name, "caption": list(e.captions)} for e in part]))
+        for example in part:
+            write(path / "images" / example.name, example.data)
+    return path
+
+
+def json_by_name(path: Path, made: list[Example]) -> Path:
+    """Captions by the names of files, which is all that there is: the splits are told by options or folders."""
+    for split, part in by_split(made):
+        write(path / f"captions_{split}.json", json.dumps({e.name: list(e.captions) for e in part}))
+        for example in part:
+            write(path / example.name, example.data)
+    return path
+
+
+def karpathy(path: Path, made: list[Example]) -> Path:
+    """Karpathy's JSON, as it is there for Flickr8k."""
+    rows = [
+        {
+            "filename": e.name,
+            "sentids": [2 * n, 2 * n + 1],
+            "imgid": n,
+            "sentences": [{"tokens": caption.split(), "raw": caption, "imgid": n} for caption in e.captions],
+            "split": e.split.replace("validation", "val"),
+        }
+        for n, e in enumerate(made)
+    ]
+    write(path / "dataset_mine.json", json.dumps({"images": rows, "dataset": "mine"}))
+    for example in made:
+        write(path / "images" / example.name, example.data)
+    return path
+
+
+def token(path: Path, made: list[Example]) -> Path:
+    """Flickr30K's own lines: a file's name, the number of its caption, a tab, the caption."""
+    for split, part in by_split(made):
+        rows = [f"{e.name}#{n}\t{caption}\n" for e in part for n, caption in enumerate(e.captions)]
+        write(path / f"results_{split}.token", "".join(rows))
+        for example in part:
+            write(path / "pictures" / example.name, example.data)
+    return path
+
+
+def excel(path: Path, made: list[Example]) -> Path:
+    """What Excel saves as Unicode text: UTF-16, tabs, quotes; names of pictures without their suffix."""
+    table = io.StringIO()
+    rows = csv.writer(table, delimiter="\t")
+    rows.writerow(["image_name", "description", "split"])
+    for example in made:
+        rows.writerows([example.name.removesuffix(".png"), caption, example.split] for caption in example.captions)
+        write(path / "pictures" / example.name, example.data)
+    write(path / "captions.csv", table.getvalue().encode("utf-16"))
+    return path
+
+
+def img2dataset(path: Path, made: list[Example]) -> Path:
+    """As img2dataset writes files: a folder with .png and .json, and a parquet of notes beside it."""
+    for split, part in by_split(made):
+        for example in part:
+            place = path / split / example.name
+            write(place, example.data)
+            write(place.with_suffix(".json"), json.dumps({"caption": list(example.captions), "url": "x", "sha256": ""}))
+        write(path / f"{split}.parquet", b"PAR1")
+        write(path / f"{split}_stats.json", json.dumps({"count": len(part), "status_dict": {"success": len(part)}}))
+    return path
+
+
 def pairs(path: Path, made: list[Example]) -> Path:
     for example in made:
         write(path / example.split / example.name, example.data)
@@ -193,7 +263,13 @@ WRITERS: dict[str, Callable[[Path, list[Example]], Path]] = {
     "imagefolder, whole": imagefolder_whole,
     "coco": coco,
     "table": open_clip,
+    "table, JSON": json_list,
+    "table, by name": json_by_name,
+    "table, Karpathy's": karpathy,
+    "table, Flickr's": token,
+    "table, Excel's": excel,
     "pairs": pairs,
+    "pairs, img2dataset's": img2dataset,
     "webdataset": webdataset,
     "webdataset, json": webdataset_json,
     "parquet": parquet,

@@ -69,6 +69,10 @@ def load_dataset(
     if name in pack_names():
         if root:
             raise AuroraError(f"--root is the folder of a benchmark ({', '.join(READERS)}), and {short(name)} is none")
+        if files:
+            raise AuroraError(
+                f"files.{next(iter(files))} says how own data are read, and {name} is embedded; leave it out"
+            )
         return load_pack(name)
     if may_be_data(name):
         return read_data(name, root, files, broken, bare)

@@ -19,7 +19,7 @@ may be left out. In both, ``clip`` in the place of ``image`` names a video, an a
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -27,10 +27,10 @@ from ..errors import AuroraError, short
 from .folder_rows import item_row, question_row
 from .protocol import most_frequent
 from .reading import Raw, RowReader
-from .rows import ImageTextDataset, Question, QuestionDataset, brief, refuse
+from .rows import ImageTextDataset, Question, QuestionDataset, brief, place, refuse
 from .source import Source
 from .splits import with_splits
-from .tables import csv_rows, json_lines
+from .tables import csv_header, csv_rows, json_lines
 
 ROW_FILES = ("captions.jsonl", "captions.csv", "questions.jsonl")
 _LINE = 'a line looks like {"image": "cat.jpg", "caption": "a cat"}'
@@ -71,7 +71,7 @@ def read_own(source: Source) -> ImageTextDataset | QuestionDataset:
             f"{source.path} has no {short(chosen) if chosen else _choices()}; it holds {len(held):,} files"
             + (f", of which {brief(near[0])} may be meant: rename it" if near else "")
         )
-    reader = source.reader(source.where(chosen))
+    reader = source.reader(source.where(chosen), anywhere=True)
     rows = _rows(source, chosen, reader)
     questions = PurePosixPath(chosen).name.startswith("questions")
     return (_questions if questions else _captions)(source, reader, rows)
@@ -96,7 +96,8 @@ def _choices() -> str:
 def _rows(source: Source, name: str, reader: RowReader) -> Iterator[Raw]:
     text, where = source.text(name), reader.where
     if name.endswith(".csv"):
-        for line, row in csv_rows(text, where, ("image", "caption"), reader.problems):
+        delimiter = csv_header(next((line for line in text.splitlines() if line.strip()), ""))[1]
+        for line, row in csv_rows(text, where, ("image", "caption"), reader.problems, delimiter):
             yield Raw(where, line, row)
         return
     for line, row in json_lines(text, where, _LINE, reader.problems):
@@ -114,19 +115,39 @@ def _captions(source: Source, reader: RowReader, rows: Iterator[Raw]) -> ImageTe
 
 
 def _questions(source: Source, reader: RowReader, rows: Iterator[Raw]) -> QuestionDataset:
-    questions: list[Question] = []
-    lines: dict[str, int] = {}
-    for question in reader.read(rows, partial(question_row, roots=source.roots)):
-        if (first := lines.setdefault(question.id, question.line)) != question.line:
-            said = f"id {brief(question.id)} stands in line {first} as well; give each question its own"
-            reader.problem(question, said)
-        questions.append(question)
+    questions = questions_of(reader, rows, source.roots)
     reader.settle(questions)
     made = with_splits(questions, reader.where)
-    for row in made:
-        if not row.answers and row.split != "test":
-            reader.problem(row, f'no "answer", which a question of split {row.split} must have')
-    refuse(reader.problems)
+    need_answers(reader.where, made)
     return QuestionDataset(
         source.path.stem, made, reader.files, reader.where, reader.clips, source.broken, candidates=most_frequent(made)
+    )
+
+
+def questions_of(reader: RowReader, rows: Iterable[Raw], roots: Sequence[Path]) -> list[Question]:
+    """The questions of rows; what is wrong with others is noted with the reader, so is an id that stands twice."""
+    questions: list[Question] = []
+    places: dict[str, tuple[str, int]] = {}
+    for question in reader.read(rows, partial(question_row, roots=roots)):
+        here = question.source, question.line
+        if (first := places.setdefault(question.id, here)) != here:
+            there = f"line {first[1]}" if first[0] == question.source else place(first[0], first[1])
+            said = f"id {brief(question.id)} stands in {there} as well; give each question its own"
+            reader.problem(question, said)
+        questions.append(question)
+    return questions
+
+
+def need_answers(where: str, questions: Sequence[Question]) -> None:
+    """See that each question has an answer, but for those of the test split.
+
+    Raises:
+        AuroraError: with the first few that have none.
+    """
+    refuse(
+        [
+            f'{place(row.source or where, row.line)}: no "answer", which a question of split {row.split} must have'
+            for row in questions
+            if not row.answers and row.split != "test"
+        ]
     )

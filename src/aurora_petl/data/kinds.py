@@ -37,3 +37,8 @@ CLIP_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".webm", ".mkv", ".avi", ".wmv", ".asf", ".flv", ".ogv"),
     *(".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".vob", ".mjpeg", ".mjpg"),
 )
+
+
+def is_media(name: str) -> bool:
+    """Whether a name is that of a picture or clip."""
+    return name.lower().endswith((*PICTURE_SUFFIXES, *CLIP_SUFFIXES))

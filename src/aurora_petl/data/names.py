@@ -10,9 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+from .kinds import CLIP_SUFFIXES, PICTURE_SUFFIXES
 from .places import Files
 from .protocol import composed
 
+_MEDIA = frozenset((*PICTURE_SUFFIXES, *CLIP_SUFFIXES))
 _NEAR = 2000  # names that a missing one is compared with: comparing is slow
 
 
@@ -31,8 +33,12 @@ class Names(Protocol):
         """The name on disk of what a row names; with ``folders`` it may be a folder, which holds a clip's frames."""
         ...
 
+    def bare(self, name: str) -> str | None:
+        """The picture's or clip's name on disk that is ``name`` and a suffix; None if ``name`` has one already."""
+        ...
+
     def ending(self, name: str) -> list[str]:
-        """The known names that end in ``name``, in whichever folders."""
+        """The known names that end in ``name``, or in ``name`` and a suffix as `bare` has it, in whichever folders."""
         ...
 
     def near(self, name: str) -> str | None:
@@ -62,8 +68,22 @@ class AllNames:
                 return found
         return None
 
+    def bare(self, name: str) -> str | None:
+        return next((held for held in self._by_stem.get(name.rpartition("/")[2], ()) if _stem(held) == name), None)
+
     def ending(self, name: str) -> list[str]:
-        return [held for held in self._by_last.get(name.rpartition("/")[2], ()) if f"/{held}".endswith(f"/{name}")]
+        last, end = name.rpartition("/")[2], f"/{name}"
+        whole = [held for held in self._by_last.get(last, ()) if f"/{held}".endswith(end)]
+        return whole or [held for held in self._by_stem.get(last, ()) if f"/{_stem(held)}".endswith(end)]
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        """Pictures and clips by their last parts without their suffixes."""
+        by_stem: dict[str, list[str]] = {}
+        for name in self._sorted:
+            if stem := _stem(name):
+                by_stem.setdefault(stem.rpartition("/")[2], []).append(name)
+        return by_stem
 
     @cached_property
     def folders(self) -> set[str]:
@@ -108,6 +128,12 @@ class AllNames:
         )
 
 
+def _stem(name: str) -> str:
+    """The name of a picture or clip without its suffix; "" of other files."""
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in _MEDIA else ""
+
+
 class NamesAsAsked:
     """Names under a folder of which only those folders are listed that rows name: it may be the root of a disk.
 
@@ -118,6 +144,7 @@ class NamesAsAsked:
     def __init__(self, folder: Path, known: tuple[str, ...] = ()) -> None:
         self.folder, self.known = folder, known
         self._inside: dict[str, tuple[dict[str, str], dict[str, str]]] = {}  # files and folders of a folder
+        self._bare: dict[str, dict[str, str]] = {}  # pictures and clips of a folder by their names without suffixes
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.known)
@@ -135,6 +162,17 @@ class NamesAsAsked:
             if found is not None:
                 return f"{parent}/{found}" if parent else found
         return None
+
+    def bare(self, name: str) -> str | None:
+        above, _, last = name.rpartition("/")
+        parent = self._folder(above)
+        if parent is None:
+            return None
+        if above not in self._bare:
+            held = sorted(set(self._listed(parent)[0].values()), reverse=True)
+            self._bare[above] = {stem: name for name in held if (stem := _stem(name))}
+        found = self._bare[above].get(last)
+        return found if found is None or not parent else f"{parent}/{found}"
 
     def ending(self, name: str) -> list[str]:
         return []

@@ -93,10 +93,10 @@ class RowReader:
         return replace(made, image=found, source=source)
 
     def _find(self, raw: Raw, name: str, clip: bool) -> str | None:
-        if raw.folder and (found := self.names.find(f"{raw.folder}/{name}", clip)):
-            return found
-        if found := self.names.find(name, clip):
-            return found
+        near = (f"{raw.folder}/{name}", name) if raw.folder else (name,)
+        for spelled in near:
+            if found := self.names.find(spelled, clip) or self.names.bare(spelled):
+                return found
         if not self.anywhere:
             return None
         several = self.names.ending(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any
 
 from ..errors import AuroraError, first_line, short
 from ..files import parse_text
+from .kinds import is_media
 from .names import AllNames, Names, NamesAsAsked
 from .places import Files, Folder, Tar
 from .reading import RowReader
@@ -54,6 +56,11 @@ class Source:
     def visible(self) -> list[str]:
         """The same in their order, without hidden files and those of hidden folders."""
         return [name for name in self.names if not any(part.startswith(".") for part in name.split("/"))]
+
+    @cached_property
+    def described(self) -> set[str]:
+        """The names of pictures and clips without their suffixes: what else is called so tells of one of them alone."""
+        return {os.path.splitext(name)[0] for name in self.visible if is_media(name)}
 
     @property
     def title(self) -> str:

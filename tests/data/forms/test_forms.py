@@ -9,6 +9,8 @@ import pytest
 from aurora_petl import cli
 from aurora_petl.data import load_dataset
 from aurora_petl.data.forms import FORMS
+from aurora_petl.data.forms.common import ANSWER_COLUMNS, CAPTION_COLUMNS, IMAGE_COLUMNS
+from aurora_petl.data.forms.table import OPTIONS
 from aurora_petl.errors import AuroraError
 from aurora_petl.search.captions import read_captions
 from tests.helpers import forms
@@ -161,5 +163,5 @@ def test_evaluate_says_how_data_are_read():
 def test_the_documents_tell_every_form_and_option():
     text = DOCS.read_text()
     assert [form.title for form in FORMS.values() if form.title not in text and form.title != "own rows"] == []
-    options = ("rows", "form", "image_column", "caption_column", "split_column", "id_column", "templates", "config")
-    assert [name for name in options if f"files.{name}" not in text] == []
+    assert [name for name in OPTIONS if f"files.{name}" not in text] == []
+    assert [name for name in (*IMAGE_COLUMNS, *CAPTION_COLUMNS, *ANSWER_COLUMNS) if f"`{name}`" not in text] == []

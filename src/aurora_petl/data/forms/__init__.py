@@ -11,18 +11,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ...errors import AuroraError, did_you_mean
+from ...errors import AuroraError, did_you_mean, short
 from ..folder import read_own
-from ..rows import ImageTextDataset, QuestionDataset, brief
+from ..rows import ImageTextDataset, brief
 from ..source import Source
-from .common import Look
+from .common import Look, OwnDataset
 from .hub import is_id
 from .pairs import read_bare
-from .table import FORMS, Form
+from .table import FORMS, OPTIONS, Form
 
 __all__ = ["FORMS", "Form", "is_pattern", "may_be_data", "read_beside", "read_data"]
 
-_TABLES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")  # that may be named in their folder's place
+_TABLES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".token", ".parquet")  # that may be named in their folder's place
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _MOST_SHARDS = 1_000_000
 
@@ -43,7 +43,7 @@ def read_data(
     options: Mapping[str, Any] | None = None,
     broken: str = "stop",
     bare: bool = False,
-) -> ImageTextDataset | QuestionDataset:
+) -> OwnDataset:
     """The dataset in a folder, a tar, a table, shards or on the hub, whichever form it is of.
 
     Args:
@@ -56,7 +56,10 @@ def read_data(
     Raises:
         AuroraError: if it is of no form, with the nearest one; or with the first few wrong rows.
     """
-    source = _source(name, Path(root) if root else None, options or {}, broken)
+    options = options or {}
+    if wrong := next((key for key in options if key not in OPTIONS), None):
+        raise AuroraError(f"files has no key {short(wrong)}; {did_you_mean(wrong, OPTIONS, 'its keys are')}")
+    source = _source(name, Path(root) if root else None, options, broken)
     if (asked := source.option("form")) and asked not in FORMS:
         raise AuroraError(f"files.form is {brief(asked)!r}; {did_you_mean(asked, FORMS)}")
     if not os.path.exists(name) and not source.named:
@@ -87,7 +90,8 @@ def read_beside(folder: Path, absent: list[str]) -> ImageTextDataset | None:
     source = Source(folder, absent=absent)
     for key, form in FORMS.items():
         if form.beside and (look := _module(key).look(source)).shown_by:
-            return _read(key, source, look)
+            dataset = _read(key, source, look)
+            return dataset if isinstance(dataset, ImageTextDataset) else None
     return None
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ...errors import AuroraError, first_line, install
 from ...files import read_bytes
-from ..folder_rows import item_row
-from ..items import Item, PackedItems
+from ..folder_rows import item_row, question_row
+from ..items import PackedItems
 from ..reading import MOST_PROBLEMS
-from ..rows import ImageTextDataset, brief, listed, place, refuse
+from ..rows import brief, listed, place, refuse
 from ..source import Source
-from .common import caption_column, column, fields_of, finished
+from .common import OwnDataset, column, fields_of, need_texts, with_captions, with_questions
 
 _IMAGES = ("image", "img", "picture", "jpg", "png", "webp")
 _ROWS = 1000  # texts that are read at a time
@@ -68,27 +69,40 @@ def library(what: str) -> ModuleType:
     return datasets
 
 
-def read_tables(source: Source, where: str, tables: Mapping[str, tuple[Any, str]], files: Tables) -> ImageTextDataset:
+def read_tables(source: Source, where: str, tables: Mapping[str, tuple[Any, str]], files: Tables) -> OwnDataset:
     """The dataset of tables of ``datasets`` by name, each with its split.
 
     Raises:
         AuroraError: with the first few wrong rows and how many there are.
     """
     problems: list[str] = []
-    made = PackedItems.pack(
-        item for name, (table, split) in tables.items() for item in _items(source, name, table, split, files, problems)
+    questions = {
+        need_texts(source, list(table.column_names), source.where(name)).answer is not None
+        for name, (table, _) in tables.items()
+    }
+    if len(questions) > 1:
+        raise AuroraError(
+            f"{where} has captions in one table and questions in another; name one, as in files.train=NAME"
+        )
+    rows = (
+        row for name, (table, split) in tables.items() for row in _rows(source, name, table, split, files, problems)
     )
+    made = list(rows) if questions == {True} else PackedItems.pack(rows)
     if source.broken == "stop" or not made:
         refuse(problems)
     if not made:
         raise AuroraError(f"{where} holds no rows")
-    dataset = finished(source, where, made, files)
+    if isinstance(made, PackedItems):
+        dataset: OwnDataset = with_captions(source, where, made, files)
+    else:
+        dataset = with_questions(source, where, made, files)
     if problems:
         dataset.note += f"; {len(problems):,} rows left out: {listed(problems)}"
     return dataset
 
 
-def _items(source: Source, name: str, table: Any, split: str, files: Tables, problems: list[str]) -> Iterator[Item]:
+def _rows(source: Source, name: str, table: Any, split: str, files: Tables, problems: list[str]) -> Iterator[Any]:
+    """The captions of a table as items, or its questions."""
     datasets = library(title := source.where(name))
     columns = list(table.column_names)
     image = column(source, "image_column", _image_columns(datasets, table), columns, title)
@@ -96,27 +110,28 @@ def _items(source: Source, name: str, table: Any, split: str, files: Tables, pro
         raise AuroraError(
             f"{title}: no column of pictures among {brief(', '.join(columns))}; name it, as in files.image_column=NAME"
         )
-    text = caption_column(source, columns, title)
+    words = need_texts(source, columns, title)
     if isinstance(table.features[image], datasets.Image):
         table = table.cast_column(image, datasets.Image(decode=False))
     table = table.with_format(None)
     files.tables[name] = table.select_columns([image]), image
-    wanted = [text, source.option("split_column", "split"), source.option("id_column")]
+    wanted = [words.text, words.answer, source.option("split_column", "split"), source.option("id_column")]
     texts = table.select_columns([name for name in dict.fromkeys(wanted) if name in columns])
     row = 0
     for part in texts.iter(batch_size=_ROWS):
         for values in zip(*part.values(), strict=True):
             fields = dict(zip(part, values, strict=True))
-            label = fields_of(source, fields, f"{name}/{row:08}", fields[text], split)
+            label = fields_of(source, fields, f"{name}/{row:08}", words.of(fields), split)
             row += 1
             try:
-                item = item_row(label, row, column=text)
+                if words.answer is None:
+                    yield replace(item_row(label, row, column=words.text), source=title)
+                else:
+                    yield replace(question_row({"id": f"{name}/{row}"} | label, row), source=title)
             except ValueError as error:
                 problems.append(f"{place(title, row)}: {error}")
                 if len(problems) >= MOST_PROBLEMS:
                     refuse(problems)
-            else:
-                yield Item(item.image, item.captions, item.id, item.split, row, title)
 
 
 def _image_columns(datasets: ModuleType, table: Any) -> list[str]:

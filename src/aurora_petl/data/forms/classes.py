@@ -6,19 +6,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...errors import AuroraError, short
-from ..kinds import CLIP_SUFFIXES, PICTURE_SUFFIXES
+from ..kinds import is_media
 from ..reading import Raw, RowReader
-from ..rows import ImageTextDataset, brief
+from ..rows import brief
 from ..source import Source
 from ..splits import WORDS
-from .common import Look, fields_of, read_rows, splits_of
+from .common import Look, OwnDataset, fields_of, read_rows, splits_of
 
 TEMPLATE = "a photo of {}"
 
 
 def look(source: Source) -> Look:
     """Whether all pictures lie in two or more folders, those of splits left out."""
-    media = [name for name in source.visible if name.lower().endswith((*PICTURE_SUFFIXES, *CLIP_SUFFIXES))]
+    media = [name for name in source.visible if is_media(name)]
     classes = {name: _class(name) for name in media}
     if len(set(classes.values())) > 1 and all(classes.values()):
         return Look(media, more=classes)
@@ -32,7 +32,7 @@ def _class(name: str) -> str:
     return folders[0] if folders else ""
 
 
-def read(source: Source, look: Look) -> ImageTextDataset:
+def read(source: Source, look: Look) -> OwnDataset:
     """The dataset."""
     templates = source.options_of("templates") or [TEMPLATE]
     if wrong := [template for template in templates if "{}" not in template]:
@@ -46,9 +46,8 @@ def read(source: Source, look: Look) -> ImageTextDataset:
                 continue
             words = label.replace("_", " ").replace("-", " ").strip() or label
             captions = [template.replace("{}", words) for template in templates]
-            yield Raw(
-                source.title, number, {**fields_of(source, {}, name, captions, splits[folders[name]]), "id": label}
-            )
+            fields = fields_of(source, {}, name, {"caption": captions}, splits[folders[name]])
+            yield Raw(source.title, number, {**fields, "id": label})
 
     labels = sorted(set(look.more.values()))
     named = brief(", ".join(labels[:5])) + (", ..." if len(labels) > 5 else "")

@@ -10,9 +10,8 @@ from typing import Any
 from ...errors import AuroraError, short
 from ...files import parse_json
 from ..reading import Raw, RowReader
-from ..rows import ImageTextDataset
 from ..source import Source
-from .common import Look, fields_of, read_rows, splits_of, tables
+from .common import Look, OwnDataset, fields_of, read_rows, splits_of, tables
 
 _HEAD = 1 << 16  # bytes
 _MOST = 1000  # files that are looked at: there may be one for each picture
@@ -31,7 +30,7 @@ def _begins(head: bytes) -> bool:
     return text.startswith(b"{") and (b'"images"' in text or b'"annotations"' in text)
 
 
-def read(source: Source, look: Look) -> ImageTextDataset:
+def read(source: Source, look: Look) -> OwnDataset:
     """The dataset."""
     where = source.where(look.shown_by[0]) if len(look.shown_by) == 1 else source.title
 
@@ -61,7 +60,7 @@ def _rows(source: Source, name: str, split: str, reader: RowReader) -> Iterator[
         elif "file_name" not in image:
             reader.problem(Raw(where, number, {}), f'of "annotations": its image {short(key)} has no "file_name"')
         else:
-            yield Raw(where, number, fields_of(source, image, image["file_name"], row["caption"], split))
+            yield Raw(where, number, fields_of(source, image, image["file_name"], {"caption": row["caption"]}, split))
 
 
 def _lists(source: Source, name: str) -> tuple[list[Any], list[Any]]:

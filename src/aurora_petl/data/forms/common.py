@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeAlias
 
 import numpy as np
 
 from ...errors import AuroraError, did_you_mean, short
+from ..folder import need_answers, questions_of
 from ..folder_rows import item_row
-from ..items import SPLITS, Item, in_splits
+from ..items import SPLITS, Item, Question, Row, in_splits
 from ..kinds import CLIP_SUFFIXES
 from ..places import Files
+from ..protocol import composed, most_frequent
 from ..reading import Raw, RowReader
-from ..rows import ImageTextDataset, brief
+from ..rows import ImageTextDataset, QuestionDataset, brief
 from ..source import Source
 from ..splits import WORDS, divided, named_split, with_splits, with_validation
 
-IMAGE_COLUMNS = ("file_name", "filepath", "image", "filename", "image_path", "img_path", "file", "path")
-CAPTION_COLUMNS = ("caption", "captions", "text", "title", "prompt")
+IMAGE_COLUMNS = (
+    *("file_name", "filepath", "image", "filename", "image_path", "img_path", "file", "path"),
+    *("image_name", "image_file", "img", "images", "clip", "video"),
+)
+CAPTION_COLUMNS = (
+    *("caption", "captions", "text", "title", "prompt"),
+    *("description", "comment", "sentence", "sentences"),
+)
+QUESTION_COLUMNS = ("question",)
+ANSWER_COLUMNS = ("answer", "answers", "multiple_choice_answer")
+OwnDataset: TypeAlias = ImageTextDataset | QuestionDataset
 _MEND = "name the file or folder that is this split, as in files.{0}=NAME, or name none and have at least 3 pictures"
 
 
@@ -37,10 +50,12 @@ class Look:
 
 def tables(source: Source, *suffixes: str) -> list[str]:
     """The files with one of these suffixes that may hold rows: those that the options ``rows``, ``train``,
-    ``validation`` or ``test`` name, or all."""
+    ``validation`` or ``test`` name, or all but those that stand beside a picture of their name."""
     wanted = source.options_of("rows") + [name for split in SPLITS for name in source.options_of(split)]
     held = [name for name in source.visible if name.lower().endswith(suffixes)]
-    return [name for name in held if any(_matches(name, pattern) for pattern in wanted)] if wanted else held
+    if wanted:
+        return [name for name in held if any(_matches(name, pattern) for pattern in wanted)]
+    return [name for name in held if os.path.splitext(name)[0] not in source.described]
 
 
 def splits_of(source: Source, names: Iterable[str]) -> dict[str, str]:
@@ -64,39 +79,94 @@ def _matches(name: str, pattern: str) -> bool:
     return name == pattern or name.startswith(f"{pattern}/") or fnmatchcase(name, pattern)
 
 
+@dataclass(frozen=True)
+class Texts:
+    """Which column of a table holds the captions, or, with an ``answer``, which two the questions and the answers."""
+
+    text: str
+    answer: str | None = None
+
+    def columns(self, image: str) -> list[str]:
+        """The columns that a table must have, that of the files among them."""
+        return [name for name in (image, self.text, self.answer) if name]
+
+    def of(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A row's texts in the words of ``captions.jsonl`` or ``questions.jsonl``."""
+        if self.answer is None:
+            return {"caption": _said(row.get(self.text))}
+        said = _said(row.get(self.answer))
+        if isinstance(said, (int, float)) and not isinstance(said, bool):
+            said = str(said)  # a count
+        return {"question": row.get(self.text), "answer": said}
+
+
+CAPTION = Texts("caption")
+
+
+def _said(value: Any) -> Any:
+    """Captions or answers without what stands around each: ``{"raw": "a cat"}``, ``{"answer": "2", ...}``."""
+    if isinstance(value, list):
+        return [_said(part) for part in value]
+    if isinstance(value, dict):
+        return next((value[key] for key in ("answer", "caption", "raw", "text") if key in value), value)
+    return value
+
+
 def column(source: Source, key: str, known: Iterable[str], columns: Sequence[str], where: str) -> str:
     """The column that the option ``key`` names, or the first of the ``known`` names among the ``columns``, or "".
 
     Raises:
-        AuroraError: if there is no column that the option names.
+        AuroraError: if there is no column that the option names, unless ``where`` is "".
     """
     if not (named := source.option(key)):
         return next((name for name in known if name in columns), "")
+    if named not in columns and not where:
+        return ""
     if named not in columns:
         near = did_you_mean(named, columns, "its columns are")
         raise AuroraError(f"{where}: no column {short(named)}, which files.{key} names; {near}")
     return named
 
 
-def caption_column(source: Source, columns: Sequence[str], where: str) -> str:
-    """The column of captions.
+def texts_in(source: Source, columns: Sequence[str], where: str = "") -> Texts | None:
+    """The columns of questions and answers if there are both, else that of captions; None if there is neither.
 
     Raises:
-        AuroraError: if it is called otherwise than usual, and no option says how.
+        AuroraError: if there is no column that an option names, unless ``where`` is "".
     """
-    if found := column(source, "caption_column", CAPTION_COLUMNS, columns, where):
-        return found
+    question = column(source, "question_column", QUESTION_COLUMNS, columns, where)
+    answer = column(source, "answer_column", ANSWER_COLUMNS, columns, where)
+    if question and (answer or source.option("question_column")) and not source.option("caption_column"):
+        return Texts(question, answer)
+    caption = column(source, "caption_column", CAPTION_COLUMNS, columns, where)
+    return Texts(caption) if caption else None
+
+
+def need_texts(source: Source, columns: Sequence[str], where: str) -> Texts:
+    """The same.
+
+    Raises:
+        AuroraError: if they are called otherwise than usual, and no option says how.
+    """
+    if texts := texts_in(source, columns, where):
+        return texts
     raise AuroraError(
-        f"{where}: no column {' or '.join(CAPTION_COLUMNS)} among {brief(', '.join(columns))}; name that of the "
-        "captions, as in files.caption_column=NAME"
+        f"{where}: no column {' or '.join(CAPTION_COLUMNS[:5])} among {brief(', '.join(columns))}; name that of the "
+        "captions, as in files.caption_column=NAME, or those of questions, as in files.question_column=NAME "
+        "files.answer_column=NAME"
     )
 
 
-def fields_of(source: Source, row: dict[str, Any], name: Any, caption: Any, split: str = "") -> dict[str, Any]:
-    """A row in the words of ``captions.jsonl``, of a picture's or clip's ``name`` and its captions. The split is that
+def fields_of(
+    source: Source, row: Mapping[str, Any], name: Any, texts: Mapping[str, Any], split: str = ""
+) -> dict[str, Any]:
+    """A row in the words of ``captions.jsonl``, of a picture's or clip's ``name`` and its ``texts``. The split is that
     of its column ``split``, or the one given."""
+    if isinstance(name, list) and len(name) == 1:
+        (name,) = name
+    name = str(name) if isinstance(name, int) and not isinstance(name, bool) else name
     clip = isinstance(name, str) and name.lower().endswith(CLIP_SUFFIXES)
-    fields = {"clip" if clip else "image": name, "caption": caption}
+    fields = {"clip" if clip else "image": name, **texts}
     told = row.get(source.option("split_column", "split"))
     fields["split"] = WORDS.get(told.lower(), told) if isinstance(told, str) and told else told or split
     if own := source.option("id_column"):
@@ -109,16 +179,16 @@ def read_rows(
     where: str,
     rows: Callable[[RowReader], Iterator[Raw]],
     *,
-    text: str = "caption",
+    texts: Texts = CAPTION,
     anywhere: bool = False,
     by_picture: bool = False,
-) -> ImageTextDataset:
+) -> OwnDataset:
     """The dataset of rows whose pictures are files.
 
     Args:
         where: what messages call the whole of the rows.
         rows: makes the rows, and notes with the reader what is no row.
-        text: what messages call the captions.
+        texts: which columns the captions, or questions and answers, are from.
         anywhere: see `RowReader`.
         by_picture: a made split keeps pictures of one id together otherwise.
 
@@ -126,14 +196,22 @@ def read_rows(
         AuroraError: with the first few wrong rows and how many there are.
     """
     reader = source.reader(where, anywhere)
-    items: Sequence[Item] = reader.captions(rows(reader), partial(item_row, roots=source.roots, column=text))
-    if reader.missing and not items and not source.root:
+    if texts.answer is not None:
+        questions = questions_of(reader, rows(reader), source.roots)
+        _settle(source, reader, questions)
+        return with_questions(source, where, questions, reader.files, clips=reader.clips)
+    items = reader.captions(rows(reader), partial(item_row, roots=source.roots, column=texts.text))
+    _settle(source, reader, items)
+    return with_captions(source, where, items, reader.files, clips=reader.clips, by_picture=by_picture)
+
+
+def _settle(source: Source, reader: RowReader, rows: Sequence[Row]) -> None:
+    if reader.missing and not rows and not source.root:
         reader.problems[0] += f" ({reader.missing:,} such rows); if the pictures lie elsewhere, give --root FOLDER"
-    reader.settle(items)
-    return finished(source, where, items, reader.files, clips=reader.clips, by_picture=by_picture)
+    reader.settle(rows)
 
 
-def finished(
+def with_captions(
     source: Source,
     where: str,
     items: Sequence[Item],
@@ -142,28 +220,54 @@ def finished(
     clips: bool = False,
     by_picture: bool = False,
 ) -> ImageTextDataset:
-    """The dataset of checked items. Training rows alone are split in three by hash; of training and test rows alone the
-    training rows give a validation split."""
-    made = ""
-    named = {item.split for item in items}
-    if named == {"train"}:
-        items, named = in_splits(items, np.full(len(items), -1)), {""}
-    groups = (item.image if by_picture else item.id for item in items)
-    if named == {""}:
-        items, made = divided(items, groups), "; splits are made by hash"
-    elif named == {"train", "test"}:
-        items, made = with_validation(items, groups), "; validation is made of train"
-    items = with_splits(items, where)
-    counts = dict.fromkeys(SPLITS, 0)
-    captions = 0
-    for item in items:
-        counts[item.split] += 1
-        captions += len(item.captions)
-    each = ", ".join(f"{split} {count:,}" for split, count in counts.items() if count)
+    """The dataset of checked items, in splits as `_in_splits` makes them."""
+    items, each, mend = _in_splits(items, (item.image if by_picture else item.id for item in items), where)
+    captions = sum(len(item.captions) for item in items)
     media = counted(len(items), "clip" if clips else "picture")
-    note = f"{media}, {counted(captions, 'caption')} ({each}{made})"
-    mend = _MEND.format(next((split for split, count in counts.items() if not count), "test"))
+    note = f"{media}, {counted(captions, 'caption')} {each}"
     return ImageTextDataset(source.title, items, files, where, clips, source.broken, note, mend)
+
+
+def with_questions(
+    source: Source, where: str, questions: Sequence[Question], files: Files, *, clips: bool = False
+) -> QuestionDataset:
+    """The dataset of checked questions, in splits as `_in_splits` makes them; those about one picture share theirs.
+
+    Raises:
+        AuroraError: if a question has no answer that must have one.
+    """
+    questions, each, mend = _in_splits(questions, (composed(row.image) for row in questions), where)
+    need_answers(where, questions)
+    media = counted(len({row.image for row in questions}), "clip" if clips else "picture")
+    note = f"{counted(len(questions), 'question')} about {media} {each}"
+    given = source.title, questions, files, where, clips, source.broken, note, mend
+    return QuestionDataset(*given, candidates=most_frequent(questions))
+
+
+class _Parted(NamedTuple, Generic[Row]):
+    """Rows in splits, how many each has in words, and what to do about one that has none."""
+
+    rows: Sequence[Row]
+    each: str
+    mend: str
+
+
+def _in_splits(rows: Sequence[Row], groups: Iterable[str], where: str) -> _Parted[Row]:
+    """Rows in their splits, or in made ones that part no group: training rows alone are split in three by hash, and of
+    training and test rows alone the training rows give a validation split."""
+    made = ""
+    named = {row.split for row in rows}
+    if named == {"train"}:
+        rows, named = in_splits(rows, np.full(len(rows), -1)), {""}
+    if named == {""}:
+        rows, made = divided(rows, groups), "; splits are made by hash"
+    elif named == {"train", "test"}:
+        rows, made = with_validation(rows, groups), "; validation is made of train"
+    rows = with_splits(rows, where)
+    counts = Counter(row.split for row in rows)
+    each = ", ".join(f"{split} {counts[split]:,}" for split in SPLITS if counts[split])
+    mend = _MEND.format(next((split for split in SPLITS if not counts[split]), "test"))
+    return _Parted(rows, f"({each}{made})", mend)
 
 
 def counted(count: int, what: str) -> str:

@@ -6,10 +6,9 @@ import re
 from dataclasses import replace
 
 from ...errors import AuroraError
-from ..rows import ImageTextDataset
 from ..source import Source
 from .arrow import Tables, failed, library, read_tables
-from .common import Look, splits_of
+from .common import Look, OwnDataset, splits_of
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 
@@ -24,7 +23,7 @@ def look(source: Source) -> Look:
     return Look()
 
 
-def read(source: Source, look: Look) -> ImageTextDataset:
+def read(source: Source, look: Look) -> OwnDataset:
     """The dataset whose id is the source's path.
 
     Raises:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
+
 from ..folder import read_own, rows_file
-from ..rows import ImageTextDataset, QuestionDataset
 from ..source import Source
-from .common import Look
+from .common import IMAGE_COLUMNS, Look, OwnDataset, column, texts_in
 from .tabular import columns_of
 
 
@@ -14,13 +15,14 @@ def look(source: Source) -> Look:
     name = rows_file(source)
     if name is None or name not in source.names:
         return Look()
-    if source.options.get("rows") and name.rpartition("/")[2].partition(".")[0] not in ("captions", "questions"):
-        columns = columns_of(source, name) if name.endswith((".jsonl", ".csv")) else []
-        if not {"image", "clip"} & set(columns) or not {"caption", "question"} & set(columns):
-            return Look()
-    return Look([name])
+    columns = columns_of(source, name) if name.endswith((".jsonl", ".csv")) else []
+    if {"image", "clip"} & set(columns) and {"caption", "question"} & set(columns):
+        return Look([name])
+    called_so = PurePosixPath(name).stem in ("captions", "questions")
+    other = column(source, "image_column", IMAGE_COLUMNS, columns, "") and texts_in(source, columns)
+    return Look([name] if called_so and not other else [])
 
 
-def read(source: Source, look: Look) -> ImageTextDataset | QuestionDataset:
+def read(source: Source, look: Look) -> OwnDataset:
     """The dataset."""
     return read_own(source)

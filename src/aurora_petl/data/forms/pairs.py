@@ -1,29 +1,35 @@
 """Pictures with their captions beside them, as kohya's scripts have them: ``a.jpg`` and ``a.txt`` or ``a.caption``.
-Each line that is not blank is a caption. Folders train, validation and test are splits."""
+Each line that is not blank is a caption; of ``a.json``, as img2dataset leaves it, the column of captions counts.
+Folders train, validation and test are splits."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from ...errors import AuroraError
+from ...files import parse_json
 from ..items import Item
-from ..kinds import CLIP_SUFFIXES, PICTURE_SUFFIXES
+from ..kinds import CLIP_SUFFIXES, is_media
 from ..reading import Raw, RowReader
 from ..rows import ImageTextDataset, brief
 from ..source import Source
-from .common import Look, counted, fields_of, read_rows, splits_of
+from .common import Look, OwnDataset, counted, fields_of, read_rows, splits_of, texts_in
 
-_TEXTS = (".txt", ".caption")  # the first wins where a picture has both
+_TEXTS = (".txt", ".caption", ".json")  # the first wins where a picture has several
 
 
 def look(source: Source) -> Look:
     """Whether a picture has such a file beside it."""
-    media = [name for name in source.visible if name.lower().endswith((*PICTURE_SUFFIXES, *CLIP_SUFFIXES))]
+    media = [name for name in source.visible if is_media(name)]
     texts: dict[str, str] = {}
     for suffix in reversed(_TEXTS):
         texts |= {name[: -len(suffix)]: name for name in source.visible if name.lower().endswith(suffix)}
     of_media = {name: texts.get(os.path.splitext(name)[0], "") for name in media}
+    described = next((text for text in of_media.values() if text.endswith(".json")), "")
+    if described and not _captions(source, described):  # it says something else about the picture
+        of_media = {name: "" if text.endswith(".json") else text for name, text in of_media.items()}
     if any(of_media.values()):
         return Look([text for text in of_media.values() if text], more=of_media)
     if not media:
@@ -34,7 +40,7 @@ def look(source: Source) -> Look:
     return Look(almost=lacks, more=of_media)
 
 
-def read(source: Source, look: Look) -> ImageTextDataset:
+def read(source: Source, look: Look) -> OwnDataset:
     """The dataset."""
 
     def rows(reader: RowReader) -> Iterator[Raw]:
@@ -49,11 +55,22 @@ def read(source: Source, look: Look) -> ImageTextDataset:
                     said = f"there is no such file beside {brief(name)}; write its caption in it"
                     reader.problem(Raw(source.where(lacking), 1, {}), said)
                 continue
-            lines = [(n, line) for n, line in enumerate(source.text(text).splitlines(), 1) if line.strip()]
+            if text.endswith(".json"):
+                lines = [(1, _captions(source, text))]
+            else:
+                lines = [(n, line) for n, line in enumerate(source.text(text).splitlines(), 1) if line.strip()]
             for number, line in lines or [(1, "")]:
-                yield Raw(source.where(text), number, fields_of(source, {}, name, line, splits[folders[name]]))
+                fields = fields_of(source, {}, name, {"caption": line}, splits[folders[name]])
+                yield Raw(source.where(text), number, fields)
 
     return read_rows(source, source.title, rows)
+
+
+def _captions(source: Source, name: str) -> Any:
+    """What the .json beside a picture has for captions; None if it has none."""
+    value = parse_json(source.text(name), source.where(name))
+    texts = texts_in(source, list(value)) if isinstance(value, dict) else None
+    return texts.of(value).get("caption") if texts else None
 
 
 def read_bare(source: Source, look: Look) -> ImageTextDataset:

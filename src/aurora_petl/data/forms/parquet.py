@@ -4,18 +4,20 @@ rows are read in any order."""
 
 from __future__ import annotations
 
-from ..rows import ImageTextDataset
 from ..source import Source
 from .arrow import Tables, failed, library, read_tables
-from .common import Look, splits_of, tables
+from .common import Look, OwnDataset, splits_of, tables
 
 
 def look(source: Source) -> Look:
     """Whether there are such files."""
-    return Look([] if source.path.is_file() else tables(source, ".parquet"))
+    if source.path.is_file():
+        return Look()
+    beside = {name.partition("/")[0] for name in source.visible if "/" in name}  # img2dataset's notes on a folder
+    return Look([name for name in tables(source, ".parquet") if name.removesuffix(".parquet") not in beside])
 
 
-def read(source: Source, look: Look) -> ImageTextDataset:
+def read(source: Source, look: Look) -> OwnDataset:
     """The dataset.
 
     Raises:

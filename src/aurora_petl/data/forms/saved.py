@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from ..rows import ImageTextDataset
 from ..source import Source
 from .arrow import Tables, failed, library, read_tables
-from .common import Look, splits_of
+from .common import Look, OwnDataset, splits_of
 
 _MARKS = ("dataset_dict.json", "state.json")
 
@@ -15,7 +14,7 @@ def look(source: Source) -> Look:
     return Look([] if source.path.is_file() else [name for name in _MARKS if name in source.names][:1])
 
 
-def read(source: Source, look: Look) -> ImageTextDataset:
+def read(source: Source, look: Look) -> OwnDataset:
     """The dataset.
 
     Raises:

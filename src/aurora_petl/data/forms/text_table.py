@@ -1,45 +1,54 @@
-"""A CSV, TSV or JSONL with a column of files and one of texts, such as open_clip's ``filepath`` and ``title``. Several
-are the splits that their names tell: ``train.csv``, ``val.csv``."""
+"""A CSV, TSV, JSON or JSONL with a column of files and one of texts, such as open_clip's ``filepath`` and ``title``, or
+those of questions and answers. Several are the splits that their names tell: ``train.csv``, ``val.csv``. Lines of a
+file's name and its caption need no names of columns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from pathlib import PurePosixPath
 
 from ...errors import AuroraError
 from ..reading import Raw, RowReader
-from ..rows import ImageTextDataset, brief
+from ..rows import brief
 from ..source import Source
-from .common import CAPTION_COLUMNS, IMAGE_COLUMNS, Look, fields_of, read_rows, splits_of, tables
+from .common import IMAGE_COLUMNS, Look, OwnDataset, Texts, column, fields_of, read_rows, splits_of, tables, texts_in
 from .tabular import columns_of, rows_of
+
+_SURE = (".csv", ".tsv", ".jsonl")
+_OTHER = (".json", ".txt", ".token")  # which also hold other things, and are looked at where there are none of the sure
+_MOST = 1000  # of them
 
 
 def look(source: Source) -> Look:
     """Whether there are such tables."""
-    found: list[str] = []
-    columns: dict[str, list[str]] = {}
+    found, almost = _tables(source, tables(source, *_SURE))
+    if not found:
+        found, almost_other = _tables(source, tables(source, *_OTHER)[:_MOST])
+        almost = almost or almost_other
+    return Look(list(found), almost, found)
+
+
+def _tables(source: Source, names: list[str]) -> tuple[dict[str, tuple[str, Texts]], str]:
+    """The tables among files, with their columns of files and of texts, and what the first that lacks one has."""
+    found: dict[str, tuple[str, Texts]] = {}
     almost = ""
-    for name in tables(source, ".csv", ".tsv", ".jsonl"):
-        held = columns_of(source, name)
-        image = _first(source.option("image_column"), IMAGE_COLUMNS, held)
-        caption = _first(source.option("caption_column"), CAPTION_COLUMNS, held)
-        if image and caption and image != caption:
-            found.append(name)
-            columns[name] = [image, caption]
-        else:
+    for name in names:
+        columns = columns_of(source, name)
+        image = column(source, "image_column", IMAGE_COLUMNS, columns, "")
+        texts = texts_in(source, columns)
+        if image and texts and image != texts.text:
+            found[name] = image, texts
+        elif columns and not name.endswith(_OTHER[1:]):
             lacking = [] if image else ["files.image_column=NAME"]
-            lacking += [] if caption and caption != image else ["files.caption_column=NAME"]
+            lacking += [] if texts and texts.text != image else ["files.caption_column=NAME"]
             almost = almost or (
-                f"{name} has the columns {brief(', '.join(held))}; say which name the pictures and which hold the "
+                f"{name} has the columns {brief(', '.join(columns))}; say which name the pictures and which hold the "
                 f"captions, as in {' '.join(lacking)}"
             )
-    return Look(found, almost, columns)
+    return found, almost
 
 
-def _first(named: str, known: Sequence[str], held: Sequence[str]) -> str:
-    return next((name for name in ([named] if named else known) if name in held), "")
-
-
-def read(source: Source, look: Look) -> ImageTextDataset:
+def read(source: Source, look: Look) -> OwnDataset:
     """The dataset."""
     names = look.shown_by
     splits = splits_of(source, names)
@@ -49,12 +58,19 @@ def read(source: Source, look: Look) -> ImageTextDataset:
             f"tell a split; name them, as in files.rows={names[0]} or files.train={names[0]} files.test={names[1]}"
         )
     where = source.where(names[0]) if len(names) == 1 else source.title
+    questions = {look.more[name][1].answer is not None for name in names}
+    if len(questions) > 1:
+        raise AuroraError(
+            f"{source.path} has tables of captions and of questions; name one, as in files.rows={names[0]}"
+        )
 
     def rows(reader: RowReader) -> Iterator[Raw]:
         for name, split in splits.items():
-            image, caption = look.more[name]
-            for line, row in rows_of(source, name, reader, look.more[name]):
-                fields = fields_of(source, row, row.get(image), row.get(caption), split)
-                yield Raw(source.where(name), line, fields, name.rpartition("/")[0])
+            image, texts = look.more[name]
+            for line, row in rows_of(source, name, reader, texts.columns(image)):
+                fields = fields_of(source, row, row.get(image), texts.of(row), split)
+                if texts.answer is not None and len(names) > 1:
+                    fields.setdefault("id", f"{name}:{line}")
+                yield Raw(source.where(name), line, fields, str(PurePosixPath(name).parent))
 
-    return read_rows(source, where, rows, text=look.more[names[0]][1])
+    return read_rows(source, where, rows, texts=look.more[names[0]][1], anywhere=True)

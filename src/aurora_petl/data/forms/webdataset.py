@@ -26,10 +26,10 @@ from ..items import SPLITS, Item, PackedItems
 from ..kinds import CLIP_SUFFIXES, PICTURE_SUFFIXES
 from ..places import members
 from ..reading import MOST_PROBLEMS
-from ..rows import ImageTextDataset, brief, listed, place, refuse
+from ..rows import brief, listed, place, refuse
 from ..source import Source
 from ..splits import named_split
-from .common import CAPTION_COLUMNS, Look, fields_of, finished, splits_of, tables
+from .common import CAPTION_COLUMNS, Look, OwnDataset, fields_of, splits_of, tables, with_captions
 
 _MEDIA = [suffix[1:] for suffix in (*PICTURE_SUFFIXES, *CLIP_SUFFIXES)]
 _COLUMNS = ("caption_column", "split_column", "id_column")  # options for what a .json says
@@ -107,7 +107,7 @@ def _folder(source: Source) -> Path:
     return source.path.parent if source.path.is_file() else source.path
 
 
-def read(source: Source, look: Look) -> ImageTextDataset:
+def read(source: Source, look: Look) -> OwnDataset:
     """The dataset. Samples without a picture or a caption are refused, or left out if ``broken`` is ``skip``.
 
     Raises:
@@ -126,7 +126,7 @@ def read(source: Source, look: Look) -> ImageTextDataset:
     if source.path.is_file() and not made[0].split:
         made = _by_folder(made, len(source.path.name) + 1)
     clips = made[0].image.lower().endswith(CLIP_SUFFIXES)
-    dataset = finished(source, source.title, made, shards, clips=clips)
+    dataset = with_captions(source, source.title, made, shards, clips=clips)
     if problems:
         dataset.note += f"; {len(problems):,} samples left out: {listed(problems)}"
     return dataset
@@ -218,7 +218,7 @@ class _Reading:
             if len(key) > _LONGEST:
                 raise ValueError(f"the name {shown} has more than {_LONGEST:,} characters; shorten it")
             more, caption = self._texts(sample, shown)
-            fields = fields_of(self.source, more, f"{self.shard}/{sample.name}", caption, self.split)
+            fields = fields_of(self.source, more, f"{self.shard}/{sample.name}", {"caption": caption}, self.split)
             item = item_row(fields, self.number)
         except (AuroraError, ValueError) as error:
             self._problem(self.number, str(error))

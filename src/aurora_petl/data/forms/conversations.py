@@ -1,0 +1,99 @@
+"""Conversations about pictures, as models that write are tuned on them: JSON or JSONL whose rows have
+``conversations`` of ``human`` and ``gpt``, as LLaVA's, or ``messages`` of ``user`` and ``assistant``.
+
+What is asked is a question, whose answer follows; the questions of one conversation stand apart. Rows without a picture
+are left out and counted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any
+
+from ...errors import short
+from ..reading import Raw, RowReader
+from ..source import Source
+from .common import IMAGE_COLUMNS, Look, OwnDataset, Texts, fields_of, read_rows, splits_of, tables
+from .tabular import columns_of, rows_of
+
+_TURNS = ("conversations", "messages")
+_ASKING, _ANSWERING = ("human", "user"), ("gpt", "assistant")
+_MEDIUM = re.compile(r"<(?:image|video)>\n?|\n?<(?:image|video)>")  # where the picture goes among the words
+_MOST = 1000  # tables that are looked at
+_MEDIA = (*IMAGE_COLUMNS, "videos")
+
+
+def look(source: Source) -> Look:
+    """Whether there are tables whose rows hold turns."""
+    found = {}
+    for name in tables(source, ".json", ".jsonl")[:_MOST]:
+        columns = columns_of(source, name)
+        if turns := next((column for column in _TURNS if column in columns), None):
+            found[name] = turns
+    return Look(list(found), more=found)
+
+
+def read(source: Source, look: Look) -> OwnDataset:
+    """The dataset.
+
+    Raises:
+        AuroraError: with the first few wrong rows and how many there are.
+    """
+    where = source.where(look.shown_by[0]) if len(look.shown_by) == 1 else source.title
+    without = 0
+
+    def rows(reader: RowReader) -> Iterator[Raw]:
+        nonlocal without
+        for name, split in splits_of(source, look.shown_by).items():
+            for line, row in rows_of(source, name, reader, ["image", look.more[name]]):
+                try:
+                    turns = list(_turns(row.get(look.more[name])))
+                except ValueError as error:
+                    reader.problem(Raw(source.where(name), line, {}), str(error))
+                    continue
+                media = _media(row, turns)
+                if not media:
+                    without += 1
+                    continue
+                for number, (question, answer) in enumerate(_asked(turns)):
+                    fields = fields_of(source, row, media, {"question": question, "answer": answer}, split)
+                    yield Raw(source.where(name), line, {**fields, "id": f"{name}:{line}:{number}"})
+
+    dataset = read_rows(source, where, rows, texts=Texts("question", "answer"), anywhere=True)
+    if without:
+        dataset.note += f"; {without:,} rows without a picture left out"
+    return dataset
+
+
+def _turns(value: Any) -> Iterator[tuple[str, str, list[Any]]]:
+    """Who speaks, the words without what stands for a picture, and pictures that stand among them."""
+    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
+        raise ValueError("its turns must be a list of objects, as LLaVA's conversations have")
+    for turn in value:
+        said = turn.get("value", turn.get("content"))
+        media: list[Any] = []
+        if isinstance(said, list):  # parts, as chat templates take them
+            media = [_place(part) for part in said if isinstance(part, dict) and part.get("type") in ("image", "video")]
+            said = " ".join(str(part["text"]) for part in said if isinstance(part, dict) and "text" in part)
+        if not isinstance(said, str):
+            raise ValueError(f"a turn says {short(said)}; it must be text")
+        yield str(turn.get("from", turn.get("role"))), _MEDIUM.sub("", said).strip(), media
+
+
+def _place(part: Mapping[str, Any]) -> Any:
+    return next((part[key] for key in ("image", "video", "path", "url") if isinstance(part.get(key), str)), None)
+
+
+def _media(row: Mapping[str, Any], turns: list[tuple[str, str, list[Any]]]) -> Any:
+    """The picture or clip of a row, or None; of several a list, which is refused."""
+    named = [row[key] for key in _MEDIA if row.get(key)] or [place for *_, media in turns for place in media if place]
+    every = [place for value in named for place in (value if isinstance(value, list) else [value])]
+    return every[0] if len(every) == 1 else every or None
+
+
+def _asked(turns: list[tuple[str, str, list[Any]]]) -> Iterator[tuple[str, str]]:
+    """Questions with the answers that follow them."""
+    for (speaker, question, _), (answerer, answer, _) in pairwise(turns):
+        if speaker in _ASKING and answerer in _ANSWERING:
+            yield question, answer
