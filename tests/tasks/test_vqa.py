@@ -1,5 +1,7 @@
 """Question answering against transformers' own modules, brute force and loops written out."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -307,6 +309,17 @@ def test_what_would_stop_a_run_is_found_before(colours, pictures):
         VQA.check(settings, QuestionDataset("x", [bare], colours.files, "q.json", candidates=("yes",)))
     with pytest.raises(AuroraError, match="no list of answers to rank"):
         VQA.check(VQASettings(inference="rank"), QuestionDataset("x", colours.items, colours.files))
+
+
+def test_answers_that_writing_would_cut_are_told(colours, capsys):
+    VQA.check(VQASettings(), colours)
+    long = [replace(row, answers=("word " * 40,), weights=(1.0,)) for row in colours]
+    dataset = replace(colours, items=long)
+    VQA.check(VQASettings(inference="rank"), dataset)
+    assert capsys.readouterr().err == ""
+    VQA.check(VQASettings(), dataset)
+    assert "12 of 12 answers have more than 10 words, and a model that writes" in (said := capsys.readouterr().err)
+    assert "set task.max_answer_tokens, like 80" in said
 
 
 @pytest.mark.parametrize(

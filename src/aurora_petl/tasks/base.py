@@ -15,7 +15,7 @@ from ..data.rows import Dataset, ImageTextDataset, QuestionDataset, need_frames
 from ..errors import AuroraError, first_line
 from ..evaluation.outcome import Outcome
 from ..notes import note
-from .settings import TaskSettings
+from .settings import TASKS, TaskSettings
 
 MULTIPLE = 8  # of tokens, in batches of a compiled loss: 8, 16, 24, ... are few shapes, and little is padding
 SHAPES = 64  # of batches that a loss is compiled for
@@ -53,9 +53,10 @@ class Task(nn.Module):
             AuroraError: at the first such thing.
         """
         if not isinstance(dataset, cls.data):
+            others = [f"task.name={name}" for name, (own, _) in TASKS.items() if own.texts == TEXTS[type(dataset)]]
             raise AuroraError(
                 f"{dataset.name} holds {TEXTS[type(dataset)]}, but task {settings.name} is about {TEXTS[cls.data]}; "
-                "set another task.name, or --data"
+                f"give {' or '.join(others)}, or other --data"
             )
         need_frames(dataset, settings.frames)
 

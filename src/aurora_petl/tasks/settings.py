@@ -15,6 +15,7 @@ class TaskSettings(Settings):
     """What every task has."""
 
     prefix: ClassVar[str] = "task."
+    texts: ClassVar[str] = "captions"  # what its data have beside the pictures
     name: str = ""
     frames: int = number(0, 0, 1024)  # of a clip in training; pictures need none
     test_frames: int = number(0, 0, 1024)  # of a clip in evaluation; 0: as many as in training
@@ -63,6 +64,7 @@ class VQASettings(TaskSettings):
     """Numbers of the objective and of inference. Those that are null are the model's own: BLIP's are those of its VQA
     fine-tuning, whose inference by ``generate`` has 3 beams where Aurora's released code has 1."""
 
+    texts: ClassVar[str] = "questions"
     name: str = "vqa"
     # rank: out of the data's candidates | generate: written word by word
     inference: Literal["rank", "generate"] | None = None

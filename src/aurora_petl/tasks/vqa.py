@@ -21,10 +21,11 @@ from ..backbones.answers import up_to
 from ..backbones.base import Writer, is_ranker
 from ..data.loading import media_ahead
 from ..data.rows import Dataset, QuestionDataset
-from ..distributed import objects, own_share
+from ..distributed import objects, own_share, rank
 from ..errors import AuroraError, short
 from ..evaluation.outcome import AnswerOutcome
 from ..evaluation.vqa_accuracy import question_score, upload_rows
+from ..notes import note
 from .base import Task
 from .settings import TaskSettings, VQASettings
 
@@ -96,6 +97,14 @@ class VQA(Task):
                     f"{question.split} need one"
                 )
         _need_candidates(settings, dataset)
+        most = settings.max_answer_tokens
+        lengths = [len(answer.split()) for row in dataset for answer in row.answers]
+        longer = sum(length > most for length in lengths)
+        if settings.inference != "rank" and 20 * longer > len(lengths) and rank() == 0:
+            note(
+                f"{longer:,} of {len(lengths):,} answers have more than {most} words, and a model that writes "
+                f"them ends at that many tokens; set task.max_answer_tokens, like {min(512, 2 * max(lengths))}"
+            )
 
     @classmethod
     def examples(cls, dataset: QuestionDataset) -> list[tuple[int, dict[str, Any]]]:
