@@ -318,7 +318,7 @@ def test_answers_that_writing_would_cut_are_told(colours, capsys):
     VQA.check(VQASettings(inference="rank"), dataset)
     assert capsys.readouterr().err == ""
     VQA.check(VQASettings(), dataset)
-    assert "12 of 12 answers have more than 10 words, and a model that writes" in (said := capsys.readouterr().err)
+    assert "48 of 48 answers have more than 10 words, and a model that writes" in (said := capsys.readouterr().err)
     assert "set task.max_answer_tokens, like 80" in said
 
 
