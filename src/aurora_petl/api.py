@@ -10,13 +10,14 @@ from .backbones import find_family, load_backbone
 from .backbones.hub import RUN
 from .devices import choose, using
 from .errors import AuroraError
+from .files import whole_folder
 from .model import Model
 from .recipe import default_name, load_own, load_recipe, load_saved
 from .search.encoder import run_folder
 
 
 def train(
-    data: str | Path | None = None,
+    data: Any = None,
     model: str | Path | None = None,
     *,
     recipe: str | Path | None = None,
@@ -30,7 +31,8 @@ def train(
 
     Args:
         data: a folder or files with pictures and texts in one of the forms of docs/data.md, an embedded pack, or a
-            benchmark, whose folder is then ``root``.
+            benchmark, whose folder is then ``root``; or a ``Dataset`` or ``DatasetDict`` of the library ``datasets``,
+            which is saved beside ``out`` first, so that the run can be resumed and evaluated.
         model: ``blip-mini``, a model folder or a hub id; by default the recipe's.
         recipe: a recipe's name or a ``.yaml`` file; by default the one for own pictures with this model.
         out: the run's folder; by default ``runs/`` and the name of recipe or data.
@@ -46,6 +48,8 @@ def train(
         AuroraError: at the first thing that stands in the way of the run.
         Stopped: at Ctrl-C or SIGTERM, after the step that ran is saved; ``resume`` then goes on.
     """
+    if data is not None and not isinstance(data, (str, Path)):
+        data = _saved(data, out)
     given = {name: str(value) for name, value in (("data", data), ("model", model)) if value is not None} | fields
     if resume:
         if given or recipe is not None or out is None:
@@ -61,6 +65,28 @@ def train(
     with using(device):
         training.train(made, folder, resume=resume, progress=show_progress_bar)
         return load(folder)
+
+
+def _saved(data: Any, out: str | Path | None) -> Path:
+    """The folder beside ``out`` that a dataset in memory is saved to.
+
+    Raises:
+        AuroraError: if it is no dataset of ``datasets``, or the folder is there already.
+    """
+    if not hasattr(data, "save_to_disk"):
+        raise AuroraError(
+            f"data is a {type(data).__name__}; give a folder or file, or a Dataset of the library datasets, such as "
+            'Dataset.from_dict({"image": files, "caption": texts}).cast_column("image", Image())'
+        )
+    if out is None:
+        raise AuroraError("a dataset in memory has no name that a run could be called by; give out, the run's folder")
+    folder = Path(out).with_name(f"{Path(out).name}.data")
+    if folder.exists():
+        raise AuroraError(f"{folder} is there already; give data={str(folder)!r} if it is these data, or another out")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(folder) as partial:
+        data.save_to_disk(str(partial))
+    return folder
 
 
 def load(

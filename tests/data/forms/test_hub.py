@@ -1,6 +1,11 @@
 """Data that the library datasets reads: of the hub, and parquet files."""
 
+import pytest
+
+import aurora_petl
+from aurora_petl import training
 from aurora_petl.data import load_dataset
+from aurora_petl.errors import AuroraError
 from tests.helpers import forms
 from tests.helpers.form_cases import EXPECTED, FEW, MADE, content, refusal
 from tests.helpers.forms import write
@@ -48,3 +53,21 @@ def test_wrong_rows_of_parquet_are_named_with_their_file(tmp_path, library):
     assert "mine/some.parquet: no column of pictures among text; name it, as in" in refusal(tmp_path / "mine")
     write(tmp_path / "other/some.parquet", b"no parquet")
     assert refusal(tmp_path / "other").startswith("other/some.parquet cannot be read by datasets: ")
+
+
+def test_train_takes_a_dataset_in_memory(tmp_path, library, monkeypatch):
+    rows = {"image": [e.data for e in FEW], "caption": [e.captions[0] for e in FEW]}
+    table = library.Dataset.from_dict(rows).cast_column("image", library.Image())
+    asked = []
+    monkeypatch.setattr(training, "train", lambda recipe, folder, **words: asked.append((recipe.data, folder)))
+    monkeypatch.setattr("aurora_petl.api.load", lambda folder: folder)
+    out = tmp_path / "runs/mine"
+    assert aurora_petl.train(data=table, out=out) == out
+    assert asked == [(str(tmp_path / "runs/mine.data"), out)]
+    assert len(load_dataset(tmp_path / "runs/mine.data")) == 12
+    with pytest.raises(AuroraError, match=r"mine\.data is there already; give data='"):
+        aurora_petl.train(data=table, out=out)
+    with pytest.raises(AuroraError, match="give out, the run's folder"):
+        aurora_petl.train(data=table)
+    with pytest.raises(AuroraError, match="data is a list; give a folder or file, or a Dataset"):
+        aurora_petl.train(data=[1], out=out)
