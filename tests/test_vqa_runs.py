@@ -166,7 +166,7 @@ def test_dry_run_counts_pictures_questions_and_answers(capsys):
         ),
         (
             ["data=fluent-flat"],
-            "fluent-flat holds captions, but task vqa is about questions; give task.name=retrieval, or",
+            "fluent-flat holds captions, but task vqa is about questions; task.name=retrieval is for these, or",
         ),
         (["method=heads"], "method heads: blip-mini has no heads for its task; choose another method"),
         (["train.batch_size=1"], "recipe photos-mini: train.batch_size is 1; it must lie between 2 and 65536"),

@@ -56,7 +56,7 @@ class Task(nn.Module):
             others = [f"task.name={name}" for name, (own, _) in TASKS.items() if own.texts == TEXTS[type(dataset)]]
             raise AuroraError(
                 f"{dataset.name} holds {TEXTS[type(dataset)]}, but task {settings.name} is about {TEXTS[cls.data]}; "
-                f"give {' or '.join(others)}, or other --data"
+                f"{' or '.join(others)} is for these, or name other --data"
             )
         need_frames(dataset, settings.frames)
 
