@@ -109,19 +109,18 @@ def _rows(source: Source, name: str, reader: RowReader) -> Iterator[Raw]:
 
 def _captions(source: Source, reader: RowReader, rows: Iterator[Raw]) -> ImageTextDataset:
     items = reader.captions(rows, partial(item_row, roots=source.roots))
-    reader.settle(items)
+    note = reader.settle(items)
     made = with_splits(items, reader.where)
-    return ImageTextDataset(source.path.stem, made, reader.files, reader.where, reader.clips, source.broken)
+    return ImageTextDataset(source.path.stem, made, reader.files, reader.where, reader.clips, source.broken, note)
 
 
 def _questions(source: Source, reader: RowReader, rows: Iterator[Raw]) -> QuestionDataset:
     questions = questions_of(reader, rows, source.roots)
-    reader.settle(questions)
+    note = reader.settle(questions)
     made = with_splits(questions, reader.where)
     need_answers(reader.where, made)
-    return QuestionDataset(
-        source.path.stem, made, reader.files, reader.where, reader.clips, source.broken, candidates=most_frequent(made)
-    )
+    given = source.path.stem, made, reader.files, reader.where, reader.clips, source.broken, note
+    return QuestionDataset(*given, candidates=most_frequent(made))
 
 
 def questions_of(reader: RowReader, rows: Iterable[Raw], roots: Sequence[Path]) -> list[Question]:
@@ -134,7 +133,8 @@ def questions_of(reader: RowReader, rows: Iterable[Raw], roots: Sequence[Path]) 
             there = f"line {first[1]}" if first[0] == question.source else place(first[0], first[1])
             said = f"id {brief(question.id)} stands in {there} as well; give each question its own"
             reader.problem(question, said)
-        questions.append(question)
+        else:
+            questions.append(question)
     return questions
 
 

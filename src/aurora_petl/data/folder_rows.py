@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,10 @@ def _media(row: dict[str, Any], roots: Sequence[Path]) -> str:
     key = "clip" if "clip" in row else "image"
     what = "clip" if key == "clip" else "picture"
     image = row.get(key)
+    if isinstance(image, str) and re.match(r"\s*(https?|s3|gs|hf)://", image):
+        raise ValueError(f"{what} {brief(image)} lies on the web; download it, as img2dataset does, and name the file")
+    if isinstance(image, str) and re.match(r"\s*(file://|[A-Za-z]:[\\/])", image):
+        image = "/" + image.strip().removeprefix("file://").replace("\\", "/").lstrip("/")
     parts = image.strip().split("/") if isinstance(image, str) else []
     name = "/".join(part for part in parts if part not in ("", "."))
     if not name:
@@ -99,7 +104,7 @@ def _media(row: dict[str, Any], roots: Sequence[Path]) -> str:
 
 def _inside(path: str, roots: Sequence[Path]) -> str | None:
     """An absolute path as it is relative to the first of the roots that it lies in."""
-    for root in map(str, roots):
+    for root in (f"/{root.as_posix().lstrip('/')}" for root in roots):
         if path.startswith(above := f"{root.rstrip('/')}/") and path != above:
             return path[len(above) :]
     return None

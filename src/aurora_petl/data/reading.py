@@ -12,7 +12,7 @@ from .items import Item, Row
 from .names import Names
 from .places import Files
 from .protocol import composed
-from .rows import SHOWN, brief, place, refuse
+from .rows import SHOWN, brief, listed, place, refuse
 
 MOST_PROBLEMS = 100_000  # that are noted before reading stops: a wrong table of millions of rows has millions
 
@@ -35,6 +35,7 @@ class RowReader:
         holder: the folder or tar that pictures are said to be missing from.
         files, names: of the pictures and clips.
         absent: takes the media that are missing, which are a problem otherwise.
+        skip: leave out the rows that something is wrong with, if any others are there.
         anywhere: a picture may lie in any folder, if its name is there once.
     """
 
@@ -44,6 +45,7 @@ class RowReader:
     names: Names
     absent: list[str] | None = None
     anywhere: bool = False
+    skip: bool = False
     problems: list[str] = field(default_factory=list)
     clips: bool = False
     missing: int = 0  # rows whose picture or clip is not there
@@ -68,7 +70,9 @@ class RowReader:
                 self._missing(raw, "clip" if kind == "clip" else "picture", made.image)
         self.clips = "clip" in kinds
         if len(kinds) > 1:
-            self.problem(list(kinds.values())[1], "clips and pictures in one file; give each a folder of its own")
+            other = list(kinds.values())[1]
+            there = place(other.source or self.where, other.line)
+            refuse([*self.problems, f"{there}: clips and pictures in one file; give each a folder of its own"])
 
     def captions(self, rows: Iterable[Raw], make: Callable[[dict[str, Any], int], Item]) -> list[Item]:
         """The same as one item a picture, with all of its captions."""
@@ -93,13 +97,15 @@ class RowReader:
         return replace(made, image=found, source=source)
 
     def _find(self, raw: Raw, name: str, clip: bool) -> str | None:
-        near = (f"{raw.folder}/{name}", name) if raw.folder else (name,)
-        for spelled in near:
-            if found := self.names.find(spelled, clip) or self.names.bare(spelled):
-                return found
+        parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+        slashed = name if ".." in parts else "/".join(parts)  # Windows' separators
+        for spelled in dict.fromkeys((name, slashed)):
+            for path in (f"{raw.folder}/{spelled}", spelled) if raw.folder else (spelled,):
+                if found := self.names.find(path, clip) or self.names.bare(path):
+                    return found
         if not self.anywhere:
             return None
-        several = self.names.ending(name)
+        several = self.names.ending(slashed)
         if len(several) > 1:
             raise ValueError(
                 f"{brief(name)} lies in several folders ({brief(several[0])}, {brief(several[1])}); name the right "
@@ -123,15 +129,17 @@ class RowReader:
             AuroraError: with the first few problems, if there are very many.
         """
         self.problems.append(f"{place(row.source or self.where, row.line)}: {what}")
-        if len(self.problems) >= MOST_PROBLEMS:
+        if len(self.problems) >= MOST_PROBLEMS and not self.skip:
             refuse(self.problems)
 
-    def settle(self, rows: Sequence[Row]) -> None:
-        """Make sure that nothing is wrong, and that there are rows.
+    def settle(self, rows: Sequence[Row]) -> str:
+        """Make sure that nothing is wrong, and that there are rows; says which rows were left out.
 
         Raises:
             AuroraError: otherwise.
         """
-        refuse(self.problems)
+        if not self.skip or not rows:
+            refuse(self.problems)
         if not rows and not self.absent:
             raise AuroraError(f"{self.where} holds no rows")
+        return f"{len(self.problems):,} rows left out: {listed(self.problems)}" if self.problems else ""

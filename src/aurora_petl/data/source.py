@@ -100,8 +100,10 @@ class Source:
     def reader(self, where: str, anywhere: bool = False) -> RowReader:
         """What reads rows whose pictures lie here, or under ``root``."""
         if self.root is None:
-            return RowReader(where, self.path, self.files, self.names, self.absent, anywhere)
-        return RowReader(where, self.root, Folder(self.root), NamesAsAsked(self.root), self.absent)
+            files, names, holder = self.files, self.names, self.path
+        else:
+            files, names, holder, anywhere = Folder(self.root), NamesAsAsked(self.root), self.root, False
+        return RowReader(where, holder, files, names, self.absent, anywhere, self.broken == "skip")
 
     def option(self, key: str, default: str = "") -> str:
         """An option that is one text.

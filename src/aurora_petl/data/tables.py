@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import AuroraError, first_line, short
 from ..files import parse_json
-from .rows import brief
+from .rows import brief, refuse
 
 _DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 
@@ -61,8 +61,7 @@ def csv_rows(
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            problems.append(_not_csv(error, where, before + 1, quote))
-            return
+            refuse([*problems, _not_csv(error, where, before + 1, quote)])  # where a row ends is not known from here
         line, before = before + 1, reader.line_num
         if fields is None:
             break

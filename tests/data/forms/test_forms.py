@@ -85,6 +85,25 @@ def test_columns_splits_and_ids_by_option(tmp_path):
     assert "line 1: split 'tra' is none of" in refusal(tmp_path / "mine", **named)
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        "Image Name,Caption\n{0},{1}\n{0},{2}\n",
+        "file,captions\n{0},\"['{1}', '{2}']\"\n",
+        'file,captions\n{0},"[""{1}"", ""{2}""]"\n',
+        "image;caption\n.\\images\\{0};{1}\nimages\\{0};{2}\n",
+        "{0},{1}\n{0},{2}\n",
+        "image,text\nfile://{3}/images/{0},{1}\n{3}/images/{0},{2}\n",
+    ],
+)
+def test_tables_as_other_programs_write_them(tmp_path, table):
+    for example in FEW[:3]:
+        write(tmp_path / "mine/images" / example.name, example.data)
+    write(tmp_path / "mine/some.csv", table.format("000.png", "a cat", "a, dog"[3:], tmp_path / "mine"))
+    (item,) = load_dataset(tmp_path / "mine")
+    assert (item.image, item.captions) == ("images/000.png", ("a cat", "dog"))
+
+
 # Splits
 
 

@@ -29,6 +29,9 @@ from tests.helpers.forms import write
         ("some.tsv", 'filepath\ttitle\n0.png\t"a\n', "some.tsv, line 2: not CSV (a double quote is open to the end"),
         ("some.csv", "filepath;title\n0.png;\n", "some.csv, line 2: empty caption for 0.png"),
         ("some.jsonl", '{"image": "0.png", "caption": "a"}\n{', "some.jsonl, line 2: not JSON"),
+        ("some.csv", "image,text\nhttps://a.b/0.png,a\n", "picture https://a.b/0.png lies on the web; download it"),
+        ("some.csv", "image,text\nC:\\0.png,a\n", "some.csv, line 2: picture /C:/0.png lies outside the folder"),
+        ("some.csv", "0.png,a\nb\n", "some.csv, line 2: it does not begin with a picture's name"),
         ("0.txt", " \n\n", "0.txt, line 1: empty caption for 0.png"),
         ("1.png", b"", "mine/1.txt, line 1: there is no such file beside 1.png; write its caption in it"),
         ("0.txt", b"\xff", "mine/0.txt, line 1: not UTF-8"),
@@ -90,6 +93,7 @@ def test_a_picture_that_lies_in_several_folders_is_not_guessed(tmp_path):
             "nearest to a table of files and texts: a.csv has the columns bild, text; say which",
         ),
         ({"a.json": '{"images": [], "annotations": []}'}, "a.json is COCO's, but its annotations have no caption"),
+        ({"a.xlsx": b""}, "nearest to a table of files and texts: a.xlsx is a spreadsheet; save it as CSV UTF-8"),
         ({"a.tar.gz": b""}, "is nearest to webdataset shards: a.tar.gz is compressed"),
         ({"metadata.csv": "file_name,text\n", "metadata.jsonl": "{}"}, "has both metadata.csv and metadata.jsonl"),
         ({"a.csv": "image,text\n", "test.csv": "image,text\n"}, "several tables of captions (a.csv, test.csv)"),
@@ -114,3 +118,21 @@ def test_names_of_options_and_forms_are_checked(tmp_path):
     pairs = forms.pairs(tmp_path / "pairs", FEW)
     assert "--root is for tables that name the files of pictures, but this is pictures with" in refusal(pairs, pairs)
     assert "none of a folder, a .tar, or a table" in refusal(path / "train/000.png")
+
+
+@pytest.mark.parametrize("name", ["captions.csv", "captions.jsonl", "some.csv", "metadata.csv"])
+def test_wrong_rows_are_left_out_if_asked(tmp_path, name):
+    for example in FEW:
+        write(tmp_path / "mine" / example.name, example.data)
+    rows = [{"file_name" if name[0] == "m" else "image": e.name, "caption": "a"} for e in FEW]
+    rows[3]["caption"], rows[5]["image" if name[0] != "m" else "file_name"] = " ", "gone.png"
+    if name.endswith(".csv"):
+        write(tmp_path / "mine" / name, "\n".join([",".join(rows[0]), *(",".join(row.values()) for row in rows)]))
+    else:
+        write(tmp_path / "mine" / name, forms.lines(rows))
+    said = refusal(tmp_path / "mine")
+    assert "empty caption for 003.png" in said and "picture gone.png is missing" in said
+    found = load_dataset(tmp_path / "mine", broken="skip")
+    assert len(found) == 10 and "2 rows left out: mine/" in found.note and "gone.png is missing" in found.note
+    write(tmp_path / "mine" / name, (tmp_path / "mine" / name).read_text().replace(".png", ".pn"))
+    assert "(and 7 more)" in refusal(tmp_path / "mine", broken="skip")  # nothing would be left

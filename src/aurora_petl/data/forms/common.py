@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
@@ -35,6 +38,7 @@ CAPTION_COLUMNS = (
 QUESTION_COLUMNS = ("question",)
 ANSWER_COLUMNS = ("answer", "answers", "multiple_choice_answer")
 OwnDataset: TypeAlias = ImageTextDataset | QuestionDataset
+_LONGEST_LIST = 100_000  # characters
 _MEND = "name the file or folder that is this split, as in files.{0}=NAME, or name none and have at least 3 pictures"
 
 
@@ -79,6 +83,11 @@ def _matches(name: str, pattern: str) -> bool:
     return name == pattern or name.startswith(f"{pattern}/") or fnmatchcase(name, pattern)
 
 
+def _plain(name: str) -> str:
+    """A column's name as `IMAGE_COLUMNS` and the others are spelled: ``Image Name`` is ``image_name``."""
+    return name.strip().lower().replace(" ", "_").replace("-", "_")
+
+
 @dataclass(frozen=True)
 class Texts:
     """Which column of a table holds the captions, or, with an ``answer``, which two the questions and the answers."""
@@ -109,6 +118,11 @@ def _said(value: Any) -> Any:
         return [_said(part) for part in value]
     if isinstance(value, dict):
         return next((value[key] for key in ("answer", "caption", "raw", "text") if key in value), value)
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]") and len(value) < _LONGEST_LIST:
+        for parse in (json.loads, ast.literal_eval):  # as lists are written in a field of CSV
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                texts = parse(value)
+                return texts if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else value
     return value
 
 
@@ -119,7 +133,8 @@ def column(source: Source, key: str, known: Iterable[str], columns: Sequence[str
         AuroraError: if there is no column that the option names, unless ``where`` is "".
     """
     if not (named := source.option(key)):
-        return next((name for name in known if name in columns), "")
+        spelled = {_plain(name): name for name in reversed(columns)}
+        return next((name if name in columns else spelled[name] for name in known if name in spelled), "")
     if named not in columns and not where:
         return ""
     if named not in columns:
@@ -198,17 +213,23 @@ def read_rows(
     reader = source.reader(where, anywhere)
     if texts.answer is not None:
         questions = questions_of(reader, rows(reader), source.roots)
-        _settle(source, reader, questions)
-        return with_questions(source, where, questions, reader.files, clips=reader.clips)
+        left_out = _settle(source, reader, questions)
+        dataset: OwnDataset = with_questions(source, where, questions, reader.files, clips=reader.clips)
+        dataset.note += left_out
+        return dataset
     items = reader.captions(rows(reader), partial(item_row, roots=source.roots, column=texts.text))
-    _settle(source, reader, items)
-    return with_captions(source, where, items, reader.files, clips=reader.clips, by_picture=by_picture)
+    left_out = _settle(source, reader, items)
+    dataset = with_captions(source, where, items, reader.files, clips=reader.clips, by_picture=by_picture)
+    dataset.note += left_out
+    return dataset
 
 
-def _settle(source: Source, reader: RowReader, rows: Sequence[Row]) -> None:
+def _settle(source: Source, reader: RowReader, rows: Sequence[Row]) -> str:
+    """Words on the rows that were left out."""
     if reader.missing and not rows and not source.root:
         reader.problems[0] += f" ({reader.missing:,} such rows); if the pictures lie elsewhere, give --root FOLDER"
-    reader.settle(rows)
+    left_out = reader.settle(rows)
+    return f"; {left_out}" if left_out else ""
 
 
 def with_captions(

@@ -17,6 +17,7 @@ from .tabular import columns_of, rows_of
 _SURE = (".csv", ".tsv", ".jsonl")
 _OTHER = (".json", ".txt", ".token")  # which also hold other things, and are looked at where there are none of the sure
 _MOST = 1000  # of them
+_SHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 
 
 def look(source: Source) -> Look:
@@ -25,6 +26,9 @@ def look(source: Source) -> Look:
     if not found:
         found, almost_other = _tables(source, tables(source, *_OTHER)[:_MOST])
         almost = almost or almost_other
+    sheets = [name for name in source.visible if name.lower().endswith(_SHEETS)]
+    if not found and not almost and sheets:
+        almost = f"{sheets[0]} is a spreadsheet; save it as CSV UTF-8"
     return Look(list(found), almost, found)
 
 
