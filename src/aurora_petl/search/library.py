@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -82,9 +83,9 @@ class Library(Store):
             first, last = (bisect_left(paths, bound) for bound in among.bounds())
             rows = order[first:last].sort().values
         if among.after is not None:
-            rows = rows[self._dates[rows] >= among.after.timestamp()]
+            rows = rows[self._dates[rows] >= _seconds(among.after)]
         if among.before is not None:
-            rows = rows[self._dates[rows] < among.before.timestamp()]
+            rows = rows[self._dates[rows] < _seconds(among.before)]
         return rows
 
     def contents(self, view: str, among: Filter = ALL) -> Contents:
@@ -111,8 +112,8 @@ class Library(Store):
 
     @cached_property
     def _dates(self) -> Tensor:
-        """(pictures,) seconds"""
-        return torch.tensor([picture.date.timestamp() for picture in self.pictures], dtype=torch.float64)
+        """(pictures,) see `_seconds`"""
+        return torch.tensor([_seconds(picture.date) for picture in self.pictures], dtype=torch.float64)
 
     def _load(self, kind: str, names: list[str], view: str) -> Tensor:
         if not names:
@@ -121,6 +122,12 @@ class Library(Store):
             return Shards(self.out, kind, self.keys).load(names, view)
         except KeyError as error:
             raise AuroraError(f"{self.out} lacks shards; run aurora index again") from error
+
+
+def _seconds(date: datetime) -> float:
+    """Seconds from 1970 on by the calendar alone: ``timestamp``, which asks for the time zone, fails in the year 1,
+    that of cameras whose clock was never set."""
+    return (date - datetime(1970, 1, 1)).total_seconds()
 
 
 class Rows:
