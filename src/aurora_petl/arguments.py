@@ -84,8 +84,9 @@ def parse(
     if unknown:
         if any(word.startswith("-") for word in unknown):
             options.parser.error(f"unknown option {' '.join(unknown)}")
-        quotes = "; put a text of several words in quotes" if hasattr(options, "text") else ""
-        options.parser.error(f"one word too many: {' '.join(unknown)}{quotes}")
+        hint = "; put a text of several words in quotes" if hasattr(options, "text") else ""
+        hint = hint or (f"; name an index with --index {unknown[0]}" if hasattr(options, "index") else "")
+        options.parser.error(f"one word too many: {' '.join(unknown)}{hint}")
     options.help = parser.format_help()
     return options
 

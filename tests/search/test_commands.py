@@ -107,8 +107,11 @@ def test_a_picture_given_as_a_text_is_told_so(aurora, library, here):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("search x", "no index here; make one with aurora index FOLDER, or name one with --index"),
-        ("search x --index gone", "gone is no index: it has no manifest.json; make one with aurora index FOLDER"),
+        ("search x", "no index here; make one with aurora index FOLDER --model MODEL, or name one with --index"),
+        (
+            "search x --index gone",
+            "gone is no index: it has no manifest.json; make one with aurora index FOLDER --model MODEL",
+        ),
         ("search", "say what to look for, or give a picture with --image"),
         ("search x --image y", "say what to look for, or give a picture with --image"),
         ("search --index INDEX --image gone.jpg", "gone.jpg: no such picture"),
@@ -118,7 +121,7 @@ def test_a_picture_given_as_a_text_is_told_so(aurora, library, here):
         ("index LOOP --model blip-mini", "no folder LOOP; name the one that holds your pictures"),
         ("index . --model blip-mini", ". holds no pictures (.jpg, .png, .webp"),
         ("index FOLDER --model gone", "no model 'gone': it is neither embedded (blip-mini), nor a folder"),
-        ("serve", "no index here; make one with aurora index FOLDER, or name one with --index"),
+        ("serve", "no index here; make one with aurora index FOLDER --model MODEL, or name one with --index"),
         ("serve --index INDEX --port 99999", "port 99999 can't be used"),
     ],
 )

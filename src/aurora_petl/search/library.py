@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 
 import torch
 from torch import Tensor
@@ -36,12 +37,13 @@ class Library(Store):
         self.texts, self.skipped = manifest.texts, manifest.skipped
         self.model_name, self._model = manifest.model_name, manifest.model
         self.anew = f"remove {out} and make it again with aurora index"
+        self.place = f"--out {quote(str(out))}"
         folder = manifest.folder.find(out)
         if folder is None:
             places = " nor ".join(dict.fromkeys(map(str, manifest.folder.choices(out))))
             raise AuroraError(
                 f"the pictures of {out} are not in {places}; put them back, or index them where they are now with "
-                f"aurora index FOLDER --out {out}"
+                f"aurora index FOLDER --model {quote(self.model_name)} {self.place}"
             )
         self.folder = folder
         self.gone: set[str] = set()

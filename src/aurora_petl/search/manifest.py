@@ -95,7 +95,7 @@ def read_manifest(out: Path) -> Manifest:
     if path.is_symlink():
         raise AuroraError(f"{path} is a link, which an index has not; {anew}")
     if not path.is_file():
-        raise AuroraError(f"{out} is no index: it has no {MANIFEST}; make one with aurora index FOLDER")
+        raise AuroraError(f"{out} is no index: it has no {MANIFEST}; make one with aurora index FOLDER --model MODEL")
     try:
         values = read_json(path)
     except AuroraError as error:
