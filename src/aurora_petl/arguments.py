@@ -202,7 +202,7 @@ def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argpars
     evaluate.add_argument(
         "--no-cache", action="store_true", help="neither read nor keep features and scores in RUN/features"
     )
-    evaluate.add_argument("--json", type=Path, help="also write the figures to this file")
+    evaluate.add_argument("--json", type=Path, help="also write the figures to this file, - to print them instead")
     evaluate.add_argument(
         "--queries", type=Path, metavar="CSV", help="also write all queries with their ranks or answers to this file"
     )

@@ -87,6 +87,14 @@ def load(library, row):
     return Image.open(library.path(row)).convert("RGB")
 
 
+@pytest.mark.parametrize("words", [["search", "צבע 🏖"], ["duplicates"]])
+def test_json_for_another_program(words, library, here, capfd):
+    assert main([*words, "--index", str(library.out), "--json", "-"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["index"] == str(library.out) and told.get("query", words[-1]) == words[-1]
+    assert not list(here.iterdir())
+
+
 def test_captions_by_picture(aurora, library, here):
     draw("square", "green").save(here / "query.png")
     words = ["search", "--image", "query.png", "--texts", "--index", library.out, "-k", 2, "--sheet", "sheet.png"]
@@ -232,6 +240,7 @@ def test_names_stay_on_their_lines(aurora, album, here):
         (["--image", "pipe.png"], "pipe.png cannot be read: it is a pipe or a device"),
         (["--image", "."], ". cannot be read: it is a folder"),
         (["--image", "caf\udce9.png"], "caf\\udce9.png: no such picture"),
+        (["x", "--sheet", "a.jpg"], "a.jpg would be a .png file; name it a.png"),
         (["x", "-k", "1001", "--sheet", "a.png"], "-k is 1001; a sheet shows at most 1,000"),
     ],
 )
