@@ -118,9 +118,9 @@ class Searcher:
                 break
             count *= 4
         if not pairs and among:
-            raise AuroraError(f"{self.library.name} holds no picture {among}")
+            raise AuroraError(f"{self.library.folder.name} holds no picture {among}")
         if not there and pairs:
-            raise AuroraError(f"{self.library.folder} holds none of the pictures any more; put them back")
+            raise AuroraError(f"{self.library.folder.name} holds none of the pictures any more; put them back")
         return there[:want]
 
     @cached_property
