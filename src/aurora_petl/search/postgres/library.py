@@ -46,7 +46,7 @@ class PostgresLibrary(Store):
         if about is None:
             there = ", ".join(database.libraries()) or "it has none"
             raise AuroraError(
-                f"{address}: no such library; make it with aurora index FOLDER --model MODEL {_place(address)}, or "
+                f"{address}: no such library; make it with aurora index FOLDER --model MODEL {address.option}, or "
                 f"name one: {there}"
             )
         if not about.finished:
@@ -58,7 +58,7 @@ class PostgresLibrary(Store):
             database.anew,
         )
         self.width, self.vectors, self._models = about.width, about.vectors, about.models
-        self.place, self.model_name = _place(address), about.models[0]
+        self.place, self.model_name = address.option, about.models[0]
         self.folder = _folder(address, about)
         self.gone: set[str] = set()
         self.pictures = Pictures(database)
@@ -290,7 +290,7 @@ def _only(address: Address) -> str:
         have = (
             f"{len(there)} libraries: {', '.join(there)}"
             if there
-            else f"no library; make one with aurora index FOLDER --model MODEL {_place(address)}"
+            else f"no library; make one with aurora index FOLDER --model MODEL {address.option}"
         )
         name = "; name one with ?library=NAME" if there else ""
         raise AuroraError(f"{address} has {have}{name}")
@@ -303,9 +303,5 @@ def _folder(address: Address, about: About) -> Path:
             return Path(folder)
     raise AuroraError(
         f"the pictures of {address} are not in {' nor '.join(about.folders)}; index them where they are on this "
-        f"machine with aurora index FOLDER --model {quote(about.models[0])} {_place(address)}, which encodes none again"
+        f"machine with aurora index FOLDER --model {quote(about.models[0])} {address.option}, which encodes none again"
     )
-
-
-def _place(address: Address) -> str:
-    return f"--store {quote(str(address))}"
