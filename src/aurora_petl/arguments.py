@@ -84,8 +84,9 @@ def parse(
     if unknown:
         if any(word.startswith("-") for word in unknown):
             options.parser.error(f"unknown option {' '.join(unknown)}")
-        quotes = "; put a text of several words in quotes" if hasattr(options, "text") else ""
-        options.parser.error(f"one word too many: {' '.join(unknown)}{quotes}")
+        hint = "; put a text of several words in quotes" if hasattr(options, "text") else ""
+        hint = hint or (f"; name an index with --index {unknown[0]}" if hasattr(options, "index") else "")
+        options.parser.error(f"one word too many: {' '.join(unknown)}{hint}")
     options.help = parser.format_help()
     return options
 
@@ -201,7 +202,7 @@ def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argpars
     evaluate.add_argument(
         "--no-cache", action="store_true", help="neither read nor keep features and scores in RUN/features"
     )
-    evaluate.add_argument("--json", type=Path, help="also write the figures to this file")
+    evaluate.add_argument("--json", type=Path, help="also write the figures to this file, - to print them instead")
     evaluate.add_argument(
         "--queries", type=Path, metavar="CSV", help="also write all queries with their ranks or answers to this file"
     )

@@ -13,12 +13,14 @@ from .interrupts import at_once
 
 with at_once():
     import argparse
+    import io
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager, nullcontext, redirect_stdout
     from pathlib import Path
 
     from .arguments import parse
     from .errors import AuroraError
-    from .files import check_output
+    from .files import STDOUT, check_output
     from .notes import hushed
     from .terminal import close_output, ending, is_told, progress, say, settle, silence
 
@@ -34,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.run is None:
             print(options.help, end="")
         else:
-            with hushed(options.quiet):
+            with hushed(options.quiet), _aside(options):
                 options.run(options)
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a full disk or a closed pipe can be told
@@ -47,6 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(end[1])
         return end[0]
     return 0
+
+
+def _aside(options: argparse.Namespace) -> AbstractContextManager[object]:
+    """Nobody reads the tables where JSON goes to the standard output."""
+    files = (getattr(options, "json", None), getattr(options, "upload", None))
+    return redirect_stdout(io.StringIO()) if STDOUT in files else nullcontext()
 
 
 def _work(options: argparse.Namespace) -> ModuleType:
@@ -150,7 +158,7 @@ def _evaluate(options: argparse.Namespace) -> None:
             raise AuroraError(f"--{name.replace('_', '-')} is for one run; leave it out, or name one run")
     for path in (options.json, options.queries, options.upload):
         if path:
-            check_output(path)
+            check_output(path, ".csv" if path == options.queries else "")
     files = _files(options.files)
     _work(options).evaluate(options, files, progress(options.quiet))
 

@@ -164,7 +164,7 @@ def search(options: argparse.Namespace) -> None:
         raise AuroraError(f"-k is {options.k}; a sheet shows at most {MOST:,}")
     for path in (options.json, options.sheet):
         if path:
-            check_output(path)
+            check_output(path, ".png" if path == options.sheet else "")
     library = open_store(options.store or find_index(options.index))
     among = make_filter(library.folder, options.under, options.after, options.before)
     query = options.text if options.image is None else load_image(options.image)

@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 LOCK_SECONDS = 10.0  # loader workers of a run that was killed hold its lock for a few seconds longer
 LEFTOVER_SECONDS = 24 * 3600  # older ones were left behind by a killed process
+STDOUT = Path("-")  # in the place of a JSON file
 LFS_POINTER = b"version https://git-lfs"  # what git leaves in a file's place where git-lfs is not installed
 
 
@@ -99,16 +101,23 @@ def _is_special(path: Path) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, suffix: str = "") -> None:
     """Make the folder of a file that a command writes when its work is done, and see beforehand that it can be written.
 
+    Args:
+        suffix: that of the only kind of file that the command writes; empty if `write_json` does, which takes `STDOUT`.
+
     Raises:
-        AuroraError: if ``path`` is a folder, a device or a pipe.
+        AuroraError: if ``path`` is a folder, a device or a pipe, or is called as a file of another kind.
         OSError: if there is no such folder and it cannot be made, or there is no right to write to it.
     """
     if path.is_dir() or _is_special(path):
         what = "folder" if path.is_dir() else "device or a pipe"
         raise AuroraError(f"{path} is a {what}, not a file; name another file")
+    if suffix and path.suffix.lower() != suffix:
+        raise AuroraError(f"{path} would be a {suffix} file; name it {path.with_suffix(suffix)}")
+    if path == STDOUT:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
@@ -121,11 +130,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write as JSON.
+    """Write as JSON, to the process's standard output if ``path`` is `STDOUT`.
 
     Numbers that are not finite become null: JSON has none, and a gradient norm that overflowed in half precision must
     not cost a finished run its results.
     """
+    if path == STDOUT:  # which a command may have turned aside; escapes are whole in every encoding
+        print(json.dumps(finite(value), indent=1, allow_nan=False), file=sys.__stdout__, flush=True)
+        return
     write_text(path, json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -141,7 +141,10 @@ def saved_recipe(folder: Path) -> Recipe:
         AuroraError: if ``folder`` holds none.
     """
     if not (folder / "recipe.yaml").is_file():
-        raise AuroraError(f"{folder} holds no run: it has no recipe.yaml")
+        raise AuroraError(
+            f"{folder} holds no run: it has no recipe.yaml; name a run's folder, which a model by itself gets by "
+            "aurora train --data DATA --model MODEL method=zero-shot --out RUN"
+        )
     return load_saved(folder / "recipe.yaml")
 
 

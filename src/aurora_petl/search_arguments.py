@@ -37,7 +37,7 @@ def add_search_commands(command: Callable[[str, str], argparse.ArgumentParser]) 
         "--rerank", type=int, default=0, metavar="N", help="rescore the N best by ITM (default: %(default)s, none)"
     )
     search.add_argument("--sheet", type=Path, metavar="PNG", help="also draw what was found")
-    search.add_argument("--json", type=Path, help="also write what was found to this file")
+    search.add_argument("--json", type=Path, help="also write what was found to this file, - to print it instead")
 
     duplicates = command("duplicates", "list pictures of an index that are alike, or the same")
     _place(duplicates)
@@ -45,7 +45,7 @@ def add_search_commands(command: Callable[[str, str], argparse.ArgumentParser]) 
     duplicates.add_argument(
         "--threshold", type=float, default=0.97, help="smallest cosine of what is alike (default: %(default)s)"
     )
-    duplicates.add_argument("--json", type=Path, help="also write the groups to this file")
+    duplicates.add_argument("--json", type=Path, help="also write the groups to this file, - to print them instead")
 
     serve = command("serve", "search an index on a page of this machine, before and after tuning")
     _place(serve)

@@ -82,7 +82,7 @@ def test_a_small_split_is_told_with_what_it_is_worth(printed, runs):
         ("RUN RUN --also fluent-flat", "--also is for one run; leave it out, or name one run"),
         ("RUN RUN --zero-shot", "--zero-shot is for one run; leave it out, or name one run"),
         ("RUN RUN --upload x.json", "--upload is for one run; leave it out, or name one run"),
-        ("RUN gone", "gone holds no run: it has no recipe.yaml"),
+        ("RUN gone", "gone holds no run: it has no recipe.yaml; name a run's folder, which a model by itself gets by"),
         ("RUN other", "RUN was trained on "),
         ("RUN questions", "RUN is of task retrieval and questions of vqa; compare runs of one task"),
         ("RUN --also coco", "--also takes a folder, a .tar or an embedded pack, and coco is a benchmark; see --data"),

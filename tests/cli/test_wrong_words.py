@@ -73,6 +73,10 @@ def test_wrong_values(words, message, refusal, here):
         ),
         ("params blip-mini more", "one word too many: more (see aurora params --help)"),
         (
+            "serve my.index",
+            "one word too many: my.index; name an index with --index my.index (see aurora serve --help)",
+        ),
+        (
             "search red circle",
             "one word too many: circle; put a text of several words in quotes (see aurora search --help)",
         ),

@@ -87,6 +87,14 @@ def load(library, row):
     return Image.open(library.path(row)).convert("RGB")
 
 
+@pytest.mark.parametrize("words", [["search", "צבע 🏖"], ["duplicates"]])
+def test_json_for_another_program(words, library, here, capfd):
+    assert main([*words, "--index", str(library.out), "--json", "-"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["index"] == str(library.out) and told.get("query", words[-1]) == words[-1]
+    assert not list(here.iterdir())
+
+
 def test_captions_by_picture(aurora, library, here):
     draw("square", "green").save(here / "query.png")
     words = ["search", "--image", "query.png", "--texts", "--index", library.out, "-k", 2, "--sheet", "sheet.png"]
@@ -107,8 +115,11 @@ def test_a_picture_given_as_a_text_is_told_so(aurora, library, here):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("search x", "no index here; make one with aurora index FOLDER, or name one with --index"),
-        ("search x --index gone", "gone is no index: it has no manifest.json; make one with aurora index FOLDER"),
+        ("search x", "no index here; make one with aurora index FOLDER --model MODEL, or name one with --index"),
+        (
+            "search x --index gone",
+            "gone is no index: it has no manifest.json; make one with aurora index FOLDER --model MODEL",
+        ),
         ("search", "say what to look for, or give a picture with --image"),
         ("search x --image y", "say what to look for, or give a picture with --image"),
         ("search --index INDEX --image gone.jpg", "gone.jpg: no such picture"),
@@ -118,7 +129,7 @@ def test_a_picture_given_as_a_text_is_told_so(aurora, library, here):
         ("index LOOP --model blip-mini", "no folder LOOP; name the one that holds your pictures"),
         ("index . --model blip-mini", ". holds no pictures (.jpg, .png, .webp"),
         ("index FOLDER --model gone", "no model 'gone': it is neither embedded (blip-mini), nor a folder"),
-        ("serve", "no index here; make one with aurora index FOLDER, or name one with --index"),
+        ("serve", "no index here; make one with aurora index FOLDER --model MODEL, or name one with --index"),
         ("serve --index INDEX --port 99999", "port 99999 can't be used"),
     ],
 )
@@ -229,6 +240,7 @@ def test_names_stay_on_their_lines(aurora, album, here):
         (["--image", "pipe.png"], "pipe.png cannot be read: it is a pipe or a device"),
         (["--image", "."], ". cannot be read: it is a folder"),
         (["--image", "caf\udce9.png"], "caf\\udce9.png: no such picture"),
+        (["x", "--sheet", "a.jpg"], "a.jpg would be a .png file; name it a.png"),
         (["x", "-k", "1001", "--sheet", "a.png"], "-k is 1001; a sheet shows at most 1,000"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 
 import pytest
@@ -163,14 +164,36 @@ def test_from_any_working_folder(album, run, tmp_path, monkeypatch, capsys):
     assert "(0 encoded now, 0 removed)" in capsys.readouterr().out
 
 
-def test_a_model_that_was_moved(album, run, tmp_path):
+def follow(message, capsys, **places):
+    """Do what a message says, word for word, with names in the place of those in capitals; what the command prints."""
+    words = shlex.split(message[message.index("aurora index") :])[1:]
+    capsys.readouterr()
+    assert main([*(str(places.get(word, word)) for word in words), "--quiet"]) == 0
+    return capsys.readouterr().out
+
+
+def test_pictures_that_were_moved(album, tmp_path, capsys):
+    out = tmp_path / "our album.index"
+    build(album, out=out)
+    album.rename(tmp_path / "photos")
+    with pytest.raises(AuroraError, match="the pictures of .* are not in") as raised:
+        Library(out)
+    assert "(0 encoded now" in follow(str(raised.value), capsys, FOLDER=tmp_path / "photos")
+    assert Library(out).folder == tmp_path / "photos"
+
+
+def test_a_model_that_was_moved(album, run, tmp_path, capsys):
     mine = shutil.copytree(run, tmp_path / "mine")
     out = tmp_path / "album.index"
     build(album, str(mine), out)
     mine.rename(tmp_path / "away")
-    with pytest.raises(AuroraError, match="album.index was made with .*mine, which is gone; put it back, or remove"):
+    gone = "album.index was made with .*mine, which is gone; put it back or, if it has moved, name where it is now"
+    with pytest.raises(AuroraError, match=gone) as raised:
         Library(out).encoder(TUNED)
+    assert "(0 encoded now" in follow(str(raised.value), capsys, MODEL=tmp_path / "away")
+    assert Library(out).encoder(TUNED)
     (tmp_path / "away").rename(mine)
+    build(album, str(mine), out)
     (tmp_path / "new").mkdir()
     for path in (mine, album, out):
         shutil.move(path, tmp_path / "new")

@@ -156,7 +156,7 @@ def best(searcher, k, **options):
 
 def test_the_only_index_here_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(AuroraError, match="no index here; make one with aurora index FOLDER"):
+    with pytest.raises(AuroraError, match="no index here; make one with aurora index FOLDER --model MODEL"):
         find_index(None)
     (tmp_path / "a.index").mkdir()
     assert find_index(None).name == "a.index" and find_index(tmp_path) == tmp_path

@@ -92,6 +92,24 @@ def test_rows_are_the_pictures_of_the_index(client, library):
     assert client("/thumbnail/24")[0] == client("/picture/99999999999")[0] == 404
 
 
+def test_no_message_says_where_the_folder_lies(album, tmp_path):
+    build_index(album, album.with_suffix(".index"), "blip-mini", progress=False)
+    (album / "captions.jsonl").write_text("no JSON")
+    client, stop = started(Library(album.with_suffix(".index")))
+    try:
+        for fields in ("under=..", "under=/etc", "after=2999", "before=0001-01-02"):
+            status, message = refused(client(f"/api/search?q=x&{fields}"))
+            assert status == 400 and "album" in message and str(tmp_path) not in message
+        about = client("/api/about")[2].decode()
+        assert "captions are left out: album/captions.jsonl" in about and str(tmp_path) not in about
+        for path in (album / "images").iterdir():
+            path.unlink()
+        status, message = refused(client("/api/search?q=x"))
+        assert (status, message) == (400, "album holds none of the pictures any more; put them back")
+    finally:
+        stop()
+
+
 @pytest.mark.parametrize("end", ["-1", "1.0", "x", "", "images/0.png", "0/../../manifest.json", "%2e%2e/manifest.json"])
 @pytest.mark.parametrize("start", ["/picture/", "/thumbnail/", "/", "//", "/../"])
 def test_no_path_leads_to_a_file(start, end, client):

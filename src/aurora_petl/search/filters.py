@@ -96,4 +96,4 @@ def _below(folder: Path, under: str | Path) -> str:
             relative = os.path.relpath(inside, of).replace(os.sep, "/")
             if place.is_dir() and relative != ".." and not relative.startswith("../"):
                 return "" if relative == "." else relative
-    raise AuroraError(f"--under {os.fspath(under)} is no folder in {folder}; name one as it is called there")
+    raise AuroraError(f"--under {os.fspath(under)} is no folder in {folder.name}; name one as it is called there")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 
 import torch
 from torch import Tensor
@@ -35,12 +37,13 @@ class Library(Store):
         self.texts, self.skipped = manifest.texts, manifest.skipped
         self.model_name, self._model = manifest.model_name, manifest.model
         self.anew = f"remove {out} and make it again with aurora index"
+        self.place = f"--out {quote(str(out))}"
         folder = manifest.folder.find(out)
         if folder is None:
             places = " nor ".join(dict.fromkeys(map(str, manifest.folder.choices(out))))
             raise AuroraError(
                 f"the pictures of {out} are not in {places}; put them back, or index them where they are now with "
-                f"aurora index FOLDER --out {out}"
+                f"aurora index FOLDER --model {quote(self.model_name)} {self.place}"
             )
         self.folder = folder
         self.gone: set[str] = set()
@@ -82,9 +85,9 @@ class Library(Store):
             first, last = (bisect_left(paths, bound) for bound in among.bounds())
             rows = order[first:last].sort().values
         if among.after is not None:
-            rows = rows[self._dates[rows] >= among.after.timestamp()]
+            rows = rows[self._dates[rows] >= _seconds(among.after)]
         if among.before is not None:
-            rows = rows[self._dates[rows] < among.before.timestamp()]
+            rows = rows[self._dates[rows] < _seconds(among.before)]
         return rows
 
     def contents(self, view: str, among: Filter = ALL) -> Contents:
@@ -111,8 +114,8 @@ class Library(Store):
 
     @cached_property
     def _dates(self) -> Tensor:
-        """(pictures,) seconds"""
-        return torch.tensor([picture.date.timestamp() for picture in self.pictures], dtype=torch.float64)
+        """(pictures,) see `_seconds`"""
+        return torch.tensor([_seconds(picture.date) for picture in self.pictures], dtype=torch.float64)
 
     def _load(self, kind: str, names: list[str], view: str) -> Tensor:
         if not names:
@@ -121,6 +124,12 @@ class Library(Store):
             return Shards(self.out, kind, self.keys).load(names, view)
         except KeyError as error:
             raise AuroraError(f"{self.out} lacks shards; run aurora index again") from error
+
+
+def _seconds(date: datetime) -> float:
+    """Seconds from 1970 on by the calendar alone: ``timestamp``, which asks for the time zone, fails in the year 1,
+    that of cameras whose clock was never set."""
+    return (date - datetime(1970, 1, 1)).total_seconds()
 
 
 class Rows:

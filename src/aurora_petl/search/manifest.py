@@ -32,7 +32,12 @@ class Picture:
     @property
     def date(self) -> datetime:
         """When it was taken or, if it does not say so, last written, in the time of this machine."""
-        return datetime.fromisoformat(self.taken) if self.taken else datetime.fromtimestamp(self.mtime_ns / 1e9)
+        if self.taken:
+            return datetime.fromisoformat(self.taken)
+        try:
+            return datetime.fromtimestamp(self.mtime_ns / 1e9)
+        except (ValueError, OverflowError, OSError):  # a file system may hold years that no date has
+            return datetime.max if self.mtime_ns > 0 else datetime.min
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ def read_manifest(out: Path) -> Manifest:
     if path.is_symlink():
         raise AuroraError(f"{path} is a link, which an index has not; {anew}")
     if not path.is_file():
-        raise AuroraError(f"{out} is no index: it has no {MANIFEST}; make one with aurora index FOLDER")
+        raise AuroraError(f"{out} is no index: it has no {MANIFEST}; make one with aurora index FOLDER --model MODEL")
     try:
         values = read_json(path)
     except AuroraError as error:
@@ -145,8 +150,8 @@ def _picture(row: Any, number: int) -> Picture:
         raise ValueError(f"{where}: size is {short(picture.size)} and mtime_ns {short(picture.mtime_ns)}")
     if not _is_digest(picture.sha256):
         raise ValueError(f"{where}: sha256 is {short(picture.sha256)}")
-    if picture.taken is not None:
-        datetime.fromisoformat(_is(picture.taken, str, f"taken of {where}"))
+    if picture.taken is not None and datetime.fromisoformat(_is(picture.taken, str, f"taken of {where}")).tzinfo:
+        raise ValueError(f"taken of {where} names a time zone: {short(picture.taken)}")
     return picture
 
 

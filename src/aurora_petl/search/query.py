@@ -118,9 +118,9 @@ class Searcher:
                 break
             count *= 4
         if not pairs and among:
-            raise AuroraError(f"{self.library.name} holds no picture {among}")
+            raise AuroraError(f"{self.library.folder.name} holds no picture {among}")
         if not there and pairs:
-            raise AuroraError(f"{self.library.folder} holds none of the pictures any more; put them back")
+            raise AuroraError(f"{self.library.folder.name} holds none of the pictures any more; put them back")
         return there[:want]
 
     @cached_property
@@ -158,7 +158,7 @@ def find_index(named: Path | None) -> Path:
         return named
     here = sorted(path for path in Path().glob("*.index") if path.is_dir())
     if not here:
-        raise AuroraError("no index here; make one with aurora index FOLDER, or name one with --index")
+        raise AuroraError("no index here; make one with aurora index FOLDER --model MODEL, or name one with --index")
     if len(here) > 1:
         raise AuroraError(f"{len(here)} indexes here; name one with --index: {', '.join(map(str, here))}")
     return here[0]

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Protocol
 
 from PIL import Image
@@ -61,6 +62,7 @@ class Store(ABC):
     skipped: dict[str, str] | None
     gone: set[str]  # pictures that `has` missed
     anew: str  # how to make it again
+    place: str  # the words by which ``aurora index`` finds it
 
     @abstractmethod
     def candidates(self, view: str, kind: str = "exact") -> Candidates:
@@ -99,7 +101,9 @@ class Store(ABC):
         model = self.find_model()
         if model is None:
             raise AuroraError(
-                f"{self.name} was made with {self.model_name}, which is gone; put it back, or {self.anew}"
+                f"{self.name} was made with {self.model_name}, which is gone; put it back or, if it has moved, name "
+                f"where it is now, which encodes nothing again: aurora index {quote(str(self.folder))} --model MODEL "
+                f"{self.place}"
             )
         encoder = load_encoder(model, view)
         if encoder.key() != self.keys[view]:

@@ -61,30 +61,49 @@ function choose(id, name, values, names, chosen) {
   $(id).hidden = values.length < 2;
 }
 
+/** Show what the form asks for: its words or, if there are none, still what is like the picture. */
+function search() {
+  const words = $("text").value;
+  location.assign(words.trim() || !byPicture() ? anew({q: words}) : address({page: "1"}));
+}
+
 function changed(what) {
-  if (["q", "like", "picture"].some(name => fields.has(name))) location.assign(address({...what, page: "1"}));
-  else for (const [name, value] of Object.entries(what)) fields.set(name, value);
+  for (const [name, value] of Object.entries(what)) fields.set(name, value);
+  if (isAsked()) search();
+}
+
+function byPicture() {
+  return fields.has("like") || fields.has("picture");
+}
+
+function isAsked() {
+  return fields.has("q") || byPicture();
 }
 
 function prepare(about) {
   largest = about.largest;
-  const byPicture = fields.has("like") || fields.has("picture");
   const find = fields.get("find") ?? "pictures";
   const order = ["untuned", "tuned", "both"].filter(view => about.views.includes(view));
   choose("views", "view", order, NAMES, fields.get("view") ?? about.views[0]);
-  if (byPicture && about.captions) choose("kinds", "find", ["pictures", "captions"], KINDS, find);
-  $("reranking").hidden = !about.rerank || (byPicture && find === "pictures");
+  if (byPicture() && about.captions) choose("kinds", "find", ["pictures", "captions"], KINDS, find);
+  $("reranking").hidden = !about.rerank || (byPicture() && find === "pictures");
   const told = fields.get("rerank") ?? "0";
   if (![...$("rerank").options].some(option => option.value === told))
     $("rerank").append(make("option", {value: told}, "the best " + told));
   $("rerank").value = told;
-  for (const name of LIMITS) $(name).value = fields.get(name) ?? "";
+  $("under").value = fields.get("under") ?? "";
+  for (const name of ["after", "before"]) $(name).value = day(fields.get(name) ?? "");
   $("limits").open = LIMITS.some(name => fields.has(name));
   note(about.notes);
-  if (!["q", "like", "picture"].some(name => fields.has(name))) {
+  if (!isAsked()) {
     say(`${count(about.pictures)} pictures of ${about.folder} by the model ${about.model}. Say what to look for, or give a picture.`);
     $("text").focus();
   }
+}
+
+/** A date as its field takes it: a year or a month is its first day. */
+function day(date) {
+  return date && (date + "-01-01".slice(Math.max(0, date.length - 4))).slice(0, 10);
 }
 
 function note(notes) {
@@ -163,10 +182,13 @@ function turn(result) {
 
 $("form").addEventListener("submit", event => {
   event.preventDefault();
-  location.assign(anew({q: $("text").value}));
+  search();
 });
 $("rerank").addEventListener("change", () => changed({rerank: $("rerank").value}));
-for (const name of LIMITS) $(name).addEventListener("change", () => changed({[name]: $(name).value}));
+// A date that is typed changes with every digit, and Enter in a field both changes it and sends the form: so these wait
+// for the form.
+for (const name of LIMITS) $(name).addEventListener("change", () => fields.set(name, $(name).value));
+window.addEventListener("pageshow", event => event.persisted && location.reload());  // its choices may say otherwise
 $("file").addEventListener("change", async () => {
   const file = $("file").files[0];
   if (!file) return;
@@ -190,7 +212,7 @@ $("file").addEventListener("change", async () => {
     if (fields.has("picture")) $("sample").src = "/sent/" + encodeURIComponent(fields.get("picture"));
     $("sample").addEventListener("load", () => $("sample").hidden = false);
     prepare(await ask("/api/about"));
-    if (!["q", "like", "picture"].some(name => fields.has(name))) return;
+    if (!isAsked()) return;
     say("Searching…");
     show(await ask("/api/search?" + fields));
     if (fields.has("page")) $("results").focus({preventScroll: true});

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from shlex import quote as quote_word
 from urllib.parse import parse_qsl, quote, urlencode
 
 from ...errors import AuroraError, short
@@ -39,6 +40,11 @@ class Address:
         return f"postgresql://{place}/{quote(self.fields.get('dbname', ''))}{asked}"
 
     __repr__ = __str__
+
+    @property
+    def option(self) -> str:
+        """The words by which a command finds the library, without the password."""
+        return f"--store {quote_word(str(self))}"
 
     @property
     def schema(self) -> str:

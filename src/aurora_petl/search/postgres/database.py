@@ -78,7 +78,8 @@ class Database:
     """A library's schema. Threads may share it.
 
     Raises:
-        AuroraError: if the server does not answer, is of another encoding, or lacks pgvector.
+        AuroraError: if the server does not answer, is of another encoding, or lacks pgvector, without which
+            it holds no library.
     """
 
     def __init__(self, address: Address, *, create: bool = False) -> None:
@@ -122,6 +123,11 @@ class Database:
             finally:
                 connection.execute("SELECT pg_advisory_unlock(%s)", [lock_key("extension")])
             version = _one(connection.execute(asked))
+        if version is None and not self._create:
+            raise AuroraError(
+                f"{self.address} holds no library; make one with aurora index FOLDER --model MODEL "
+                f"{self.address.option}"
+            )
         if version is None:
             raise AuroraError(
                 f"{self.address} lacks the extension vector; install pgvector on the server (on Debian "

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,8 @@ class PostgresLibrary(Store):
         if about is None:
             there = ", ".join(database.libraries()) or "it has none"
             raise AuroraError(
-                f"{address}: no such library; make it with aurora index FOLDER --store, or name one: {there}"
+                f"{address}: no such library; make it with aurora index FOLDER --model MODEL {address.option}, or "
+                f"name one: {there}"
             )
         if not about.finished:
             raise AuroraError(f"{address} is unfinished; run aurora index again, it goes on where it stopped")
@@ -56,7 +58,7 @@ class PostgresLibrary(Store):
             database.anew,
         )
         self.width, self.vectors, self._models = about.width, about.vectors, about.models
-        self.model_name = about.models[0]
+        self.place, self.model_name = address.option, about.models[0]
         self.folder = _folder(address, about)
         self.gone: set[str] = set()
         self.pictures = Pictures(database)
@@ -288,7 +290,7 @@ def _only(address: Address) -> str:
         have = (
             f"{len(there)} libraries: {', '.join(there)}"
             if there
-            else "no library; make one with aurora index FOLDER --store"
+            else f"no library; make one with aurora index FOLDER --model MODEL {address.option}"
         )
         name = "; name one with ?library=NAME" if there else ""
         raise AuroraError(f"{address} has {have}{name}")
@@ -301,5 +303,5 @@ def _folder(address: Address, about: About) -> Path:
             return Path(folder)
     raise AuroraError(
         f"the pictures of {address} are not in {' nor '.join(about.folders)}; index them where they are on this "
-        "machine with aurora index FOLDER --store, which encodes none again"
+        f"machine with aurora index FOLDER --model {quote(about.models[0])} {address.option}, which encodes none again"
     )
