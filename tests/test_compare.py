@@ -112,6 +112,7 @@ def test_a_comparison_is_searched_run_taken_up_and_widened(folder, tmp_path, cap
         (["--beyond", "-1"], "--beyond is -1"),
         (["--steps", "-1"], "--steps has -1"),
         (["--also", "gone"], "gone"),
+        (["--methods", "aurora", "lora:target_modules=[nowhere]"], "method lora:target_modules=[nowhere]: "),
     ],
 )
 def test_wrong_words_are_one_line(words, told, folder, tmp_path, capsys):

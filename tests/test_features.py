@@ -89,8 +89,8 @@ def test_what_may_be_meant_as_captions_is_not_left_out(run, folder, tmp_path, ca
     assert main(["features", str(run), str(bare), "--out", str(tmp_path / "x.npz")]) == 1
     assert "files.caption_column=NAME" in capsys.readouterr().err
     (bare / "labels.csv").rename(bare / "film.mp4")
-    assert main(["features", str(run), str(bare), "--out", str(tmp_path / "x.npz")]) == 1
-    assert "holds pictures and clips, such as film.mp4" in capsys.readouterr().err
+    assert main(["features", str(run), str(bare), "--out", str(tmp_path / "x.npz")]) == 0
+    assert "reads 1 picture without captions; 1 clip left out, such as film.mp4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -20,6 +20,7 @@ from typing import Any
 
 from .backbones import load_backbone
 from .baselines import apply_method, weight_counts
+from .checks import check
 from .data import load_dataset
 from .data.rows import Dataset as Rows
 from .data.rows import announced
@@ -161,6 +162,11 @@ def compare(plan: Plan, out: Path, *, progress: bool = False) -> list[Compared]:
     if ranks() > 1:
         raise AuroraError("aurora compare runs in one process; start it without torchrun")
     recipes = {word: recipe_of(word, plan.recipe) for word in plan.methods}
+    for word, made in recipes.items():  # before the first trains
+        try:
+            check(made)
+        except AuroraError as error:
+            raise AuroraError(f"method {word}: {error}") from error
     claim(plan, out)
     with lock(out, "being compared in"):
         compared = _compare(plan, recipes, out, progress)

@@ -95,6 +95,8 @@ def prepare(
     with distributed.together():
         check_trackers(recipe.train)
         dataset = _dataset(recipe, check_recipe(recipe, folder))
+        if check:
+            announced(dataset)
     if check:
         dataset.check(progress=progress)
     if recipe.train.max_train_samples and find_method(recipe.method).learns:
@@ -108,7 +110,7 @@ def prepare(
 
 def _dataset(recipe: Recipe, settings: TaskSettings) -> Rows[Any]:
     method, kind = find_method(recipe.method), task_class(recipe.task.name)
-    dataset: Rows[Any] = announced(load_dataset(recipe.data, recipe.root, recipe.files, recipe.broken))
+    dataset: Rows[Any] = load_dataset(recipe.data, recipe.root, recipe.files, recipe.broken)
     if method.learns:
         for needed in SPLITS:
             dataset.split(needed)

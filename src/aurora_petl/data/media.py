@@ -65,7 +65,8 @@ def load_image(
         try:
             data = read_bytes(Path(source))
         except FileNotFoundError as error:
-            raise AuroraError(f"{name}: no such picture") from error
+            web = "; it lies on the web, so download it first" if re.match("https?:/", name) else ""
+            raise AuroraError(f"{name}: no such picture{web}") from error
         except OSError as error:
             raise AuroraError(f"{name} cannot be read: {error.strerror or first_line(error)}") from error
     else:

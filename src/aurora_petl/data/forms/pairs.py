@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from ...errors import AuroraError
 from ...files import parse_json
 from ..items import Item
 from ..kinds import CLIP_SUFFIXES, is_media
@@ -74,17 +73,11 @@ def _captions(source: Source, name: str) -> Any:
 
 
 def read_bare(source: Source, look: Look) -> ImageTextDataset:
-    """Pictures, or clips, that have no captions: rows of no split.
-
-    Raises:
-        AuroraError: if there are both.
-    """
-    names = list(look.more)
-    clips = [name for name in names if name.lower().endswith(tuple(CLIP_SUFFIXES))]
-    if clips and len(clips) < len(names):
-        raise AuroraError(
-            f"{source.path} holds pictures and clips, such as {brief(clips[0])}; give each kind a folder of its own"
-        )
-    items = [Item(name, (), name, "", line) for line, name in enumerate(names, 1)]
-    note = f"reads {counted(len(items), 'clip' if clips else 'picture')} without captions"
-    return ImageTextDataset(source.title, items, source.files, source.path.name, bool(clips), source.broken, note)
+    """Pictures that have no captions, or clips where there are no pictures, as rows of no split."""
+    clips = [name for name in look.more if name.lower().endswith(tuple(CLIP_SUFFIXES))]
+    pictures = [name for name in look.more if name not in set(clips)]
+    items = [Item(name, (), name, "", line) for line, name in enumerate(pictures or clips, 1)]
+    note = f"reads {counted(len(items), 'picture' if pictures else 'clip')} without captions"
+    if pictures and clips:
+        note += f"; {counted(len(clips), 'clip')} left out, such as {brief(clips[0])}"
+    return ImageTextDataset(source.title, items, source.files, source.path.name, not pictures, source.broken, note)
