@@ -1,6 +1,8 @@
 """The package from Python: every snippet of docs/python.md is run, and what it gives is compared."""
 
+import copy
 import json
+import pickle
 import re
 import threading
 from functools import partial
@@ -98,6 +100,25 @@ def test_vectors_are_those_of_search(run, here, pictures):
     assert [hit.score for hit in ranked] == pytest.approx(sorted(scores[0], reverse=True)[:3], abs=1e-5)
 
 
+def test_items_may_come_in_any_order_of_python(run, pictures):
+    """Generators, arrays of names and single items are read as lists are; a single vector is one row."""
+    pictures = pictures[:3]
+    images, texts = run.encode_images(pictures), run.encode_texts(WORDS)
+    for given in (iter(pictures), (Image.open(path) for path in pictures), np.array(list(map(str, pictures)))):
+        assert np.allclose(run.encode_images(given), images, atol=1e-6)
+    assert np.allclose(run.encode_texts(np.array(WORDS)), texts, atol=1e-6)
+    assert np.allclose(run.similarity(texts[0], images), texts[:1] @ images.T, atol=1e-6)
+    assert [hit.index for hit in run.rank(pictures[0], texts=WORDS[0])] == [0]  # a text, no list of letters
+    lists = run.rank(WORDS[0], images=pictures, k=2, rerank=3)
+    assert run.rank(WORDS[0], images=iter(pictures), k=2, rerank=3) == lists
+
+
+def test_a_copy_and_a_model_in_another_process_give_the_same(run):
+    for other in (copy.deepcopy(run), pickle.loads(pickle.dumps(run))):
+        assert np.allclose(other.encode_texts(WORDS), run.encode_texts(WORDS), atol=1e-6)
+        assert other.metrics == run.metrics
+
+
 def test_the_second_stage_orders_the_best(run, here, pictures):
     """Against match logits of one pair at a time, of pictures for a text and of texts for a picture."""
     theirs = encoder.load_encoder(str(here / "runs/mine"), "tuned")
@@ -175,6 +196,11 @@ def test_a_model_that_writes_reads_pictures_of_any_shape(tmp_path):
         model.answer(shown[0], "what?", candidates=["a"])
 
 
+def closed_picture() -> Image.Image:
+    with Image.open("cat.jpg") as picture:
+        return picture
+
+
 def wrong(call, words):
     return pytest.param(call, words, id=words[:40])
 
@@ -187,9 +213,18 @@ def wrong(call, words):
         wrong(lambda run: run.encode_images([3]), "a picture is 3; give files or pictures of PIL"),
         wrong(lambda run: run.encode_images(3), "3 is neither one item nor a list of them"),
         wrong(lambda run: run.encode_texts(["a", None]), "a text is None; give text"),
-        wrong(lambda run: run.encode_texts(["a"], batch_size=0), "batch_size is 0; it must be at least 1"),
+        wrong(lambda run: run.encode_images(np.zeros((9, 9, 3))), "a picture is a ndarray; give files"),
+        wrong(lambda run: run.encode_images(b"GIF"), "such as Image.fromarray(array) or Image.open(io.BytesIO(data))"),
+        wrong(lambda run: run.encode_images("https://a.b/c.jpg"), "'https://a.b/c.jpg' is an address; save"),
+        wrong(lambda run: run.encode_images(closed_picture()), "it may be closed: open it anew, or give its file"),
+        wrong(lambda run: run.encode_texts(["a"], batch_size=0), "batch_size is 0; it must be a whole number"),
+        wrong(lambda run: run.encode_texts(["a"], batch_size="8"), "batch_size is '8'; it must be a whole number"),
+        wrong(lambda run: run.similarity(["a"], np.zeros((1, 128))), "holds no vectors; give what encode_images"),
+        wrong(lambda run: run.similarity(np.zeros((1, 3)), np.zeros((2, 5))), "queries have 3 numbers each and"),
+        wrong(lambda run: run.rank("a", images=np.zeros((2, 5))), "the vectors to rank have 5 numbers each"),
+        wrong(lambda run: run.rank("a", texts=["b"], k=None), "k is None; it must be a whole number of at least 1"),
         wrong(lambda run: run.rank("a"), "wants either images or texts"),
-        wrong(lambda run: run.rank("a", texts=["b"], k=0), "k must be at least 1"),
+        wrong(lambda run: run.rank("a", texts=["b"], k=0), "k is 0; it must be a whole number of at least 1"),
         wrong(lambda run: run.rank("a", texts=["b"], rerank=1), "not two of a kind; leave out rerank"),
         wrong(
             lambda run: run.rank("a", images=np.zeros((1, 128)), rerank=1), "give them in the place of their vectors"
@@ -199,6 +234,9 @@ def wrong(call, words):
         ),
         wrong(lambda run: aurora_petl.load("runs/mine", image_size=96), "which has its own image_size"),
         wrong(lambda run: aurora_petl.load("no-such-model"), "no model 'no-such-model': it is neither embedded"),
+        wrong(lambda run: aurora_petl.load("blip-mini", step=3), "blip-mini is no run of aurora train;"),
+        wrong(lambda run: aurora_petl.load("runs/mine", strength="1"), "strength is '1'; it must lie between 0"),
+        wrong(lambda run: aurora_petl.load("blip-mini", image_size=(96, 96)), "image_size is a tuple of 2; give the"),
         wrong(lambda run: aurora_petl.load("blip-mini", device="gpu"), "no device 'gpu'; choose one of"),
         wrong(lambda run: aurora_petl.train(model="blip-mini"), "nothing to train on; give data"),
         wrong(lambda run: aurora_petl.train("my_photos", out="runs/mine"), "already holds a run"),
@@ -235,8 +273,10 @@ def test_a_device_is_that_of_its_block_and_thread():
             seen.append(devices.choose().type)
             with devices.using(None):
                 seen.append(devices.choose().type)
+        with devices.using(torch.device("cpu")):
+            seen.append(devices.choose().type)
         with pytest.raises(aurora_petl.AuroraError):
             devices.choose()
     finally:
         devices._choice.name = devices_before
-    assert seen == ["cpu", "cpu"]
+    assert seen == ["cpu"] * 3

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from . import training
 from .backbones import find_family, load_backbone
 from .backbones.hub import RUN
 from .devices import choose, using
-from .errors import AuroraError
+from .errors import AuroraError, short
 from .model import Model
 from .recipe import default_name, load_own, load_recipe, load_saved
 from .search.encoder import run_folder
@@ -22,7 +24,7 @@ def train(
     recipe: str | Path | None = None,
     out: str | Path | None = None,
     resume: bool = False,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     show_progress_bar: bool = False,
     **fields: Any,
 ) -> Model:
@@ -70,7 +72,7 @@ def load(
     image_size: int | None = None,
     strength: float = 1.0,
     step: int | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
 ) -> Model:
     """A tuned model, or one as it was pretrained.
 
@@ -87,8 +89,10 @@ def load(
         AuroraError: if there is no such model or run, it is broken, or it does not do the task.
     """
     name = str(model)
-    if not 0 <= strength <= 1:
-        raise AuroraError(f"strength is {strength:g}; it must lie between 0, the untuned model, and 1")
+    if not isinstance(strength, (int, float)) or not 0 <= strength <= 1:
+        raise AuroraError(f"strength is {short(strength)}; it must lie between 0, the untuned model, and 1")
+    if image_size is not None and not isinstance(image_size, int):
+        raise AuroraError(f"image_size is {short(image_size)}; give the pixels a side as a whole number")
     with using(device):
         if (folder := run_folder(name)) is not None:
             recipe, tuned = training.load_run(folder, strength, step)
@@ -97,6 +101,8 @@ def load(
             if image_size is not None:
                 raise AuroraError(f"{name} is a run, which has its own image_size; leave it out")
             return Model(tuned, name, recipe.task.name, recipe, folder)
+        if strength != 1 or step is not None:
+            raise AuroraError(f"{name} is no run of aurora train; strength and step are of a run alone, leave them out")
         task = task or find_family(name).tasks[0]
         backbone = load_backbone(name, choose(), task=task, image_size=image_size)
         backbone.model.requires_grad_(False)
