@@ -239,6 +239,10 @@ def wrong(call, words):
         wrong(lambda run: aurora_petl.load("blip-mini", image_size=(96, 96)), "image_size is a tuple of 2; give the"),
         wrong(lambda run: aurora_petl.load("blip-mini", device="gpu"), "no device 'gpu'; choose one of"),
         wrong(lambda run: aurora_petl.train(model="blip-mini"), "nothing to train on; give data"),
+        wrong(lambda run: aurora_petl.train([{"image": "a.jpg"}]), "data is a list of 1; give a name or the path"),
+        wrong(lambda run: aurora_petl.train("my_photos", model=run), "model is a Model; give a name or the path"),
+        wrong(lambda run: aurora_petl.load(run), "model is a Model; give a name or the path"),
+        wrong(lambda run: aurora_petl.load(None), "model is None; name a run"),
         wrong(lambda run: aurora_petl.train("my_photos", out="runs/mine"), "already holds a run"),
         wrong(lambda run: aurora_petl.train("my_photos", lr=1), "there is no field lr"),
         wrong(lambda run: aurora_petl.train("my_photos", train={"lr": 1}), "there is no field train.lr"),
@@ -251,6 +255,19 @@ def test_wrong_use_is_one_line(call, words, run, here, monkeypatch):
     with pytest.raises(aurora_petl.AuroraError, match=re.escape(words)) as caught:
         call(run)
     assert "\n" not in str(caught.value)
+
+
+def test_fields_may_be_what_python_has(monkeypatch, tmp_path):
+    """Paths, tuples, sets and numbers of NumPy; the run itself is left out."""
+    made = []
+    monkeypatch.setattr("aurora_petl.training.train", lambda recipe, *_, **more: made.append(recipe))
+    monkeypatch.setattr("aurora_petl.api.load", lambda folder: None)
+    train = {"seed": np.int64(3), "learning_rate": np.float32(0.5), "init_from": tmp_path}
+    options = {"target_modules": {"value", "query"}}
+    aurora_petl.train(tmp_path, out=tmp_path / "run", root=tmp_path, train=train, method_options=options)
+    assert (made[0].root, made[0].train.init_from) == (str(tmp_path), str(tmp_path))
+    assert (made[0].train.seed, made[0].train.learning_rate) == (3, 0.5)
+    assert made[0].method_options["target_modules"] == ["query", "value"]
 
 
 def test_fields_of_sections_join_the_recipe_s():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from . import training
@@ -48,7 +51,10 @@ def train(
         AuroraError: at the first thing that stands in the way of the run.
         Stopped: at Ctrl-C or SIGTERM, after the step that ran is saved; ``resume`` then goes on.
     """
-    given = {name: str(value) for name, value in (("data", data), ("model", model)) if value is not None} | fields
+    for name, value in (("data", data), ("model", model), ("recipe", recipe), ("out", out)):
+        _check_name(name, value)
+    given = {name: str(value) for name, value in (("data", data), ("model", model)) if value is not None}
+    given |= _plain(fields)
     if resume:
         if given or recipe is not None or out is None:
             raise AuroraError("resume takes the run's own recipe: give its folder as out, no recipe and no fields")
@@ -88,6 +94,9 @@ def load(
     Raises:
         AuroraError: if there is no such model or run, it is broken, or it does not do the task.
     """
+    if model is None:
+        raise AuroraError("model is None; name a run, a model folder, a hub id or blip-mini")
+    _check_name("model", model)
     name = str(model)
     if not isinstance(strength, (int, float)) or not 0 <= strength <= 1:
         raise AuroraError(f"strength is {short(strength)}; it must lie between 0, the untuned model, and 1")
@@ -107,3 +116,19 @@ def load(
         backbone = load_backbone(name, choose(), task=task, image_size=image_size)
         backbone.model.requires_grad_(False)
         return Model(backbone, name, task)
+
+
+def _check_name(what: str, value: Any) -> None:
+    if value is not None and not isinstance(value, (str, PathLike)):
+        raise AuroraError(f"{what} is {short(value)}; give a name or the path of a folder or file")
+
+
+def _plain(value: Any) -> Any:
+    """What Python has for paths, lists and numbers, as a recipe's file would hold them."""
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(part) for part in (sorted(value, key=str) if isinstance(value, (set, frozenset)) else value)]
+    if isinstance(value, PathLike):
+        return fspath(value)
+    return value.item() if isinstance(value, np.generic) else value
