@@ -1,6 +1,7 @@
 """The package from Python: every snippet of docs/python.md is run, and what it gives is compared."""
 
 import copy
+import datetime
 import json
 import pickle
 import re
@@ -113,6 +114,15 @@ def test_items_may_come_in_any_order_of_python(run, pictures):
     assert run.rank(WORDS[0], images=iter(pictures), k=2, rerank=3) == lists
 
 
+def test_an_index_takes_dates_and_numbers_of_python(names):
+    index = names["index"]
+    found = index.search("a red circle", k=np.int64(3), after=datetime.date(2001, 1, 1))
+    assert [one.path for one in found] == [one.path for one in index.search("a red circle", k=3)] and len(found) == 3
+    for day in (datetime.datetime(2001, 1, 1, tzinfo=datetime.UTC), datetime.date(2001, 1, 1), 2001):
+        with pytest.raises(aurora_petl.AuroraError, match="holds no picture before 2001-01-01"):
+            index.search("a red circle", before=day)
+
+
 def test_a_copy_and_a_model_in_another_process_give_the_same(run):
     for other in (copy.deepcopy(run), pickle.loads(pickle.dumps(run))):
         assert np.allclose(other.encode_texts(WORDS), run.encode_texts(WORDS), atol=1e-6)
@@ -196,6 +206,10 @@ def test_a_model_that_writes_reads_pictures_of_any_shape(tmp_path):
         model.answer(shown[0], "what?", candidates=["a"])
 
 
+def opened(**more) -> aurora_petl.Index:
+    return aurora_petl.Index.open("my_photos.index", **more)
+
+
 def closed_picture() -> Image.Image:
     with Image.open("cat.jpg") as picture:
         return picture
@@ -242,12 +256,21 @@ def wrong(call, words):
         wrong(lambda run: aurora_petl.train([{"image": "a.jpg"}]), "data is a list of 1; give a name or the path"),
         wrong(lambda run: aurora_petl.train("my_photos", model=run), "model is a Model; give a name or the path"),
         wrong(lambda run: aurora_petl.load(run), "model is a Model; give a name or the path"),
-        wrong(lambda run: aurora_petl.load(None), "model is None; name a run"),
+        wrong(lambda run: aurora_petl.load(None), "model is None; give a name or the path"),
         wrong(lambda run: aurora_petl.train("my_photos", out="runs/mine"), "already holds a run"),
         wrong(lambda run: aurora_petl.train("my_photos", lr=1), "there is no field lr"),
         wrong(lambda run: aurora_petl.train("my_photos", train={"lr": 1}), "there is no field train.lr"),
         wrong(lambda run: aurora_petl.train("x", out="runs/mine", resume=True), "resume takes the run's own recipe"),
         wrong(lambda run: aurora_petl.Index.open("my_photos"), "my_photos"),
+        wrong(lambda run: aurora_petl.Index.open(None), "out is None; give a name or the path of a folder"),
+        wrong(lambda run: aurora_petl.Index.build(["a.png"], "blip-mini"), "folder is a list of 1; give a name"),
+        wrong(lambda run: opened(view="x"), "the index has no view 'x'; it has tuned and untuned"),
+        wrong(lambda run: opened().search("a", k="3"), "k is '3'; it must be a whole number of at least 1"),
+        wrong(lambda run: opened().search("a", rerank=None), "rerank is None; it must be a whole number"),
+        wrong(lambda run: opened().search(["a"]), "a picture is a list of 1; give files or pictures of PIL"),
+        wrong(lambda run: opened().search(np.zeros(3)), "a picture is a ndarray; give files or pictures of PIL"),
+        wrong(lambda run: opened().search(closed_picture()), "(AssertionError); it may be closed: open it anew"),
+        wrong(lambda run: opened().search("a", after=[2]), "--after a list of 1 is no date; give a year"),
     ],
 )
 def test_wrong_use_is_one_line(call, words, run, here, monkeypatch):

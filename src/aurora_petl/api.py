@@ -14,7 +14,7 @@ from . import training
 from .backbones import find_family, load_backbone
 from .backbones.hub import RUN
 from .devices import choose, using
-from .errors import AuroraError, short
+from .errors import AuroraError, check_name, short
 from .model import Model
 from .recipe import default_name, load_own, load_recipe, load_saved
 from .search.encoder import run_folder
@@ -52,7 +52,8 @@ def train(
         Stopped: at Ctrl-C or SIGTERM, after the step that ran is saved; ``resume`` then goes on.
     """
     for name, value in (("data", data), ("model", model), ("recipe", recipe), ("out", out)):
-        _check_name(name, value)
+        if value is not None:
+            check_name(name, value)
     given = {name: str(value) for name, value in (("data", data), ("model", model)) if value is not None}
     given |= _plain(fields)
     if resume:
@@ -94,9 +95,7 @@ def load(
     Raises:
         AuroraError: if there is no such model or run, it is broken, or it does not do the task.
     """
-    if model is None:
-        raise AuroraError("model is None; name a run, a model folder, a hub id or blip-mini")
-    _check_name("model", model)
+    check_name("model", model)
     name = str(model)
     if not isinstance(strength, (int, float)) or not 0 <= strength <= 1:
         raise AuroraError(f"strength is {short(strength)}; it must lie between 0, the untuned model, and 1")
@@ -116,11 +115,6 @@ def load(
         backbone = load_backbone(name, choose(), task=task, image_size=image_size)
         backbone.model.requires_grad_(False)
         return Model(backbone, name, task)
-
-
-def _check_name(what: str, value: Any) -> None:
-    if value is not None and not isinstance(value, (str, PathLike)):
-        raise AuroraError(f"{what} is {short(value)}; give a name or the path of a folder or file")
 
 
 def _plain(value: Any) -> Any:

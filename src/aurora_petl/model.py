@@ -18,8 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .backbones import DualEncoder, Writer, is_ranker, similarity
-from .data.media import load_image, upright
-from .errors import AuroraError, first_line, short
+from .data.given import given_picture
+from .errors import AuroraError, short, whole_number
 from .files import read_json
 from .recipe import Recipe
 from .search.encoder import Encoder
@@ -199,7 +199,7 @@ class Model:
         encoder = self._encoder
         if (images is None) == (texts is None):
             raise AuroraError("rank wants either images or texts to rank; give one of them")
-        k, rerank = _whole("k", k, 1), _whole("rerank", rerank, 0)
+        k, rerank = whole_number("k", k, 1), whole_number("rerank", rerank, 0)
         options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
         worded = isinstance(query, str)
         items: Any = images if texts is None else texts
@@ -333,16 +333,7 @@ class Model:
         """Pictures as the model reads them, decoded by several threads."""
 
         def read(picture: Picture) -> Tensor:
-            if isinstance(picture, Image.Image):
-                return self._view(_open_picture(picture))
-            if isinstance(picture, (str, Path)):
-                if "://" in str(picture) and not Path(picture).exists():
-                    raise AuroraError(f"{short(str(picture))} is an address; save the picture and give its file")
-                return self._view(load_image(picture))
-            raise AuroraError(
-                f"a picture is {short(picture)}; give files or pictures of PIL, such as Image.fromarray(array) or "
-                "Image.open(io.BytesIO(data))"
-            )
+            return self._view(given_picture(picture))
 
         with ThreadPoolExecutor() as pool:
             return list(pool.map(read, pictures))
@@ -352,7 +343,7 @@ class Model:
             return call(*words)
 
     def _batches(self, what: str, items: Sequence[Any], size: int, progress: bool) -> Iterator[Sequence[Any]]:
-        size = _whole("batch_size", size, 1)
+        size = whole_number("batch_size", size, 1)
         for first in tqdm(range(0, len(items), size), what, leave=False, disable=not progress):
             yield items[first : first + size]
 
@@ -367,17 +358,6 @@ def _answered(
     return answer(task.read(pixels, asked, which=which))
 
 
-def _open_picture(picture: Image.Image) -> Image.Image:
-    try:
-        return upright(picture)
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever PIL ends with where the file is closed, or the mode cannot be converted
-        raise AuroraError(
-            f"a picture of PIL cannot be read ({first_line(error)}); it may be closed: open it anew, or give its file"
-        ) from error
-
-
 def _listed(items: Any) -> tuple[list[Any], bool]:
     """Items as a list, and whether it was a single one. What is no picture and no text counts as a single item, which
     its reader refuses by name."""
@@ -390,13 +370,6 @@ def _listed(items: Any) -> tuple[list[Any], bool]:
 
 def _are_numbers(items: Any) -> bool:
     return isinstance(items, Tensor) or (isinstance(items, np.ndarray) and items.dtype.kind not in "OSUT")
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    """A whole number that is given as `name`."""
-    if isinstance(value, (int, np.integer)) and value >= least:
-        return int(value)
-    raise AuroraError(f"{name} is {short(value)}; it must be a whole number of at least {least}")
 
 
 def _check_texts(texts: Sequence[Any]) -> None:
