@@ -202,6 +202,18 @@ def test_models_may_change_what_a_layer_returns_in_place(shape, dtype, dropout):
     assert all(grad.any() for grad in grads[0]) and all(map(torch.equal, *grads))
 
 
+def test_a_compiled_model_may_too():
+    torch.compiler.reset()
+    model, _, _ = adapted_layer("diagonal")
+    model.base_model.model.append(nn.ReLU(inplace=True))
+    x, grads = torch.randn(2, 5, 8), []
+    for run in (torch.compile(model, fullgraph=True, backend="aot_eager"), model):
+        model.zero_grad()
+        run(x).sum().backward()
+        grads.append([weight.grad.clone() for weight in model.parameters() if weight.requires_grad])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
+
+
 def test_rank_dropout_only_in_training(net):
     model = get_peft_model(net, aurora_config(dropout=0.5)).eval()
     x = torch.randn(*MANY, 8)
