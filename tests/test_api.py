@@ -1,6 +1,9 @@
 """The package from Python: every snippet of docs/python.md is run, and what it gives is compared."""
 
+import copy
+import datetime
 import json
+import pickle
 import re
 import threading
 from functools import partial
@@ -98,6 +101,34 @@ def test_vectors_are_those_of_search(run, here, pictures):
     assert [hit.score for hit in ranked] == pytest.approx(sorted(scores[0], reverse=True)[:3], abs=1e-5)
 
 
+def test_items_may_come_in_any_order_of_python(run, pictures):
+    """Generators, arrays of names and single items are read as lists are; a single vector is one row."""
+    pictures = pictures[:3]
+    images, texts = run.encode_images(pictures), run.encode_texts(WORDS)
+    for given in (iter(pictures), (Image.open(path) for path in pictures), np.array(list(map(str, pictures)))):
+        assert np.allclose(run.encode_images(given), images, atol=1e-6)
+    assert np.allclose(run.encode_texts(np.array(WORDS)), texts, atol=1e-6)
+    assert np.allclose(run.similarity(texts[0], images), texts[:1] @ images.T, atol=1e-6)
+    assert [hit.index for hit in run.rank(pictures[0], texts=WORDS[0])] == [0]  # a text, no list of letters
+    lists = run.rank(WORDS[0], images=pictures, k=2, rerank=3)
+    assert run.rank(WORDS[0], images=iter(pictures), k=2, rerank=3) == lists
+
+
+def test_an_index_takes_dates_and_numbers_of_python(names):
+    index = names["index"]
+    found = index.search("a red circle", k=np.int64(3), after=datetime.date(2001, 1, 1))
+    assert [one.path for one in found] == [one.path for one in index.search("a red circle", k=3)] and len(found) == 3
+    for day in (datetime.datetime(2001, 1, 1, tzinfo=datetime.UTC), datetime.date(2001, 1, 1), 2001):
+        with pytest.raises(aurora_petl.AuroraError, match="holds no picture before 2001-01-01"):
+            index.search("a red circle", before=day)
+
+
+def test_a_copy_and_a_model_in_another_process_give_the_same(run):
+    for other in (copy.deepcopy(run), pickle.loads(pickle.dumps(run))):
+        assert np.allclose(other.encode_texts(WORDS), run.encode_texts(WORDS), atol=1e-6)
+        assert other.metrics == run.metrics
+
+
 def test_the_second_stage_orders_the_best(run, here, pictures):
     """Against match logits of one pair at a time, of pictures for a text and of texts for a picture."""
     theirs = encoder.load_encoder(str(here / "runs/mine"), "tuned")
@@ -175,6 +206,15 @@ def test_a_model_that_writes_reads_pictures_of_any_shape(tmp_path):
         model.answer(shown[0], "what?", candidates=["a"])
 
 
+def opened(**more) -> aurora_petl.Index:
+    return aurora_petl.Index.open("my_photos.index", **more)
+
+
+def closed_picture() -> Image.Image:
+    with Image.open("cat.jpg") as picture:
+        return picture
+
+
 def wrong(call, words):
     return pytest.param(call, words, id=words[:40])
 
@@ -187,9 +227,18 @@ def wrong(call, words):
         wrong(lambda run: run.encode_images([3]), "a picture is 3; give files or pictures of PIL"),
         wrong(lambda run: run.encode_images(3), "3 is neither one item nor a list of them"),
         wrong(lambda run: run.encode_texts(["a", None]), "a text is None; give text"),
-        wrong(lambda run: run.encode_texts(["a"], batch_size=0), "batch_size is 0; it must be at least 1"),
+        wrong(lambda run: run.encode_images(np.zeros((9, 9, 3))), "a picture is a ndarray; give files"),
+        wrong(lambda run: run.encode_images(b"GIF"), "such as Image.fromarray(array) or Image.open(io.BytesIO(data))"),
+        wrong(lambda run: run.encode_images("https://a.b/c.jpg"), "'https://a.b/c.jpg' is an address; save"),
+        wrong(lambda run: run.encode_images(closed_picture()), "it may be closed: open it anew, or give its file"),
+        wrong(lambda run: run.encode_texts(["a"], batch_size=0), "batch_size is 0; it must be a whole number"),
+        wrong(lambda run: run.encode_texts(["a"], batch_size="8"), "batch_size is '8'; it must be a whole number"),
+        wrong(lambda run: run.similarity(["a"], np.zeros((1, 128))), "holds no vectors; give what encode_images"),
+        wrong(lambda run: run.similarity(np.zeros((1, 3)), np.zeros((2, 5))), "queries have 3 numbers each and"),
+        wrong(lambda run: run.rank("a", images=np.zeros((2, 5))), "the vectors to rank have 5 numbers each"),
+        wrong(lambda run: run.rank("a", texts=["b"], k=None), "k is None; it must be a whole number of at least 1"),
         wrong(lambda run: run.rank("a"), "wants either images or texts"),
-        wrong(lambda run: run.rank("a", texts=["b"], k=0), "k must be at least 1"),
+        wrong(lambda run: run.rank("a", texts=["b"], k=0), "k is 0; it must be a whole number of at least 1"),
         wrong(lambda run: run.rank("a", texts=["b"], rerank=1), "not two of a kind; leave out rerank"),
         wrong(
             lambda run: run.rank("a", images=np.zeros((1, 128)), rerank=1), "give them in the place of their vectors"
@@ -199,13 +248,29 @@ def wrong(call, words):
         ),
         wrong(lambda run: aurora_petl.load("runs/mine", image_size=96), "which has its own image_size"),
         wrong(lambda run: aurora_petl.load("no-such-model"), "no model 'no-such-model': it is neither embedded"),
+        wrong(lambda run: aurora_petl.load("blip-mini", step=3), "blip-mini is no run of aurora train;"),
+        wrong(lambda run: aurora_petl.load("runs/mine", strength="1"), "strength is '1'; it must lie between 0"),
+        wrong(lambda run: aurora_petl.load("blip-mini", image_size=(96, 96)), "image_size is a tuple of 2; give the"),
         wrong(lambda run: aurora_petl.load("blip-mini", device="gpu"), "no device 'gpu'; choose one of"),
         wrong(lambda run: aurora_petl.train(model="blip-mini"), "nothing to train on; give data"),
+        wrong(lambda run: aurora_petl.train([{"image": "a.jpg"}]), "data is a list of 1; give a name or the path"),
+        wrong(lambda run: aurora_petl.train("my_photos", model=run), "model is a Model; give a name or the path"),
+        wrong(lambda run: aurora_petl.load(run), "model is a Model; give a name or the path"),
+        wrong(lambda run: aurora_petl.load(None), "model is None; give a name or the path"),
         wrong(lambda run: aurora_petl.train("my_photos", out="runs/mine"), "already holds a run"),
         wrong(lambda run: aurora_petl.train("my_photos", lr=1), "there is no field lr"),
         wrong(lambda run: aurora_petl.train("my_photos", train={"lr": 1}), "there is no field train.lr"),
         wrong(lambda run: aurora_petl.train("x", out="runs/mine", resume=True), "resume takes the run's own recipe"),
         wrong(lambda run: aurora_petl.Index.open("my_photos"), "my_photos"),
+        wrong(lambda run: aurora_petl.Index.open(None), "out is None; give a name or the path of a folder"),
+        wrong(lambda run: aurora_petl.Index.build(["a.png"], "blip-mini"), "folder is a list of 1; give a name"),
+        wrong(lambda run: opened(view="x"), "the index has no view 'x'; it has tuned and untuned"),
+        wrong(lambda run: opened().search("a", k="3"), "k is '3'; it must be a whole number of at least 1"),
+        wrong(lambda run: opened().search("a", rerank=None), "rerank is None; it must be a whole number"),
+        wrong(lambda run: opened().search(["a"]), "a picture is a list of 1; give files or pictures of PIL"),
+        wrong(lambda run: opened().search(np.zeros(3)), "a picture is a ndarray; give files or pictures of PIL"),
+        wrong(lambda run: opened().search(closed_picture()), "(AssertionError); it may be closed: open it anew"),
+        wrong(lambda run: opened().search("a", after=[2]), "--after a list of 1 is no date; give a year"),
     ],
 )
 def test_wrong_use_is_one_line(call, words, run, here, monkeypatch):
@@ -213,6 +278,19 @@ def test_wrong_use_is_one_line(call, words, run, here, monkeypatch):
     with pytest.raises(aurora_petl.AuroraError, match=re.escape(words)) as caught:
         call(run)
     assert "\n" not in str(caught.value)
+
+
+def test_fields_may_be_what_python_has(monkeypatch, tmp_path):
+    """Paths, tuples, sets and numbers of NumPy; the run itself is left out."""
+    made = []
+    monkeypatch.setattr("aurora_petl.training.train", lambda recipe, *_, **more: made.append(recipe))
+    monkeypatch.setattr("aurora_petl.api.load", lambda folder: None)
+    train = {"seed": np.int64(3), "learning_rate": np.float32(0.5), "init_from": tmp_path}
+    options = {"target_modules": {"value", "query"}}
+    aurora_petl.train(tmp_path, out=tmp_path / "run", root=tmp_path, train=train, method_options=options)
+    assert (made[0].root, made[0].train.init_from) == (str(tmp_path), str(tmp_path))
+    assert (made[0].train.seed, made[0].train.learning_rate) == (3, 0.5)
+    assert made[0].method_options["target_modules"] == ["query", "value"]
 
 
 def test_fields_of_sections_join_the_recipe_s():
@@ -235,8 +313,10 @@ def test_a_device_is_that_of_its_block_and_thread():
             seen.append(devices.choose().type)
             with devices.using(None):
                 seen.append(devices.choose().type)
+        with devices.using(torch.device("cpu")):
+            seen.append(devices.choose().type)
         with pytest.raises(aurora_petl.AuroraError):
             devices.choose()
     finally:
         devices._choice.name = devices_before
-    assert seen == ["cpu", "cpu"]
+    assert seen == ["cpu"] * 3

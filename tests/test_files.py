@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from aurora_petl import files, yaml_files
+from aurora_petl import files, locks, yaml_files
 from aurora_petl.errors import AuroraError, first_line, short
 
 
@@ -164,13 +164,13 @@ def test_weights_that_are_no_safetensors(data, words, tmp_path):
 
 
 def hold(folder, ready, done):
-    with files.lock(folder, "being trained"):
+    with locks.lock(folder, "being trained"):
         ready.set()
         done.wait(60)
 
 
 def test_a_lock_is_held_against_other_processes(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(locks, "LOCK_SECONDS", 0.2)
     context = multiprocessing.get_context("spawn")
     ready, done = context.Event(), context.Event()
     other = context.Process(target=hold, args=(tmp_path, ready, done))
@@ -179,13 +179,13 @@ def test_a_lock_is_held_against_other_processes(tmp_path, monkeypatch):
         assert ready.wait(60)
         with (
             pytest.raises(AuroraError, match="is being trained by another process"),
-            files.lock(tmp_path, "being trained"),
+            locks.lock(tmp_path, "being trained"),
         ):
             pass
     finally:
         done.set()
         other.join()
-    with files.lock(tmp_path):
+    with locks.lock(tmp_path):
         pass
 
 
@@ -195,7 +195,7 @@ def test_a_lock_is_never_opened_through_a_link(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / ".lock").symlink_to(target)
-    with pytest.raises((AuroraError, OSError)), files.lock(folder):
+    with pytest.raises((AuroraError, OSError)), locks.lock(folder):
         pass
     assert target.read_text() == "precious"
 

@@ -288,7 +288,7 @@ def features(folder, kind, images, texts):
 def test_transformers_alone_gives_the_run_s_vectors(family, kind, fields, tmp_path, images):
     model = "blip-mini" if family == "blip-mini" else make(family, tmp_path / "model")
     run = tuned(tmp_path / "run", f"model={model}", *fields)
-    made = export(run, tmp_path / "out")
+    made = export(str(run), str(tmp_path / "out"))  # text will do
     assert made.kind == kind
     tuned_model, untuned = aurora_petl.load(run), aurora_petl.load(model)
     image, text, report = features(made.folder, kind, images, WORDS)
@@ -310,6 +310,8 @@ def test_an_export_takes_no_place_that_is_taken(run, tmp_path, capsys):
     assert f"{tmp_path} exists already; name another folder" in capsys.readouterr().err
     with pytest.raises(AuroraError, match="holds no run"):
         export(tmp_path, tmp_path / "out")
+    with pytest.raises(AuroraError, match="form is 'onnx'; choose transformers or sentence-transformers"):
+        export(run, tmp_path / "out", "onnx")
     assert main(["export", str(run), str(tmp_path / "deep/out")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"transformers.BlipForImageTextRetrieval.from_pretrained('{tmp_path / 'deep/out'}')"

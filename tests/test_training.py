@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
-from aurora_petl import files
+from aurora_petl import locks
 from aurora_petl.cli import main
 from aurora_petl.data import load_dataset
 from aurora_petl.methods import METHODS
@@ -199,10 +199,10 @@ def test_an_interrupted_evaluation_is_repeated(folder, finished, tmp_path, monke
 
 
 def test_a_folder_takes_one_training_at_a_time(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(files, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "LOCK_SECONDS", 0.1)
     out = tmp_path / "run"
     out.mkdir()
-    with files.lock(out):
+    with locks.lock(out):
         assert main(["train", *settings(folder), "--out", str(out), "--quiet"]) == 1
     assert "is being trained by another process" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == [".lock"]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from . import training
 from .backbones import find_family, load_backbone
 from .backbones.hub import RUN
 from .devices import choose, using
-from .errors import AuroraError
+from .errors import AuroraError, check_name, short
 from .files import whole_folder
 from .model import Model
 from .recipe import default_name, load_own, load_recipe, load_saved
@@ -23,7 +28,7 @@ def train(
     recipe: str | Path | None = None,
     out: str | Path | None = None,
     resume: bool = False,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     show_progress_bar: bool = False,
     **fields: Any,
 ) -> Model:
@@ -48,9 +53,13 @@ def train(
         AuroraError: at the first thing that stands in the way of the run.
         Stopped: at Ctrl-C or SIGTERM, after the step that ran is saved; ``resume`` then goes on.
     """
-    if data is not None and not isinstance(data, (str, Path)):
+    if hasattr(data, "save_to_disk"):
         data = _saved(data, out)
-    given = {name: str(value) for name, value in (("data", data), ("model", model)) if value is not None} | fields
+    for name, value in (("data", data), ("model", model), ("recipe", recipe), ("out", out)):
+        if value is not None:
+            check_name(name, value)
+    given = {name: str(value) for name, value in (("data", data), ("model", model)) if value is not None}
+    given |= _plain(fields)
     if resume:
         if given or recipe is not None or out is None:
             raise AuroraError("resume takes the run's own recipe: give its folder as out, no recipe and no fields")
@@ -71,13 +80,8 @@ def _saved(data: Any, out: str | Path | None) -> Path:
     """The folder beside ``out`` that a dataset in memory is saved to.
 
     Raises:
-        AuroraError: if it is no dataset of ``datasets``, or the folder is there already.
+        AuroraError: if the run has no name, or the folder is there already.
     """
-    if not hasattr(data, "save_to_disk"):
-        raise AuroraError(
-            f"data is a {type(data).__name__}; give a folder or file, or a Dataset of the library datasets, such as "
-            'Dataset.from_dict({"image": files, "caption": texts}).cast_column("image", Image())'
-        )
     if out is None:
         raise AuroraError("a dataset in memory has no name that a run could be called by; give out, the run's folder")
     folder = Path(out).with_name(f"{Path(out).name}.data")
@@ -96,7 +100,7 @@ def load(
     image_size: int | None = None,
     strength: float = 1.0,
     step: int | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
 ) -> Model:
     """A tuned model, or one as it was pretrained.
 
@@ -112,9 +116,12 @@ def load(
     Raises:
         AuroraError: if there is no such model or run, it is broken, or it does not do the task.
     """
+    check_name("model", model)
     name = str(model)
-    if not 0 <= strength <= 1:
-        raise AuroraError(f"strength is {strength:g}; it must lie between 0, the untuned model, and 1")
+    if not isinstance(strength, (int, float)) or not 0 <= strength <= 1:
+        raise AuroraError(f"strength is {short(strength)}; it must lie between 0, the untuned model, and 1")
+    if image_size is not None and not isinstance(image_size, int):
+        raise AuroraError(f"image_size is {short(image_size)}; give the pixels a side as a whole number")
     with using(device):
         if (folder := run_folder(name)) is not None:
             recipe, tuned = training.load_run(folder, strength, step)
@@ -123,7 +130,20 @@ def load(
             if image_size is not None:
                 raise AuroraError(f"{name} is a run, which has its own image_size; leave it out")
             return Model(tuned, name, recipe.task.name, recipe, folder)
+        if strength != 1 or step is not None:
+            raise AuroraError(f"{name} is no run of aurora train; strength and step are of a run alone, leave them out")
         task = task or find_family(name).tasks[0]
         backbone = load_backbone(name, choose(), task=task, image_size=image_size)
         backbone.model.requires_grad_(False)
         return Model(backbone, name, task)
+
+
+def _plain(value: Any) -> Any:
+    """What Python has for paths, lists and numbers, as a recipe's file would hold them."""
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(part) for part in (sorted(value, key=str) if isinstance(value, (set, frozenset)) else value)]
+    if isinstance(value, PathLike):
+        return fspath(value)
+    return value.item() if isinstance(value, np.generic) else value

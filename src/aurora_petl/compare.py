@@ -28,7 +28,8 @@ from .devices import choose
 from .distributed import ranks
 from .errors import AuroraError, Diverged, short
 from .evaluation.outcome import Outcome
-from .files import lock, read_json, write_json
+from .files import read_json, write_json
+from .locks import lock
 from .measuring import peak_memory, reset_peak_memory
 from .method_options import typed_options
 from .methods import find_method

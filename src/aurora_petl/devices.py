@@ -35,13 +35,14 @@ def use(name: str) -> None:
 
 
 @contextmanager
-def using(name: str | None) -> Iterator[None]:
+def using(name: str | torch.device | None) -> Iterator[None]:
     """The same for a block, and for its thread alone; None changes nothing.
 
     Raises:
         AuroraError: if there is no such device here.
     """
     if name is not None:
+        name = str(name)
         choose(name)
     token = _inside.set(_inside.get() if name is None else name)
     try:

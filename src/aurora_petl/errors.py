@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from os import PathLike
+from typing import Any
 
 _UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # the last are bytes that are no UTF-8
 
@@ -78,3 +80,24 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "there are", 
     known = list(known)
     close = difflib.get_close_matches(name[:100], known, 1)
     return f"did you mean {prefix}{close[0]}?" if close else f"{otherwise} {', '.join(known)}"
+
+
+def check_name(what: str, value: object) -> None:
+    """Check that a name or path was given.
+
+    Raises:
+        AuroraError: if it is anything else, such as a table or a model.
+    """
+    if not isinstance(value, (str, PathLike)):
+        raise AuroraError(f"{what} is {short(value)}; give a name or the path of a folder or file")
+
+
+def whole_number(what: str, value: Any, least: int) -> int:
+    """A number that was given from Python, as an int.
+
+    Raises:
+        AuroraError: if it is no whole number or below ``least``.
+    """
+    if hasattr(value, "__index__") and value >= least:
+        return int(value)
+    raise AuroraError(f"{what} is {short(value)}; it must be a whole number of at least {least}")

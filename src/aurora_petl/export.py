@@ -17,7 +17,7 @@ from .backbones.hub import COMPANY, quiet
 from .backbones.load import folder_of
 from .backbones.picture_format import FILES, write_picture_format
 from .data.media import PictureFormat
-from .errors import AuroraError
+from .errors import AuroraError, short
 from .files import as_os_error, whole_folder
 from .run_model import load_run, saved_recipe
 
@@ -50,7 +50,7 @@ class Export:
         return f"transformers.{self.kind}.from_pretrained({str(self.folder)!r})"
 
 
-def export(run: Path, out: Path, form: str = TRANSFORMERS) -> Export:
+def export(run: str | Path, out: str | Path, form: str = TRANSFORMERS) -> Export:
     """Write a finished run's model to ``out``, which appears whole or not at all: weights, configuration, tokenizer and
     image processor, for the class of transformers that the model is of.
 
@@ -62,6 +62,9 @@ def export(run: Path, out: Path, form: str = TRANSFORMERS) -> Export:
         AuroraError: if ``run`` holds no finished run, ``out`` exists, or sentence-transformers has no class for the
             model.
     """
+    run, out = Path(run), Path(out)
+    if form not in (TRANSFORMERS, SENTENCES):
+        raise AuroraError(f"form is {short(form)}; choose {TRANSFORMERS} or {SENTENCES}")
     if out.exists():
         raise AuroraError(f"{out} exists already; name another folder")
     if form == SENTENCES:

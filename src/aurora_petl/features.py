@@ -19,7 +19,7 @@ from tqdm import tqdm
 from .backbones import DualEncoder
 from .backbones.frames import encode_media
 from .data.rows import ImageTextDataset, Item, load_media, need_frames
-from .errors import AuroraError, install, short
+from .errors import AuroraError, install, short, whole_number
 from .files import as_os_error, check_output, whole
 from .model import Model
 from .search.encoder import Encoder
@@ -59,7 +59,7 @@ def check_suffix(out: Path) -> None:
 def write_features(
     model: Model,
     dataset: ImageTextDataset,
-    out: Path,
+    out: str | Path,
     *,
     frames: int = 0,
     batch_size: int = BATCH,
@@ -82,6 +82,7 @@ def write_features(
             read, or the suffix of ``out`` is neither ``.parquet`` nor ``.npz``.
         OSError: if there is no room or no right to write.
     """
+    out = Path(out)
     check_suffix(out)
     check_output(out)
     settings = model.recipe.task if model.recipe else RetrievalSettings()
@@ -89,8 +90,7 @@ def write_features(
         raise AuroraError(f"{model.name} answers questions, it gives no vectors; name a model or a run of retrieval")
     if not isinstance(dataset, ImageTextDataset):
         raise AuroraError(f"{dataset.name} holds {TEXTS[type(dataset)]}; vectors are of pictures with captions")
-    if batch_size < 1:
-        raise AuroraError(f"batch_size is {batch_size}; it must be at least 1")
+    batch_size = whole_number("batch_size", batch_size, 1)
     frames = frames or settings.evaluation_frames
     need_frames(dataset, frames)
     encoder = Encoder(cast(DualEncoder, model.backbone), settings.longest_text, device=model.device)

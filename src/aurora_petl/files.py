@@ -1,4 +1,4 @@
-"""Files on disk: written whole, read with one line on what is wrong, locked while they are written, listed with links.
+"""Files on disk: written whole, read with one line on what is wrong, listed with links.
 
 Every file of a run, an index or a cache is written through `whole` or `whole_folder`, and every JSON, YAML and
 safetensors file that a user may bring is read through `read_json`, `yaml_files.parse_yaml` and `open_tensors`.
@@ -29,7 +29,6 @@ from .errors import AuroraError, first_line
 if TYPE_CHECKING:
     from torch import Tensor
 
-LOCK_SECONDS = 10.0  # loader workers of a run that was killed hold its lock for a few seconds longer
 LEFTOVER_SECONDS = 24 * 3600  # older ones were left behind by a killed process
 STDOUT = Path("-")  # in the place of a JSON file
 LFS_POINTER = b"version https://git-lfs"  # what git leaves in a file's place where git-lfs is not installed
@@ -312,32 +311,6 @@ def open_tensors(path: Path, device: str = "cpu", mend: str = "download it again
     except (SafetensorError, OSError, MemoryError) as error:
         what = "is empty" if not head else f"is broken ({first_line(error)})"
         raise AuroraError(f"{path} {what}; {mend}") from error
-
-
-# Locks
-
-
-@contextmanager
-def lock(folder: Path, what: str = "in use") -> Iterator[None]:
-    """Hold ``folder`` against other processes that would write to it, as long as the block runs.
-
-    The system lets go of the lock when its process ends, however it ends. The lock is the file ``.lock`` in the folder,
-    which stays there and is never opened through a link.
-
-    Raises:
-        AuroraError: if another process holds it.
-    """
-    import filelock  # and asyncio, which only a lock needs
-
-    held = filelock.FileLock(folder / ".lock", timeout=LOCK_SECONDS)
-    try:
-        held.acquire()
-    except filelock.Timeout as error:
-        raise AuroraError(f"{folder} is {what} by another process; wait for it, or name another folder") from error
-    try:
-        yield
-    finally:
-        held.release()
 
 
 # Listing

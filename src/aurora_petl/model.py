@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from io import IOBase
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -17,8 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .backbones import DualEncoder, Writer, is_ranker, similarity
-from .data.media import load_image, upright
-from .errors import AuroraError, short
+from .data.given import given_picture
+from .errors import AuroraError, short, whole_number
 from .files import read_json
 from .recipe import Recipe
 from .search.encoder import Encoder
@@ -67,6 +68,13 @@ class Model:
         self._view = backbone.view()
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to other processes: all but the lock, and what is made anew."""
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_encoder")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
     def __repr__(self) -> str:
         tuned = f", tuned by {self.recipe.method}" if self.recipe else ""
         return f"Model({self.name!r}, {self.task}{tuned}, on {self.device})"
@@ -94,7 +102,7 @@ class Model:
 
     def encode_images(
         self,
-        images: Picture | Sequence[Picture],
+        images: Picture | Iterable[Picture],
         *,
         batch_size: int = 32,
         convert_to_tensor: bool = False,
@@ -114,14 +122,14 @@ class Model:
         Raises:
             AuroraError: if the model is not one of retrieval, or a picture cannot be read.
         """
-        encoder, every = self._encoder, _listed(images)
+        encoder, (every, alone) = self._encoder, _listed(images)
         parts = self._batches("pictures", every, batch_size, show_progress_bar)
         vectors = [self._alone(encoder.pictures, torch.stack(self._pixels(part))) for part in parts]
-        return _given(vectors, self.feature_shape, every is not images, convert_to_tensor)
+        return _given(vectors, self.feature_shape, alone, convert_to_tensor)
 
     def encode_texts(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         *,
         batch_size: int = 32,
         convert_to_tensor: bool = False,
@@ -140,28 +148,36 @@ class Model:
         Raises:
             AuroraError: if the model is not one of retrieval, or a text is none.
         """
-        encoder, every = self._encoder, _listed(texts)
+        encoder, (every, alone) = self._encoder, _listed(texts)
         _check_texts(every)
         parts = self._batches("texts", every, batch_size, show_progress_bar)
         vectors = [self._alone(encoder.texts, part) for part in parts]
-        return _given(vectors, self.feature_shape[-1:], every is not texts, convert_to_tensor)
+        return _given(vectors, self.feature_shape[-1:], alone, convert_to_tensor)
 
     def similarity(self, queries: Vectors, items: Vectors) -> np.ndarray:
         """The similarity of every query with every item, (Q, N): the dot product of their vectors. Where one side has V
         vectors an item it is the largest of their products; where both have, the mean of those of like number.
 
         Args:
-            queries: (Q, P) or (Q, V, P), as `encode_images` and `encode_texts` give them.
-            items: (N, P) or (N, V, P).
+            queries: (Q, P) or (Q, V, P), as `encode_images` and `encode_texts` give them; (P,) is one query.
+            items: (N, P) or (N, V, P); (P,) is one item.
+
+        Raises:
+            AuroraError: if these are no vectors of one width.
         """
-        return similarity(_tensor(queries), _tensor(items)).numpy()
+        asked, given = _tensor(queries), _tensor(items)
+        if asked.shape[-1] != given.shape[-1]:
+            raise AuroraError(
+                f"queries have {asked.shape[-1]} numbers each and items {given.shape[-1]}; encode both with one model"
+            )
+        return similarity(asked, given).numpy()
 
     def rank(
         self,
         query: Picture,
         *,
-        images: Sequence[Picture] | Vectors | None = None,
-        texts: Sequence[str] | Vectors | None = None,
+        images: Iterable[Picture] | Vectors | None = None,
+        texts: Iterable[str] | Vectors | None = None,
         k: int = 10,
         rerank: int = 0,
         batch_size: int = 32,
@@ -183,19 +199,25 @@ class Model:
         encoder = self._encoder
         if (images is None) == (texts is None):
             raise AuroraError("rank wants either images or texts to rank; give one of them")
-        if k < 1 or rerank < 0:
-            raise AuroraError(f"k is {k} and rerank {rerank}; k must be at least 1, rerank at least 0")
+        k, rerank = whole_number("k", k, 1), whole_number("rerank", rerank, 0)
         options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
         worded = isinstance(query, str)
-        items = cast("Sequence[Any] | Vectors", images if texts is None else texts)
+        items: Any = images if texts is None else texts
+        if not _are_numbers(items):
+            items = _listed(items)[0]
         if rerank:
             self._check_rerank(encoder, worded, texts is None, items)
         encode = self.encode_images if texts is None else self.encode_texts
-        vectors = items if isinstance(items, (np.ndarray, Tensor)) else encode(list(items), **options)
+        vectors = _tensor(items if _are_numbers(items) else encode(items, **options))
         if not len(vectors):
             return []
         asked = self.encode_texts(query) if isinstance(query, str) else self.encode_images(query)
-        scores, rows = top_k(_tensor(asked)[None], _tensor(vectors), max(k, rerank) if rerank else k)
+        if asked.shape[-1] != vectors.shape[-1]:
+            raise AuroraError(
+                f"the vectors to rank have {vectors.shape[-1]} numbers each, those of {self.name} {asked.shape[-1]}; "
+                "encode them with this model"
+            )
+        scores, rows = top_k(_tensor(asked[None]), vectors, max(k, rerank) if rerank else k)
         ranked = [Ranked(int(row), float(score)) for row, score in zip(rows[0], scores[0], strict=True)]
         if rerank:
             ranked = self._reranked(encoder, query, items, ranked, batch_size)
@@ -206,7 +228,7 @@ class Model:
             raise AuroraError(f"{self.name} has no second stage, which rerank needs; leave out rerank")
         if worded != pictures:
             raise AuroraError("rerank scores a picture with a text, not two of a kind; leave out rerank")
-        if isinstance(items, (np.ndarray, Tensor)):
+        if _are_numbers(items):
             raise AuroraError("rerank reads pictures and texts themselves; give them in the place of their vectors")
 
     def _reranked(
@@ -234,8 +256,8 @@ class Model:
 
     def answer(
         self,
-        images: Picture | Sequence[Picture],
-        questions: str | Sequence[str],
+        images: Picture | Iterable[Picture],
+        questions: str | Iterable[str],
         *,
         candidates: Sequence[str] | None = None,
         batch_size: int = 32,
@@ -259,10 +281,9 @@ class Model:
             AuroraError: if the model is not one of ``vqa``, pictures and questions are not equally many, a picture
                 cannot be read, or the run's list of answers is gone.
         """
-        asked = _listed(questions)
+        asked, single = _listed(questions)
         _check_texts(asked)
-        shown = _listed(images)
-        alone = shown is not images
+        shown, alone = _listed(images)
         if not alone and len(shown) != len(asked):
             raise AuroraError(
                 f"{len(shown)} pictures for {len(asked)} questions; give one for each question, or one for all"
@@ -274,7 +295,7 @@ class Model:
             pixels = one if one is not None else self._pixels([shown[row] for row in part])
             which = [0] * len(part) if alone else None
             answers += self._alone(_answered, task, answer, pixels, [asked[row] for row in part], which)
-        return answers if asked is questions else answers[0]
+        return answers[0] if single else answers
 
     def _answerer(self, candidates: Sequence[str] | None) -> tuple[VQA, Callable[[dict[str, Any]], list[str]]]:
         if self.task != "vqa":
@@ -312,11 +333,7 @@ class Model:
         """Pictures as the model reads them, decoded by several threads."""
 
         def read(picture: Picture) -> Tensor:
-            if isinstance(picture, Image.Image):
-                return self._view(upright(picture))
-            if isinstance(picture, (str, Path)):
-                return self._view(load_image(picture))
-            raise AuroraError(f"a picture is {short(picture)}; give files or pictures of PIL")
+            return self._view(given_picture(picture))
 
         with ThreadPoolExecutor() as pool:
             return list(pool.map(read, pictures))
@@ -326,8 +343,7 @@ class Model:
             return call(*words)
 
     def _batches(self, what: str, items: Sequence[Any], size: int, progress: bool) -> Iterator[Sequence[Any]]:
-        if size < 1:
-            raise AuroraError(f"batch_size is {size}; it must be at least 1")
+        size = whole_number("batch_size", size, 1)
         for first in tqdm(range(0, len(items), size), what, leave=False, disable=not progress):
             yield items[first : first + size]
 
@@ -342,13 +358,18 @@ def _answered(
     return answer(task.read(pixels, asked, which=which))
 
 
-def _listed(items: Any) -> Sequence[Any]:
-    """Items as they are, a single one as a list of it."""
-    if isinstance(items, (str, Path, Image.Image)):
-        return [items]
-    if isinstance(items, Sequence):
-        return items
+def _listed(items: Any) -> tuple[list[Any], bool]:
+    """Items as a list, and whether it was a single one. What is no picture and no text counts as a single item, which
+    its reader refuses by name."""
+    if isinstance(items, (str, bytes, bytearray, Path, Image.Image, IOBase)) or _are_numbers(items):
+        return [items], True
+    if isinstance(items, Iterable) and not isinstance(items, Mapping):
+        return list(items), False
     raise AuroraError(f"{short(items)} is neither one item nor a list of them")
+
+
+def _are_numbers(items: Any) -> bool:
+    return isinstance(items, Tensor) or (isinstance(items, np.ndarray) and items.dtype.kind not in "OSUT")
 
 
 def _check_texts(texts: Sequence[Any]) -> None:
@@ -368,5 +389,12 @@ def _given(parts: list[Tensor], shape: tuple[int, ...], single: bool, as_tensor:
     return every if as_tensor else every.numpy()
 
 
-def _tensor(vectors: Vectors) -> Tensor:
-    return torch.as_tensor(vectors).detach().cpu().float()
+def _tensor(vectors: Any) -> Tensor:
+    """Vectors as float32 on the CPU, (N, ...); a single one, (P,), as (1, P)."""
+    try:
+        tensor = torch.as_tensor(vectors).detach().cpu().float()
+    except (TypeError, ValueError) as error:
+        raise AuroraError(
+            f"{short(vectors)} holds no vectors; give what encode_images or encode_texts returns"
+        ) from error
+    return tensor if tensor.dim() > 1 else tensor[None]

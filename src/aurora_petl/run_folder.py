@@ -9,7 +9,7 @@ from pathlib import Path
 from . import distributed
 from .distributed import rank
 from .errors import AuroraError
-from .files import lock
+from .locks import lock
 
 
 def claim(folder: Path, resume: bool) -> None:

@@ -25,7 +25,7 @@ METRICS = "metrics.json"
 OTHERS = (METRICS, ANSWERS, "curve.png")  # gallery.png shows the user's pictures
 
 
-def push(run: Path, name: str, *, private: bool = False, base_model: str = "") -> str:
+def push(run: str | Path, name: str, *, private: bool = False, base_model: str = "") -> str:
     """Upload what `prepared` makes of a run, as one commit; a repository of that name is made if there is none.
 
     Returns:
@@ -34,7 +34,7 @@ def push(run: Path, name: str, *, private: bool = False, base_model: str = "") -
     Raises:
         AuroraError: see `prepared`; if nobody is logged in, or the hub cannot be reached or refuses.
     """
-    with prepared(run, name, base_model) as folder:
+    with prepared(Path(run), name, base_model) as folder:
         if huggingface_hub.get_token() is None:
             raise AuroraError("nobody is logged in to the hub; run hf auth login, or set HF_TOKEN")
         if not is_reachable():

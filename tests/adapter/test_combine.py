@@ -73,7 +73,10 @@ def test_of_one_adapter(net):
     ("adapters", "weights", "name", "kind", "words"),
     [
         (["first", "third"], [1.0, 1.0], "sum", "cat", "'third' does not exist; the adapters are 'first', 'second'"),
-        (["first", "second"], [1.0], "sum", "cat", r"one number in `weights`.*\['first', 'second'\] and \[1.0\]"),
+        (["first", "second"], [1.0], "sum", "cat", r"number in `weights`.*\['first', 'second'\] and \[1.0\]"),
+        (["first"], ["1"], "sum", "cat", r"one finite number.*\['first'\] and \['1'\]"),
+        (["first"], 1.0, "sum", "cat", r"one finite number.*\['first'\] and 1.0"),
+        (["first"], [float("nan")], "sum", "cat", r"one finite number.*\[nan\]"),
         (["first", "first"], [1.0, 1.0], "sum", "cat", "named once"),
         ([], [], "sum", "cat", "named once"),
         (["first"], [1.0], "second", "cat", "'second' exists already"),

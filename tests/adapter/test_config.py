@@ -1,6 +1,8 @@
 """Every error of the configuration and of injection names the field, the value and the way out."""
 
+import copy
 import json
+import warnings
 
 import pytest
 import torch
@@ -9,8 +11,9 @@ from peft.utils.peft_types import PeftType
 from torch import nn
 
 from aurora_petl.adapter import AuroraConfig, AuroraLinear
+from aurora_petl.errors import AuroraWarning
 
-from .tiny import aurora_config
+from .tiny import Net, aurora_config
 
 
 @pytest.mark.parametrize(
@@ -23,7 +26,13 @@ from .tiny import aurora_config
         ({"context": "bank"}, ["`context`", "'batch' or 'released'", "'bank'"]),
         ({"gate": True}, ["`gate`", "None", "'scale_shift'", "True"]),
         ({"dropout": 1.0}, ["`dropout`", "1.0"]),
+        ({"dropout": "0.1"}, ["`dropout`", "'0.1'"]),
         ({"scale": float("nan")}, ["`scale`", "nan"]),
+        ({"scale": "2"}, ["`scale`", "'2'"]),
+        ({"init_weights": "gaussian"}, ["`init_weights`", "True or False", "'gaussian'"]),
+        ({"target_modules": r".*(q|v"}, ["`target_modules`", "'.*(q|v'", "no regex"]),
+        ({"exclude_modules": "("}, ["`exclude_modules`", "'('", "no regex"]),
+        ({"fused_slices": {"(": 2}}, ["`fused_slices`", "'('", "no regex"]),
         ({"fused_slices": {"fc1": 0}}, ["`fused_slices['fc1']`", "0"]),
         ({"fused_columns": {"fc2": 1.5}}, ["`fused_columns['fc2']`", "1.5"]),
         ({"rank_pattern": {"qkv": 8}}, ["`rank_pattern`", "{'qkv': 8}", "same factors", "second adapter"]),
@@ -64,6 +73,16 @@ def test_injection_errors_leave_the_model_alone(net, fields, words):
         get_peft_model(net, aurora_config(**fields))
     assert all(word in str(error.value) for word in words), str(error.value)
     assert not any(isinstance(module, AuroraLinear) for module in net.modules())
+
+
+def test_modules_to_save_are_modules(net):
+    with pytest.warns(AuroraWarning, match="`modules_to_save` names 'haed'.*no module of Net.*perhaps 'head'"):
+        get_peft_model(copy.deepcopy(net), aurora_config(modules_to_save=["haed"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = get_peft_model(net, aurora_config(modules_to_save="head"))  # a name, not its letters
+        get_peft_model(Net(), aurora_config(modules_to_save=["classifier", "head"]))
+    assert {name.split(".")[2] for name, _ in model.named_parameters() if "modules_to_save" in name} == {"head"}
 
 
 def bits_and_bytes(dtype: torch.dtype) -> nn.Linear:

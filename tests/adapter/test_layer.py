@@ -187,6 +187,33 @@ def test_gradient_checkpointing_equals_none(net, reentrant):
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(5, 8), (2, 5, 8), (2, 3, 5, 8)], ids=str)
+def test_models_may_change_what_a_layer_returns_in_place(shape, dtype, dropout):
+    """`nn.ReLU(inplace=True)` and ``x[mask] = 0`` after a linear layer are ordinary."""
+    model, _, _ = adapted_layer("diagonal", dtype=dtype, dropout=dropout)
+    x, grads = torch.randn(shape, dtype=dtype), []
+    for change in (lambda y: F.relu(y, inplace=True), F.relu):
+        model.zero_grad()
+        torch.manual_seed(0)
+        change(model(x)).sum().backward()
+        grads.append([weight.grad.clone() for weight in model.parameters() if weight.requires_grad])
+    assert all(grad.any() for grad in grads[0]) and all(map(torch.equal, *grads))
+
+
+def test_a_compiled_model_may_too():
+    torch.compiler.reset()
+    model, _, _ = adapted_layer("diagonal")
+    model.base_model.model.append(nn.ReLU(inplace=True))
+    x, grads = torch.randn(2, 5, 8), []
+    for run in (torch.compile(model, fullgraph=True, backend="aot_eager"), model):
+        model.zero_grad()
+        run(x).sum().backward()
+        grads.append([weight.grad.clone() for weight in model.parameters() if weight.requires_grad])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
+
+
 def test_rank_dropout_only_in_training(net):
     model = get_peft_model(net, aurora_config(dropout=0.5)).eval()
     x = torch.randn(*MANY, 8)

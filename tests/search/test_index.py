@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from aurora_petl import files
+from aurora_petl import locks
 from aurora_petl.data.media import EvalTransform, PictureFormat, load_image
 from aurora_petl.errors import AuroraError
 from aurora_petl.search import index as module
@@ -175,10 +175,10 @@ def test_killed_and_started_again_it_ends_the_same(album, small_shards, monkeypa
 
 
 def test_two_at_once(album, monkeypatch):
-    monkeypatch.setattr(files, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "LOCK_SECONDS", 0.1)
     out = album.with_suffix(".index")
     build(album)
-    with files.lock(out), pytest.raises(AuroraError, match="album.index is being updated by another process; wait"):
+    with locks.lock(out), pytest.raises(AuroraError, match="album.index is being updated by another process; wait"):
         build(album)
     assert build(album).encoded == 0
 

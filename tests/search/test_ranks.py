@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from aurora_petl import files
+from aurora_petl import locks
 from aurora_petl.errors import AuroraError
 from aurora_petl.search import index as module
 from aurora_petl.search import shards
@@ -79,7 +79,7 @@ def test_one_rank_that_is_killed_ends_all_and_the_index_is_continued(album, monk
     with pytest.raises(AuroraError, match="is unfinished; run aurora index again"):
         Library(out)
     assert any(out.glob("pictures-*"))
-    monkeypatch.setattr(files, "LOCK_SECONDS", 30.0)  # of the first rank, which is being ended
+    monkeypatch.setattr(locks, "LOCK_SECONDS", 30.0)  # of the first rank, which is being ended
     assert 0 < build_index(album, out, "blip-mini", progress=False).encoded < 10
     same(album, out, album.with_suffix(".one"))
 

@@ -10,6 +10,7 @@ diagonal; a diagonal core among full ones is a C with lambda on its diagonal.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -32,9 +33,13 @@ def check_combinable(configs: dict[str, AuroraConfig], adapters: Sequence[str], 
     Raises:
         ValueError: if an adapter does not exist or has more than updates of layers, or there are more or fewer weights.
     """
-    if not adapters or len(adapters) != len(weights) or len(set(adapters)) < len(adapters):
+    try:
+        given = len(weights) if all(map(math.isfinite, weights)) else -1
+    except TypeError:  # one number for all, or what is no number
+        given = -1
+    if not adapters or len(adapters) != given or len(set(adapters)) < len(adapters):
         raise ValueError(
-            f"Every adapter should be named once in `adapters` and have one number in `weights`, but these are "
+            f"Every adapter should be named once in `adapters` and have one finite number in `weights`, but these are "
             f"{adapters} and {weights}"
         )
     for name in adapters:

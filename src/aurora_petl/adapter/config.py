@@ -185,10 +185,12 @@ class AuroraConfig(PeftConfig):
         for name, choices in (("context", CONTEXTS), ("gate", GATES)):
             if (form := getattr(self, name)) not in (None, *choices):
                 raise ValueError(f"`{name}` should be None, {' or '.join(map(repr, choices))} but is {form!r}")
-        if not math.isfinite(self.scale):
+        if not _is_number(self.scale):
             raise ValueError(f"`scale` should be a finite number but the value passed is {self.scale!r}")
-        if not 0.0 <= self.dropout < 1.0:
+        if not _is_number(self.dropout) or not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"`dropout` should be at least 0 and less than 1 but is {self.dropout!r}")
+        if not isinstance(self.init_weights, bool):
+            raise ValueError(f"`init_weights` should be True or False but is {self.init_weights!r}")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise ValueError(
                 "`layers_to_transform` needs `target_modules` as a list, "
@@ -196,11 +198,19 @@ class AuroraConfig(PeftConfig):
             )
         if isinstance(self.factor_groups, str):
             self.factor_groups = [self.factor_groups]
-        for pattern in self.factor_groups or ():
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"`factor_groups` holds {pattern!r}, which is no regex: {error}") from error
+        if isinstance(self.modules_to_save, str):  # peft would take every letter for a name
+            self.modules_to_save = [self.modules_to_save]
+        regexes: dict[str, Any] = {"factor_groups": self.factor_groups}
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(pattern := getattr(self, name), str):
+                regexes[name] = [pattern]
+        regexes |= {"fused_slices": self.fused_slices, "fused_columns": self.fused_columns}
+        for name, patterns in regexes.items():
+            for pattern in patterns or ():
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ValueError(f"`{name}` holds {pattern!r}, which is no regex: {error}") from error
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError(f"`layers_pattern` is {self.layers_pattern!r} but `layers_to_transform` is not set")
         # Resolved here, so that the saved file says what was done, whatever later versions of the table hold.
@@ -239,6 +249,10 @@ def _look_up(table: dict[str, int] | None, name: str) -> int:
         if name == pattern or name.endswith(f".{pattern}") or re.fullmatch(pattern, name):
             return slices
     return 1
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _is_int(value: object) -> bool:

@@ -111,8 +111,7 @@ class AuroraFactors(nn.Module):
             V: (widths.outputs, R)
             mode: of `mode`, (slices, R) or (slices, R, R)
         """
-        U = getattr(self, widths.U).to(rows.device)
-        V = getattr(self, widths.V).to(rows.device)
+        U, V = (at_hand(self, name).to(rows.device) for name in (widths.U, widths.V))
         with no_autocast(rows.device):
             return U, V, self.mode(rows, training)
 
@@ -126,7 +125,7 @@ class AuroraFactors(nn.Module):
         Returns:
             "diagonal": the diagonals, (slices, R). "full": the matrices, (slices, R, R).
         """
-        core: torch.Tensor = getattr(self, self.core_name).to(rows.device)
+        core = at_hand(self, self.core_name).to(rows.device)
         mode = core * rows if self.core == "diagonal" else torch.einsum("abs,ks->kab", core, rows)
         if training and self.dropout > 0:
             keep = torch.empty_like(rows).bernoulli_(1 - self.dropout) / (1 - self.dropout)
@@ -147,6 +146,17 @@ class AuroraFactors(nn.Module):
 
     def _normal(self, shape: tuple[int, ...], std: float, device: torch.device) -> nn.Parameter:
         return nn.Parameter(torch.empty(shape, device=device, dtype=self.dtype).normal_(0.0, std))
+
+
+def at_hand(owner: nn.Module, name: str) -> torch.Tensor:
+    """The weight `name` of a module. accelerate brings weights that it has offloaded back when their module is called,
+    and those of an adapter belong to modules that nobody calls: of these it is the copy that accelerate keeps."""
+    weight: torch.Tensor = getattr(owner, name)
+    if weight.device.type == "meta" and (hook := getattr(owner, "_hf_hook", None)) is not None:
+        for one in getattr(hook, "hooks", (hook,)):
+            if getattr(one, "weights_map", None) is not None:
+                return one.weights_map[name].to(one.execution_device)  # type: ignore[no-any-return]
+    return weight
 
 
 def thin(U: torch.Tensor, V: torch.Tensor, mode: torch.Tensor, columns: bool) -> tuple[torch.Tensor, torch.Tensor]:

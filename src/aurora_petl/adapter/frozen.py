@@ -116,7 +116,7 @@ class FrozenLinear(torch.autograd.Function):
         with no_autocast(x.device):
             bias = None if bias is None else bias.to(x.dtype)
             if merge:
-                return F.linear(x, _merged(weight, E, D).to(x.dtype), bias)
+                return _own(F.linear(x, _merged(weight, E, D).to(x.dtype), bias))
             return F.linear(x, weight.to(x.dtype), bias) + F.linear(x @ D.to(x.dtype), E.to(x.dtype))
 
     @staticmethod
@@ -186,7 +186,7 @@ class FormedLinear(torch.autograd.Function):
         need_U, need_E = ctx.needs_input_grad[4], any(ctx.needs_input_grad[5:])
         ctx.formed = formed
         _keep(ctx, x if need_U or (need_E and h is None) else None, from_norm, h if need_E or need_U else None, weight)
-        return y if widths is None else y.split(widths, -1)
+        return _own(y) if widths is None else y.split(widths, -1)
 
     @staticmethod
     @first_order
@@ -225,6 +225,16 @@ def _weight(formed: Formed, weight: Tensor | None) -> Tensor:
         return formed.stack[: len(formed.E)]
     assert weight is not None
     return weight.to(formed.E.dtype)
+
+
+def _own(y: Tensor) -> Tensor:
+    """The same memory as a tensor that is no view, which models may change in place, as `nn.ReLU(inplace=True)` does:
+    autograd refuses that for a view that comes out of a function of ours, and `F.linear` returns one."""
+    if torch.compiler.is_compiling():
+        return torch.ops.aten._unsafe_view(y, y.shape)  # type: ignore[no-any-return]
+    if type(y) is not Tensor or not y._is_view() or y.is_inference():
+        return y
+    return y.new_empty(0).set_(y)  # type: ignore[call-overload,no-any-return]
 
 
 def _rows(x: Tensor) -> Tensor:

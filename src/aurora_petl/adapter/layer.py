@@ -40,7 +40,7 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
-from .factors import AuroraFactors, Widths, autocast_dtype, no_autocast, thin
+from .factors import AuroraFactors, Widths, at_hand, autocast_dtype, no_autocast, thin
 from .frozen import FormedLinear, FrozenLinear, apply, merge_pays, plain_operations
 from .norm import norm_inputs
 from .shared import SharedFactors
@@ -233,7 +233,7 @@ class AuroraLinear(nn.Module, AuroraLayer):
 
     def scaled_rows(self, adapter: str) -> torch.Tensor:
         """The rows of P times the layer's own scale, in which dW is linear: (slices, R)"""
-        rows: torch.Tensor = self.aurora_P[adapter]
+        rows = at_hand(self.aurora_P, adapter)
         scale = self.aurora_scale.get(adapter, 1.0)
         return rows if scale == 1.0 else rows * scale
 

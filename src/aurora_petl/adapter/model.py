@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any, cast
 
 import torch
@@ -29,6 +30,8 @@ from .places import check_target, is_all_linear, is_linear, is_of_attention, lay
 from .saved import SavedTuner
 from .shared import CHILD, SharedFactors, factors_of
 from .targets import TARGET_MODULES, default_slices, default_targets, suggested_targets
+
+HEADS_OF_PEFT = {"classifier", "score", "qa_outputs"}  # `modules_to_save` has them by `task_type`, whatever the model
 
 
 class AuroraModel(SavedTuner):
@@ -99,6 +102,7 @@ class AuroraModel(SavedTuner):
         if config.target_modules != DUMMY_TARGET_MODULES:
             check_additions(model, config)
             self._check_targets(config, model)
+            self._check_modules_to_save(config, model)
         if factors_of(model) is None:
             model.add_module(CHILD, SharedFactors())
 
@@ -138,6 +142,21 @@ class AuroraModel(SavedTuner):
                 f"`target_modules`={shown!r} matched no module of {type(model).__name__}"
                 f"{' with ' + ', '.join(narrowed) if narrowed else ''}; "
                 f"its linear layers are named {', '.join(sorted(linear_names))}."
+            )
+
+    @staticmethod
+    def _check_modules_to_save(config: AuroraConfig, model: nn.Module) -> None:
+        """Warn of names that peft would pass over in silence, so that a head stays as it is."""
+        names = [name for name, _ in model.named_modules() if name]
+        wanted = sorted(set(config.modules_to_save or ()) - HEADS_OF_PEFT)
+        if unknown := [own for own in wanted if not any(name.endswith(own) for name in names)]:
+            own = {name: None for name in (part.rpartition(".")[2] for part in names) if not name.isdigit()}
+            close = [f", perhaps {near[0]!r}" for name in unknown[:1] if (near := get_close_matches(name, own))]
+            warnings.warn(
+                f"`modules_to_save` names {', '.join(map(repr, unknown))}, and no module of {type(model).__name__} is "
+                f"called so: nothing is trained or saved for it. Please give the name of a module{''.join(close)}.",
+                AuroraWarning,
+                stacklevel=2,
             )
 
     def _leave_out_what_cannot_be_adapted(self, config: AuroraConfig, model: nn.Module) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 
 from ..errors import AuroraError, short
@@ -33,7 +33,7 @@ class Filter:
 
     def __str__(self) -> str:
         parts = [f"under {self.under}" if self.under else ""]
-        parts += [f"{name} {date.isoformat(' ')}" for name in ("after", "before") if (date := getattr(self, name))]
+        parts += [f"{name} {day.isoformat(' ')}" for name in ("after", "before") if (day := getattr(self, name))]
         return " ".join(part for part in parts if part)
 
     def bounds(self) -> tuple[str, str]:
@@ -45,7 +45,7 @@ ALL = Filter()
 
 
 def make_filter(
-    folder: Path, under: str | Path | None = None, after: str | None = None, before: str | None = None
+    folder: Path, under: str | Path | None = None, after: str | date | None = None, before: str | date | None = None
 ) -> Filter:
     """The filter that a user's words ask for.
 
@@ -65,8 +65,9 @@ def make_filter(
     return Filter("" if under is None else _below(folder, under), start, end)
 
 
-def parse_date(text: str, name: str = "the date") -> datetime:
-    """The beginning of a year, month, day or minute: ``2024``, ``2024-05``, ``2024-05-31`` or ``2024-05-31T14:30``.
+def parse_date(text: str | date, name: str = "the date") -> datetime:
+    """The beginning of a year, month, day or minute: ``2024``, ``2024-05``, ``2024-05-31`` or ``2024-05-31T14:30``; a
+    date of Python as it is, in local time.
 
     Args:
         name: what messages call it.
@@ -74,7 +75,9 @@ def parse_date(text: str, name: str = "the date") -> datetime:
     Raises:
         AuroraError: if it is none.
     """
-    match = _DATE.fullmatch(text.strip())
+    if isinstance(text, datetime):
+        return text if text.tzinfo is None else text.astimezone().replace(tzinfo=None)
+    match = _DATE.fullmatch(str(text).strip())
     try:
         if match:
             year, month, day, hour, minute, second = (int(part) if part else None for part in match.groups())

@@ -32,7 +32,7 @@ from ..data import loading
 from ..data.loading import made_ahead
 from ..distributed import from_first, objects, own_share, rank, start, together
 from ..errors import AuroraError, one_line
-from ..files import lock
+from ..locks import lock
 from .encoder import Encoder, load_encoder, model_folder, run_folder, views_of
 from .lines import Update
 from .manifest import MANIFEST, Manifest, Picture, Place, read_manifest

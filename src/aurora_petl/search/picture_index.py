@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
+import torch
 from PIL import Image
 
-from ..data.media import load_image, upright
+from ..data.given import given_picture
 from ..devices import using
+from ..errors import check_name, whole_number
 from .duplicates import THRESHOLD, find_duplicates
 from .filters import make_filter
 from .query import Searcher
@@ -53,6 +56,7 @@ class Index:
     """
 
     def __init__(self, out: str | Path, view: str | None = None) -> None:
+        check_name("out", out)
         self.library = open_store(out)
         self._searcher = Searcher(self.library, view)
 
@@ -63,7 +67,7 @@ class Index:
         model: str | Path,
         out: str | Path | None = None,
         *,
-        device: str | None = None,
+        device: str | torch.device | None = None,
         show_progress_bar: bool = False,
     ) -> Index:
         """Make the index of a folder's pictures, or bring it up to date: what it holds already is not encoded again.
@@ -77,13 +81,15 @@ class Index:
         Raises:
             AuroraError: see `stores.build_store`.
         """
+        check_name("folder", folder)
+        check_name("model", model)
         place = default_place(folder) if out is None else out
         with using(device):
             build_store(Path(folder), place, str(model), progress=show_progress_bar)
             return cls(place)
 
     @classmethod
-    def open(cls, out: str | Path, *, view: str | None = None, device: str | None = None) -> Index:
+    def open(cls, out: str | Path, *, view: str | None = None, device: str | torch.device | None = None) -> Index:
         """The index in a folder or at an address, as ``aurora index`` left it there.
 
         Args:
@@ -111,8 +117,8 @@ class Index:
         *,
         rerank: int = 0,
         under: str | Path | None = None,
-        after: str | None = None,
-        before: str | None = None,
+        after: str | date | None = None,
+        before: str | date | None = None,
     ) -> list[FoundPicture]:
         """The ``k`` pictures that fit a query best, best first.
 
@@ -120,15 +126,16 @@ class Index:
             query: a text; or a picture, as `Path` or picture of PIL.
             rerank: see `query.Searcher.search`.
             under: a folder inside the indexed one, whose pictures alone come into question.
-            after: a date, such as ``2024``, ``2024-05`` or ``2024-05-31``, from whose beginning on pictures come into
-                question; theirs is that of their EXIF data or, if they have none, that of the file.
+            after: a date of Python, or one such as ``2024``, ``2024-05`` or ``2024-05-31``, from whose beginning on
+                pictures come into question; theirs is that of their EXIF data or, if they have none, that of the file.
             before: a date, before whose beginning they do.
 
         Raises:
             AuroraError: if the query is empty, a folder or date wrong, or the pictures are gone.
         """
-        asked = query if isinstance(query, str) else _picture(query)
+        asked = query if isinstance(query, str) else given_picture(query)
         among = make_filter(self.library.folder, under, after, before)
+        k, rerank = whole_number("k", k, 1), whole_number("rerank", rerank, 0)
         found = self._searcher.search(asked, k, rerank=rerank, among=among)
         return [FoundPicture(self.library.folder / one.what, one.score) for one in found]
 
@@ -138,7 +145,8 @@ class Index:
         Raises:
             AuroraError: if the index holds no captions.
         """
-        found = self._searcher.search(_picture(image), k, texts=True, rerank=rerank)
+        k, rerank = whole_number("k", k, 1), whole_number("rerank", rerank, 0)
+        found = self._searcher.search(given_picture(image), k, texts=True, rerank=rerank)
         return [FoundCaption(one.what, one.score) for one in found]
 
     def duplicates(
@@ -146,8 +154,8 @@ class Index:
         threshold: float = THRESHOLD,
         *,
         under: str | Path | None = None,
-        after: str | None = None,
-        before: str | None = None,
+        after: str | date | None = None,
+        before: str | date | None = None,
         show_progress_bar: bool = False,
     ) -> list[list[DuplicatePicture]]:
         """Groups of pictures that are alike: of the same content, or with features whose cosine is at least
@@ -171,7 +179,3 @@ class Index:
 def default_place(folder: str | Path) -> Path:
     """Where the index of a folder goes if no place is named."""
     return Path(f"{os.path.basename(os.path.realpath(folder))}.index")
-
-
-def _picture(picture: str | Path | Image.Image) -> Image.Image:
-    return upright(picture) if isinstance(picture, Image.Image) else load_image(picture)

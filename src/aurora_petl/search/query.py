@@ -38,6 +38,8 @@ class Searcher:
 
     def __init__(self, library: Store, view: str | None = None, kind: str = "exact") -> None:
         self.library, self.kind = library, kind
+        if view is not None and view not in library.keys:
+            raise AuroraError(f"the index has no view {view!r}; it has {' and '.join(library.keys)}")
         self.view = view or next(iter(library.keys))
         self.encoder = library.encoder(self.view)
         self._pictures = library.candidates(self.view, kind)

@@ -37,7 +37,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextEncoder, BlipTex
 
 from ...adapter.additions import Adder, AuroraAddition, on_items, register
 from ...adapter.config import AuroraConfig
-from ...adapter.factors import no_autocast
+from ...adapter.factors import at_hand, no_autocast
 from ...adapter.frozen import apply, first_order, plain_operations
 
 BANK = 128  # texts; 400 KB at a width of 768, as much as the rest of BLIP-base's adapter
@@ -110,9 +110,9 @@ class AuroraGate(AuroraAddition):
         if done >= PASS.states[0].shape[1]:
             PASS.gate, PASS.states = None, ()
         for name, items in self.applied(len(output), output.device):
-            a, b = self.aurora_a[name].to(output.device), self.aurora_b[name].to(output.device)
+            a, b = (at_hand(own, name).to(output.device) for own in (self.aurora_a, self.aurora_b))
             released = self.aurora_form[name] == "released"
-            gamma = None if released else self.aurora_gamma[name].to(output.device)
+            gamma = None if released else at_hand(self.aurora_gamma, name).to(output.device)
             if gamma is not None and items is None and not (torch.compiler.is_compiling() or plain_operations()):
                 output = apply(_Gated, output, s, m, a, b, gamma)
                 continue
@@ -185,7 +185,7 @@ class AuroraContext(AuroraAddition):
         context, positive = (kwargs.get(name) if self.training else None for name in ("context", "positive"))
         for name, items in self.applied(len(fused), fused.device):
             if self.aurora_form[name] != "released":
-                added = self.aurora_eta[name].to(fused.device) * attend(fused, self._texts(name, context))
+                added = at_hand(self.aurora_eta, name).to(fused.device) * attend(fused, self._texts(name, context))
             elif context is not None and positive is not None:
                 added = RELEASED * context.mean(0) * positive[:, None]
             else:
