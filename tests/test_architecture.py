@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "aurora_petl"
 LONGEST = 400  # lines
 LEVELS = [  # from the ground up; a room imports what stands before it, and its own level
-    {"errors", "files", "interrupts", "kept", "notes", "yaml_files", "stopping", "fields"},
+    {"errors", "files", "locks", "interrupts", "kept", "notes", "yaml_files", "stopping", "fields"},
     {"distributed", "devices", "checkpoints"},
     {"adapter"},
     {"data"},

@@ -69,5 +69,5 @@ def test_train_takes_a_dataset_in_memory(tmp_path, library, monkeypatch):
         aurora_petl.train(data=table, out=out)
     with pytest.raises(AuroraError, match="give out, the run's folder"):
         aurora_petl.train(data=table)
-    with pytest.raises(AuroraError, match=r"data is \[1\]; give a name or the path"):
+    with pytest.raises(AuroraError, match=r"data is a list of 1; give a name or the path"):
         aurora_petl.train(data=[1], out=out)
