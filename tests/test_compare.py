@@ -95,6 +95,28 @@ def test_a_comparison_is_searched_run_taken_up_and_widened(folder, tmp_path, cap
     wider = json.loads((tmp_path / "out/results.json").read_text())["methods"]["aurora"]
     assert wider["scores"][0] == found["scores"][0] and len(wider["scores"]) == 2
 
+    scores = iter([20.0, 21.0, 24.0, 22.0])
+    asked = []
+
+    def fit_again(folder, prepared, **words):
+        asked.append((folder.name, prepared.recipe.train.seed))
+        made = SimpleNamespace(main_metric="mean_recall")
+        metrics = {"validation_best": next(scores), "weights": {}, "train_seconds": 0.0}
+        return SimpleNamespace(metrics=metrics, task=made)
+
+    monkeypatch.setattr(compare, "fit", fit_again)  # more seeds of the search are run beside the one that is there
+    for folder_of_search in (tmp_path / "out/aurora").glob("search-*"):
+        cell = json.loads((folder_of_search / "cell.json").read_text())
+        (folder_of_search / "cell.json").write_text(json.dumps(cell | {"validation": 20.0}))
+    assert main([*words, "--seeds", "1", "--search-seeds", "3"]) == 0
+    assert [name for name, _ in asked] == [
+        *("search-own-0.001-seed-1", "search-own-0.001-seed-2", "search-own-0.003-seed-1", "search-own-0.003-seed-2")
+    ]
+    assert [seed for _, seed in asked] == [101, 102, 101, 102]
+    searched = json.loads((tmp_path / "out/results.json").read_text())["methods"]["aurora"]["search"]
+    assert searched == {"rate 0.001": pytest.approx(61 / 3), "rate 0.003": 22.0}
+    capsys.readouterr()
+
     assert main([*words[:6], "train.batch_size=3", *words[6:]]) == 1
     assert "holds a comparison of another recipe or other data" in capsys.readouterr().err
     (tmp_path / "taken").mkdir()
@@ -110,6 +132,7 @@ def test_a_comparison_is_searched_run_taken_up_and_widened(folder, tmp_path, cap
         (["--seeds", "0"], "--seeds is 0; it must be at least 1"),
         (["--rates", "0"], "--rates has 0; rates must lie above 0"),
         (["--beyond", "-1"], "--beyond is -1"),
+        (["--search-seeds", "0"], "--search-seeds is 0; it must be at least 1"),
         (["--steps", "-1"], "--steps has -1"),
         (["--also", "gone"], "gone"),
         (["--methods", "aurora", "lora:target_modules=[nowhere]"], "method lora:target_modules=[nowhere]: "),

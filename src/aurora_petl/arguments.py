@@ -240,6 +240,13 @@ def _parser(runs: Mapping[str, Callable[[argparse.Namespace], None]]) -> argpars
         help="how many further rates to try while the best is the lowest or the highest (default: %(default)s)",
     )
     compare.add_argument(
+        "--search-seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs of each rate and number of steps that are tried, whose mean counts (default: %(default)s)",
+    )
+    compare.add_argument(
         "--steps", type=int, nargs="+", default=[0], metavar="N", help="numbers of steps to try (default: the recipe's)"
     )
     compare.add_argument(

@@ -133,6 +133,8 @@ def _compare(options: argparse.Namespace) -> None:
         _check_seeds(options.seeds)
         if wrong := [rate for rate in options.rates or () if not 0 < rate <= 10]:
             raise AuroraError(f"--rates has {wrong[0]:g}; rates must lie above 0, up to 10")
+        if options.search_seeds < 1:
+            raise AuroraError(f"--search-seeds is {options.search_seeds}; it must be at least 1")
         if options.beyond < 0:
             raise AuroraError(f"--beyond is {options.beyond}; it must be at least 0")
         if wrong := [steps for steps in options.steps if steps < 0]:

@@ -129,6 +129,7 @@ def compare(options: argparse.Namespace, recipe: Recipe, progress: bool) -> None
         options.beyond,
         tuple(options.steps),
         options.also or "",
+        search_seeds=options.search_seeds,
     )
     print(report.comparison.comparison_table(comparison.compare(plan, options.out, progress=progress)))
     print(f"\nplot      {options.out / 'comparison.png'}\nfigures   {options.out / 'results.json'}")

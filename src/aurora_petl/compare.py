@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from .backbones import load_backbone
@@ -63,6 +64,7 @@ class Plan:
         steps: numbers of steps that are tried, 0 being what the recipe says.
         also: data whose test split is scored before and after each run, to see what was forgotten; empty for none.
         known: learning rates that were searched before, by method; for these methods nothing is searched.
+        search_seeds: runs of each rate and number of steps that are tried; the mean of their validation scores counts.
     """
 
     recipe: Recipe
@@ -73,6 +75,7 @@ class Plan:
     steps: tuple[int, ...] = (0,)
     also: str = ""
     known: Mapping[str, float] = field(default_factory=dict)
+    search_seeds: int = 1
 
     def budgets(self, word: str) -> list[tuple[int, float]]:
         """Steps and rates that are tried first for a method; of a single pair nothing is searched."""
@@ -186,7 +189,14 @@ def claim(plan: Plan, out: Path) -> None:
     content["recipe"]["method_options"] = plan.recipe.method_options
     for name in ("learning_rate", "seed"):  # every run has its own
         del content["recipe"]["train"][name]
-    widens = ("methods", "seeds", "rates", "beyond", "steps")  # a comparison may be widened: runs that are there stay
+    widens = (
+        "methods",
+        "seeds",
+        "rates",
+        "beyond",
+        "steps",
+        "search_seeds",
+    )  # a comparison may be widened: runs that are there stay
     if out.is_file():
         raise AuroraError(f"{out} is a file; name a folder with --out")
     if (out / PLAN).is_file():
@@ -218,7 +228,7 @@ def _compare(plan: Plan, recipes: dict[str, Recipe], out: Path, progress: bool) 
     other = load_dataset(plan.also, broken=recipe.broken).split("test") if plan.also else None
     start = _start(recipe, dataset, other, progress)
     tried = {word: len(plan.budgets(word)) for word in recipes}
-    count = _Count(sum(plan.seeds + (count if count > 1 else 0) for count in tried.values()))
+    count = _Count(sum(plan.seeds + (plan.search_seeds * n if n > 1 else 0) for n in tried.values()))
     compared = [_baseline(recipe, start, plan.seeds)]
     for word, made in recipes.items():
         search = _searched(word, made, plan, out, start, count)
@@ -242,15 +252,18 @@ def _searched(word: str, made: Recipe, plan: Plan, out: Path, start: _Untuned, c
     first = len(waiting)
     while waiting:
         steps, rate = waiting.pop(0)
-        folder = out / _name(word) / f"search-{steps or 'own'}-{rate:g}"
-        validation = _cell(_budgeted(made, steps, rate, SEARCH_SEED), folder, start, None, score=False).validation
-        search.scores[steps, rate] = -math.inf if validation is None else validation
-        result = "diverged" if validation is None else f"validation {validation:.1f}"
-        count.tell(f"{word}, search: {told(steps, rate)}, {result}")
+        scores = []
+        for number in range(plan.search_seeds):
+            folder = out / _name(word) / f"search-{steps or 'own'}-{rate:g}{f'-seed-{number}' if number else ''}"
+            cell = _cell(_budgeted(made, steps, rate, SEARCH_SEED + number), folder, start, None, score=False)
+            scores.append(-math.inf if cell.validation is None else cell.validation)
+            result = "diverged" if cell.validation is None else f"validation {cell.validation:.1f}"
+            count.tell(f"{word}, search: {told(steps, rate)}, {result}")
+        search.scores[steps, rate] = mean(scores)
         further = search.beyond()
         if not waiting and further is not None and len(search.scores) < first + plan.beyond:
             waiting.append(further)
-            count.total += 1
+            count.total += plan.search_seeds
     if search.scores[search.best()] == -math.inf:
         raise AuroraError(f"{word} diverged at every rate that was tried; give lower --rates")
     return search
