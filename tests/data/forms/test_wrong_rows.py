@@ -93,6 +93,15 @@ def test_a_picture_that_lies_in_several_folders_is_not_guessed(tmp_path):
             "nearest to a table of files and texts: a.csv has the columns bild, text; say which",
         ),
         ({"a.json": '{"images": [], "annotations": []}'}, "a.json is COCO's, but its annotations have no caption"),
+        ({"a.json": '[{"image"'}, "nearest to a table of files and texts: mine/a.json: not JSON"),
+        (
+            {"a.json": '[{"bild": "a.png", "text": "a"}]'},
+            "a.json has the columns bild, text; say which name the pictures",
+        ),
+        (
+            {"a.png": b"", "a.png.json": '{"title": "a.png", "people": [{"name": "b"}]}', "b.json": "{"},
+            "is nearest to pictures with texts beside them: 1 picture without captions",
+        ),
         ({"a.xlsx": b""}, "nearest to a table of files and texts: a.xlsx is a spreadsheet; save it as CSV UTF-8"),
         ({"a.tar.gz": b""}, "is nearest to webdataset shards: a.tar.gz is compressed"),
         ({"metadata.csv": "file_name,text\n", "metadata.jsonl": "{}"}, "has both metadata.csv and metadata.jsonl"),
@@ -136,3 +145,10 @@ def test_wrong_rows_are_left_out_if_asked(tmp_path, name):
     assert len(found) == 10 and "2 rows left out: mine/" in found.note and "gone.png is missing" in found.note
     write(tmp_path / "mine" / name, (tmp_path / "mine" / name).read_text().replace(".png", ".pn"))
     assert "(and 7 more)" in refusal(tmp_path / "mine", broken="skip")  # nothing would be left
+
+
+def test_other_files_beside_texts_are_no_matter(tmp_path):
+    path = forms.pairs(tmp_path / "mine", FEW)
+    for name, data in (("notes.json", "{"), ("README.txt", "a, b\n"), ("list.txt", "a.png\n"), ("size.json", "[3]")):
+        write(path / name, data)
+    assert len(load_dataset(path)) == 12

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
-from ...errors import short
+from ...errors import AuroraError, short
 from ..reading import Raw, RowReader
 from ..source import Source
 from .common import IMAGE_COLUMNS, Look, OwnDataset, Texts, fields_of, read_rows, splits_of, tables
@@ -28,7 +28,10 @@ def look(source: Source) -> Look:
     """Whether there are tables whose rows hold turns."""
     found = {}
     for name in tables(source, ".json", ".jsonl")[:_MOST]:
-        columns = columns_of(source, name)
+        try:
+            columns = columns_of(source, name)
+        except AuroraError:  # which the form of tables tells
+            continue
         if turns := next((column for column in _TURNS if column in columns), None):
             found[name] = turns
     return Look(list(found), more=found)

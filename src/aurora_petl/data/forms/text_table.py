@@ -24,8 +24,10 @@ def look(source: Source) -> Look:
     """Whether there are such tables."""
     found, almost = _tables(source, tables(source, *_SURE))
     if not found:
-        found, almost_other = _tables(source, tables(source, *_OTHER)[:_MOST])
-        almost = almost or almost_other
+        others = tables(source, *_OTHER)[:_MOST]
+        found, almost_other = _tables(source, others)
+        if len(others) == 1:  # of many none is meant: notes on pictures, as photo services leave them
+            almost = almost or almost_other
     sheets = [name for name in source.visible if name.lower().endswith(_SHEETS)]
     if not found and not almost and sheets:
         almost = f"{sheets[0]} is a spreadsheet; save it as CSV UTF-8"
@@ -37,7 +39,13 @@ def _tables(source: Source, names: list[str]) -> tuple[dict[str, tuple[str, Text
     found: dict[str, tuple[str, Texts]] = {}
     almost = ""
     for name in names:
-        columns = columns_of(source, name)
+        try:
+            columns = columns_of(source, name)
+        except AuroraError as error:
+            if name.endswith(_SURE):
+                raise
+            almost = almost or str(error)
+            continue
         image = column(source, "image_column", IMAGE_COLUMNS, columns, "")
         texts = texts_in(source, columns)
         if image and texts and image != texts.text:
