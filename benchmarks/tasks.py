@@ -90,7 +90,7 @@ def in_table(results: Mapping[str, Mapping[str, Figures]]) -> str:
     for name in names:
         cells = [_cell(methods[name]) for methods in packs]
         row = [name, *cells, f"{mean(methods[name]['mean'] for methods in packs):.1f}"]
-        if name == AURORA:
+        if name == AURORA or AURORA not in names:
             rows.append([*row, "", ""])
             continue
         wins = sum(methods[AURORA]["mean"] >= methods[name]["mean"] for methods in packs)

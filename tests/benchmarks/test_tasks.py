@@ -33,6 +33,7 @@ def test_aurora_is_compared_by_seed_over_all_tasks(monkeypatch):
     assert "| full | 16.0 +- 4.0 (rate 0.0001*) | 39.5 +- 0.5 (rate 0.001) | 27.8 | +0.0 +- 1.0 | 2 of 2 |" in table
     assert [line.split()[1] for line in table[2:]] == ["zero-shot", "aurora", "full"]
     assert "| zero-shot | 5.0 | 1.0 | 3.0 |" in table[2] and "heads" not in "".join(table)
+    assert tasks.in_table({"scenes-ink": {"full": figures(1, 3)}}).endswith("| 2.0 +- 1.0 (rate 0.001) | 2.0 |  |  |")
 
 
 def test_a_comparison_runs_and_is_reported(tmp_path, monkeypatch, capsys):
