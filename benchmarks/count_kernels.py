@@ -33,7 +33,7 @@ from aurora_petl.report import table
 NO_KERNELS = {
     *("view", "_unsafe_view", "reshape", "t", "transpose", "permute", "expand", "unsqueeze", "squeeze", "unflatten"),
     *("select", "slice", "split", "split_with_sizes", "chunk", "unbind", "as_strided", "detach", "alias"),
-    *("empty", "new_empty", "empty_like", "empty_strided", "set_"),
+    *("empty", "new_empty", "empty_like", "empty_strided"),
 }
 DTYPES = ("fp32", "autocast", "bf16")
 PARTS = ("vision", "fusion", "clip")

@@ -189,14 +189,8 @@ def claim(plan: Plan, out: Path) -> None:
     content["recipe"]["method_options"] = plan.recipe.method_options
     for name in ("learning_rate", "seed"):  # every run has its own
         del content["recipe"]["train"][name]
-    widens = (
-        "methods",
-        "seeds",
-        "rates",
-        "beyond",
-        "steps",
-        "search_seeds",
-    )  # a comparison may be widened: runs that are there stay
+    # a comparison may be widened: runs that are there stay
+    widens = ("methods", "seeds", "rates", "beyond", "steps", "search_seeds")
     if out.is_file():
         raise AuroraError(f"{out} is a file; name a folder with --out")
     if (out / PLAN).is_file():

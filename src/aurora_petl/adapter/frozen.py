@@ -230,11 +230,7 @@ def _weight(formed: Formed, weight: Tensor | None) -> Tensor:
 def _own(y: Tensor) -> Tensor:
     """The same memory as a tensor that is no view, which models may change in place, as `nn.ReLU(inplace=True)` does:
     autograd refuses that for a view that comes out of a function of ours, and `F.linear` returns one."""
-    if torch.compiler.is_compiling():
-        return torch.ops.aten._unsafe_view(y, y.shape)  # type: ignore[no-any-return]
-    if type(y) is not Tensor or not y._is_view() or y.is_inference():
-        return y
-    return y.new_empty(0).set_(y)  # type: ignore[call-overload,no-any-return]
+    return torch.ops.aten._unsafe_view(y, y.shape)  # type: ignore[no-any-return]
 
 
 def _rows(x: Tensor) -> Tensor:
