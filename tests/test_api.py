@@ -270,7 +270,7 @@ def wrong(call, words):
         wrong(lambda run: opened().search(["a"]), "a picture is a list of 1; give files or pictures of PIL"),
         wrong(lambda run: opened().search(np.zeros(3)), "a picture is a ndarray; give files or pictures of PIL"),
         wrong(lambda run: opened().search(closed_picture()), "(AssertionError); it may be closed: open it anew"),
-        wrong(lambda run: opened().search("a", after=[2]), "--after a list of 1 is no date; give a year"),
+        wrong(lambda run: opened().search("a", after=[2]), "after a list of 1 is no date; give a year"),
     ],
 )
 def test_wrong_use_is_one_line(call, words, run, here, monkeypatch):

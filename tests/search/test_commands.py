@@ -123,8 +123,8 @@ def test_a_picture_given_as_a_text_is_told_so(aurora, library, here):
         ("search", "say what to look for, or give a picture with --image"),
         ("search x --image y", "say what to look for, or give a picture with --image"),
         ("search --index INDEX --image gone.jpg", "gone.jpg: no such picture"),
-        ("search x --index INDEX -k 0", "-k is 0; it must be at least 1"),
-        ("search x --index INDEX --texts", "captions are found by a picture; give one with --image"),
+        ("search x --index INDEX -k 0", "k is 0; it must be at least 1"),
+        ("search x --index INDEX --texts", "captions are found by a picture; give one, not words"),
         ("index gone --model blip-mini", "no folder gone; name the one that holds your pictures"),
         ("index LOOP --model blip-mini", "no folder LOOP; name the one that holds your pictures"),
         ("index . --model blip-mini", ". holds no pictures (.jpg, .png, .webp"),
@@ -294,7 +294,7 @@ def test_filters_and_duplicates(aurora, album, here):
     ]
     for words, why in {
         ("duplicates", "--threshold", 2): "--threshold is 2; it must lie above 0, up to 1",
-        ("search", "x", "--after", "yesterday"): "--after 'yesterday' is no date; give a year, month or day",
+        ("search", "x", "--after", "yesterday"): "after 'yesterday' is no date; give a year, month or day",
     }.items():
         status, _, error = aurora(*words)
         assert status == 1 and why in error and len(error.splitlines()) == 1

@@ -78,19 +78,17 @@ def test_fewer_than_asked_are_the_best_of_the_filter(trips):
 
 def test_what_is_refused(trips):
     for words, why in {
-        ("under", "nowhere"): "--under nowhere is no folder in photos; name one as it is called there",
-        ("under", ".."): "--under .. is no folder in photos",
-        ("after", "soon"): "--after 'soon' is no date; give a year, month or day, such as 2024, 2024-05 or 2024-05-31",
-        ("before", "2023-02-29"): "--before '2023-02-29' is no date",
+        ("under", "nowhere"): "nowhere is no folder in photos; name one as it is called there",
+        ("under", ".."): ".. is no folder in photos",
+        ("after", "soon"): "after 'soon' is no date; give a year, month or day, such as 2024, 2024-05 or 2024-05-31",
+        ("before", "2023-02-29"): "before '2023-02-29' is no date",
         ("after", "2024"): "photos holds no picture after 2024-01-01 00:00:00",
     }.items():
         with pytest.raises(AuroraError, match=why):
             names(trips, **dict([words]))
-    with pytest.raises(AuroraError, match="--after 2021 does not lie before --before 2020; exchange them"):
+    with pytest.raises(AuroraError, match="after 2021 does not lie before 2020; exchange them"):
         make_filter(trips.folder, after="2021", before="2020")
-    with pytest.raises(
-        AuroraError, match="captions have neither folder nor date; leave out --under, --after and --bef"
-    ):
+    with pytest.raises(AuroraError, match="captions have neither folder nor date; leave out under, after and bef"):
         Searcher(trips).search(draw("cross", "red"), texts=True, among=Filter(under="trip"))
 
 

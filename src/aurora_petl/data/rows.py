@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, Generic, Self
 
@@ -28,7 +28,7 @@ _UNITS = {".json": "row", ".parquet": "row", ".tar": "sample", "": "picture"}  #
 _MEND = 'name it in the rows\' "split", or leave split out of every row and have at least 3 pictures, then one is made'
 
 
-@dataclass
+@dataclass(repr=False)
 class Dataset(Sequence[Row], Generic[Row]):
     """Rows, each of one picture or, with ``clips``, of one clip; one split of them, or all. ``broken`` says what
     `check` does with those that do not decode: ``stop``, or ``skip`` their rows. ``note`` says as what the data were
@@ -36,7 +36,7 @@ class Dataset(Sequence[Row], Generic[Row]):
 
     name: str
     items: Sequence[Row]
-    files: Files = field(repr=False)
+    files: Files
     source: str = "captions.jsonl"  # the file that holds the rows
     clips: bool = False
     broken: str = "stop"
@@ -46,6 +46,9 @@ class Dataset(Sequence[Row], Generic[Row]):
     def __post_init__(self) -> None:
         if self.broken not in ("stop", "skip"):
             raise AuroraError(f"broken is {short(self.broken)}; choose stop or skip")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {len(self):,} rows)"
 
     def __len__(self) -> int:
         return len(self.items)
@@ -168,12 +171,12 @@ class Dataset(Sequence[Row], Generic[Row]):
             self.items = select(self.items, kept)
 
 
-@dataclass
+@dataclass(repr=False)
 class ImageTextDataset(Dataset[Item]):
     """Pictures or clips with captions."""
 
 
-@dataclass
+@dataclass(repr=False)
 class QuestionDataset(Dataset[Question]):
     """Pictures or clips with questions. ``candidates`` are the answers that inference by rank chooses from."""
 

@@ -74,7 +74,7 @@ class Encoder:
             AuroraError: if the model has no second stage.
         """
         if not is_matcher(self.backbone):
-            raise AuroraError(f"{self.backbone.name} has no second stage to rerank with; leave out --rerank")
+            raise AuroraError(f"{self.backbone.name} has no second stage to rerank with; leave out rerank")
         states = self.backbone.encode_image(pixels.to(self.device)).states
         assert states is not None
         tokens = self._tokens(texts)

@@ -58,10 +58,10 @@ def make_filter(
     Raises:
         AuroraError: if one is wrong.
     """
-    start = None if after is None else parse_date(after, "--after")
-    end = None if before is None else parse_date(before, "--before")
+    start = None if after is None else parse_date(after, "after")
+    end = None if before is None else parse_date(before, "before")
     if start and end and start >= end:
-        raise AuroraError(f"--after {after} does not lie before --before {before}; exchange them")
+        raise AuroraError(f"after {after} does not lie before {before}; exchange them")
     return Filter("" if under is None else _below(folder, under), start, end)
 
 
@@ -99,4 +99,4 @@ def _below(folder: Path, under: str | Path) -> str:
             relative = os.path.relpath(inside, of).replace(os.sep, "/")
             if place.is_dir() and relative != ".." and not relative.startswith("../"):
                 return "" if relative == "." else relative
-    raise AuroraError(f"--under {os.fspath(under)} is no folder in {folder.name}; name one as it is called there")
+    raise AuroraError(f"{os.fspath(under)} is no folder in {folder.name}; name one as it is called there")

@@ -74,9 +74,9 @@ class Searcher:
                 have to be matched, or none of the pictures is there any more.
         """
         if k < 1:
-            raise AuroraError(f"-k is {k}; it must be at least 1")
+            raise AuroraError(f"k is {k}; it must be at least 1")
         if rerank < 0:
-            raise AuroraError(f"--rerank is {rerank}; it must be at least 0")
+            raise AuroraError(f"rerank is {rerank}; it must be at least 0")
         if isinstance(query, str) and not query.strip():
             raise AuroraError("the query is empty; say what to look for, or give a picture")
         if isinstance(query, str):
@@ -85,16 +85,16 @@ class Searcher:
             except UnicodeEncodeError as error:
                 raise AuroraError(f"the query {short(query)} is not UTF-8; write it anew") from error
         if isinstance(query, str) and texts:
-            raise AuroraError("captions are found by a picture; give one with --image")
+            raise AuroraError("captions are found by a picture; give one, not words")
         if texts and among:
-            raise AuroraError("captions have neither folder nor date; leave out --under, --after and --before")
+            raise AuroraError("captions have neither folder nor date; leave out under, after and before")
         if rerank and not self.encoder.matches:
             raise AuroraError(
                 f"{self.library.model_name} has no second stage to rerank with, it encodes pictures and texts apart; "
-                "leave out --rerank"
+                "leave out rerank"
             )
         if rerank and not isinstance(query, str) and not texts:
-            raise AuroraError("ITM scores a picture with a text, not two pictures; leave out --rerank")
+            raise AuroraError("ITM scores a picture with a text, not two pictures; leave out rerank")
         with self._lock:
             nearest = self._texts if texts else self._pictures
             if isinstance(query, str):
