@@ -94,6 +94,7 @@ def test_columns_splits_and_ids_by_option(tmp_path):
         "image;caption\n.\\images\\{0};{1}\nimages\\{0};{2}\n",
         "{0},{1}\n{0},{2}\n",
         "image,text\nfile://{3}/images/{0},{1}\n{3}/images/{0},{2}\n",
+        "image,caption_0,Caption 10,caption_1,caption_2,text_1\n{0},{1},,{2},,other\n",
     ],
 )
 def test_tables_as_other_programs_write_them(tmp_path, table):
@@ -102,6 +103,19 @@ def test_tables_as_other_programs_write_them(tmp_path, table):
     write(tmp_path / "mine/some.csv", table.format("000.png", "a cat", "a, dog"[3:], tmp_path / "mine"))
     (item,) = load_dataset(tmp_path / "mine")
     assert (item.image, item.captions) == ("images/000.png", ("a cat", "dog"))
+
+
+def test_several_columns_of_captions_by_number_and_by_name(tmp_path):
+    """Numbers count as numbers; what a row lacks is left out, and a row without any is refused."""
+    row = {"image": "000.png", "caption_10": "c", "caption_9": ["a", "b"], "caption_x": "other", "says": "d"}
+    write(tmp_path / "mine/000.png", FEW[0].data)
+    write(tmp_path / "mine/some.jsonl", lines([row]))
+    assert load_dataset(tmp_path / "mine")[0].captions == ("a", "b", "c")
+    named = {"caption_column": ["says", "caption_10"]}
+    assert load_dataset(tmp_path / "mine", files=named)[0].captions == ("d", "c")
+    assert "files.caption_column=NAME" in refusal(tmp_path / "mine", caption_column=["nowhere"])
+    write(tmp_path / "mine/some.jsonl", lines([row, {"image": "000.png", "caption_9": None}]))
+    assert "line 2: empty caption for 000.png" in refusal(tmp_path / "mine")
 
 
 # Splits

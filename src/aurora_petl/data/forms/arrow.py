@@ -115,7 +115,7 @@ def _rows(source: Source, name: str, table: Any, split: str, files: Tables, prob
         table = table.cast_column(image, datasets.Image(decode=False))
     table = table.with_format(None)
     files.tables[name] = table.select_columns([image]), image
-    wanted = [words.text, words.answer, source.option("split_column", "split"), source.option("id_column")]
+    wanted = [*words.columns(""), source.option("split_column", "split"), source.option("id_column")]
     texts = table.select_columns([name for name in dict.fromkeys(wanted) if name in columns])
     row = 0
     for part in texts.iter(batch_size=_ROWS):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -39,6 +40,7 @@ QUESTION_COLUMNS = ("question",)
 ANSWER_COLUMNS = ("answer", "answers", "multiple_choice_answer")
 OwnDataset: TypeAlias = ImageTextDataset | QuestionDataset
 _LONGEST_LIST = 100_000  # characters
+_NUMBERED = re.compile(r"(\w*[^\W\d_])_?(\d+)")  # caption_0, caption1
 _MEND = "name the file or folder that is this split, as in files.{0}=NAME, or name none and have at least 3 pictures"
 
 
@@ -90,17 +92,24 @@ def _plain(name: str) -> str:
 
 @dataclass(frozen=True)
 class Texts:
-    """Which column of a table holds the captions, or, with an ``answer``, which two the questions and the answers."""
+    """Which column of a table holds the captions, and ``more`` of them if there are; or, with an ``answer``, which two
+    the questions and the answers."""
 
     text: str
     answer: str | None = None
+    more: tuple[str, ...] = ()
 
     def columns(self, image: str) -> list[str]:
         """The columns that a table must have, that of the files among them."""
-        return [name for name in (image, self.text, self.answer) if name]
+        return [name for name in (image, self.text, self.answer, *self.more) if name]
 
     def of(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """A row's texts in the words of ``captions.jsonl`` or ``questions.jsonl``."""
+        """A row's texts in the words of ``captions.jsonl`` or ``questions.jsonl``. Of several columns of captions those
+        count that have one."""
+        if self.answer is None and self.more:
+            values = (row.get(name) for name in (self.text, *self.more))
+            parts = [_said(value) for value in values if value not in (None, "")]
+            return {"caption": [text for part in parts for text in (part if isinstance(part, list) else [part])]}
         if self.answer is None:
             return {"caption": _said(row.get(self.text))}
         said = _said(row.get(self.answer))
@@ -132,15 +141,36 @@ def column(source: Source, key: str, known: Iterable[str], columns: Sequence[str
     Raises:
         AuroraError: if there is no column that the option names, unless ``where`` is "".
     """
-    if not (named := source.option(key)):
-        spelled = {_plain(name): name for name in reversed(columns)}
-        return next((name if name in columns else spelled[name] for name in known if name in spelled), "")
-    if named not in columns and not where:
-        return ""
-    if named not in columns:
-        near = did_you_mean(named, columns, "its columns are")
-        raise AuroraError(f"{where}: no column {short(named)}, which files.{key} names; {near}")
-    return named
+    if named := source.option(key):
+        return _named(key, named, columns, where)
+    spelled = {_plain(name): name for name in reversed(columns)}
+    return next((name if name in columns else spelled[name] for name in known if name in spelled), "")
+
+
+def _named(key: str, name: str, columns: Sequence[str], where: str) -> str:
+    """The column that an option names, as `column`."""
+    if name in columns or not where:
+        return name if name in columns else ""
+    near = did_you_mean(name, columns, "its columns are")
+    raise AuroraError(f"{where}: no column {short(name)}, which files.{key} names; {near}")
+
+
+def captions_in(source: Source, columns: Sequence[str], where: str = "") -> Texts | None:
+    """The columns of captions: those that the option names, the first that is called so, or those that are called so
+    with a number (``caption_0``, ``caption_1``), in the order of their numbers; None if there is none.
+
+    Raises:
+        AuroraError: if there is no column that the option names, unless ``where`` is "".
+    """
+    if several := source.options_of("caption_column"):
+        names = [name for name in (_named("caption_column", name, columns, where) for name in several) if name]
+    elif first := column(source, "caption_column", CAPTION_COLUMNS, columns, where):
+        names = [first]
+    else:
+        parts = [(match[1], int(match[2]), name) for name in columns if (match := _NUMBERED.fullmatch(_plain(name)))]
+        word = next((known for known in CAPTION_COLUMNS if any(known == of for of, _, _ in parts)), "")
+        names = [name for of, _, name in sorted(parts) if of == word]
+    return Texts(names[0], more=tuple(names[1:])) if names else None
 
 
 def texts_in(source: Source, columns: Sequence[str], where: str = "") -> Texts | None:
@@ -151,10 +181,9 @@ def texts_in(source: Source, columns: Sequence[str], where: str = "") -> Texts |
     """
     question = column(source, "question_column", QUESTION_COLUMNS, columns, where)
     answer = column(source, "answer_column", ANSWER_COLUMNS, columns, where)
-    if question and (answer or source.option("question_column")) and not source.option("caption_column"):
+    if question and (answer or source.option("question_column")) and not source.options_of("caption_column"):
         return Texts(question, answer)
-    caption = column(source, "caption_column", CAPTION_COLUMNS, columns, where)
-    return Texts(caption) if caption else None
+    return captions_in(source, columns, where)
 
 
 def need_texts(source: Source, columns: Sequence[str], where: str) -> Texts:

@@ -29,7 +29,7 @@ from ..reading import MOST_PROBLEMS
 from ..rows import brief, listed, place, refuse
 from ..source import Source
 from ..splits import named_split
-from .common import CAPTION_COLUMNS, Look, OwnDataset, fields_of, splits_of, tables, with_captions
+from .common import Look, OwnDataset, captions_in, fields_of, splits_of, tables, with_captions
 
 _MEDIA = [suffix[1:] for suffix in (*PICTURE_SUFFIXES, *CLIP_SUFFIXES)]
 _COLUMNS = ("caption_column", "split_column", "id_column")  # options for what a .json says
@@ -230,18 +230,18 @@ class _Reading:
 
     def _texts(self, sample: _Sample, shown: str) -> tuple[dict[str, Any], Any]:
         """What the sample's .json says, if it is needed, and the captions."""
-        named = self.source.option("caption_column")
+        named = self.source.options_of("caption_column")
         more: dict[str, Any] = {}
-        if sample.more is not None and (sample.text is None or any(map(self.source.option, _COLUMNS))):
+        if sample.more is not None and (sample.text is None or any(map(self.source.options_of, _COLUMNS))):
             value = parse_json(sample.more, f"{shown}.json")
             more = value if isinstance(value, dict) else {}
         if sample.text is not None and not named:
             lines = parse_text(sample.text, f"{shown}.txt").splitlines()
             return more, [line for line in lines if line.strip()]
-        name = next((name for name in ([named] if named else CAPTION_COLUMNS) if name in more), "")
-        if not name:
-            raise ValueError(f"{shown} has no caption: no {shown}.txt, and no {named or 'caption'} in {shown}.json")
-        return more, more[name]
+        if not (texts := captions_in(self.source, list(more))):
+            name = " or ".join(named) or "caption"
+            raise ValueError(f"{shown} has no caption: no {shown}.txt, and no {name} in {shown}.json")
+        return more, texts.of(more)["caption"]
 
     def _problem(self, number: int, what: str) -> None:
         self.problems.append(f"{place(self.where, number)}: {what}")
