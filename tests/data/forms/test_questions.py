@@ -88,6 +88,51 @@ def test_the_same_questions_in_every_form_are_the_same_data(tmp_path, form):
     assert (form is llava) == found.note.endswith("; 1 rows without a picture left out")
 
 
+def test_conversations_in_tables_of_the_library(tmp_path, library):
+    """LLaVA's, those of chat templates and the Cauldron's, with one picture a row, alone or in a list."""
+    human, gpt = "human", "gpt"
+    turns = {
+        "conversations": lambda q, a: [{"from": human, "value": f"<image>\n{q}"}, {"from": gpt, "value": a}],
+        "messages": lambda q, a: [
+            {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": q}]},
+            {"role": "assistant", "content": [{"type": "text", "text": a}]},
+        ],
+        "texts": lambda q, a: [{"user": q, "assistant": a, "source": "some"}, {"user": "and?", "assistant": "no"}],
+    }
+    for name, made in turns.items():
+        several = name != "conversations"
+        pictures = [[e.data] if several else e.data for e in FEW]
+        empty = [] if several else None
+        rows = {
+            "images" if several else "image": [*pictures, empty],
+            name: [*(made(question, answer) for _, question, answer in ASKED), made("what?", "it")],
+            "split": [*(e.split for e in FEW), "train"],
+        }
+        table = library.Dataset.from_dict(rows)
+        kind = library.List(library.Image()) if several else library.Image()
+        table.cast_column("images" if several else "image", kind).to_parquet(tmp_path / f"{name}.parquet")
+        for data in (table, library.load_dataset("parquet", data_files=str(tmp_path / f"{name}.parquet"))["train"]):
+            data.save_to_disk(tmp_path / "saved")  # as bytes, and as pictures
+            found = load_dataset(tmp_path / "saved")
+            said = [(row.split, row.question, row.answers) for row in found if row.question != "and?"]
+            assert said == [(e.split, question, (answer,)) for e, question, answer in ASKED]
+            assert len(found) == len({row.id for row in found}) == (24 if name == "texts" else 12)
+            assert found.note.endswith("; 1 rows without a picture left out")
+            assert found.split("test").image(0).size == (20, 20)
+
+
+def test_rows_of_the_library_without_a_picture_or_with_several_are_told(tmp_path, library):
+    asked = [{"user": "what?", "assistant": "it"}]
+    pictures = [[FEW[0].data], [FEW[0].data, FEW[1].data], *[[FEW[1].data]] * 3]
+    library.Dataset.from_dict({"images": pictures, "texts": [asked] * 5}).save_to_disk(tmp_path / "questions")
+    assert refusal(tmp_path / "questions") == "questions/rows, picture 2: 2 pictures; Aurora takes one a row"
+    table = library.Dataset.from_dict({"image": [FEW[0].data, None, *[FEW[1].data] * 3], "caption": [*"abcde"]})
+    table.save_to_disk(tmp_path / "captions")
+    assert refusal(tmp_path / "captions") == "captions/rows, picture 2: it has no picture"
+    for data in ("questions", "captions"):
+        assert len(load_dataset(tmp_path / data, broken="skip")) == 4
+
+
 def test_questions_in_tables_of_the_library(tmp_path, library):
     rows = {
         "image": [e.data for e in FEW],

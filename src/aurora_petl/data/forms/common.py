@@ -117,6 +117,10 @@ class Texts:
             said = str(said)  # a count
         return {"question": row.get(self.text), "answer": said}
 
+    def each(self, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The texts of all that a row holds, in the words of `of`."""
+        yield self.of(row)
+
 
 CAPTION = Texts("caption")
 

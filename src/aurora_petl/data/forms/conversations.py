@@ -6,20 +6,16 @@ are left out and counted."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from typing import Any
 
-from ...errors import AuroraError, short
+from ...errors import AuroraError
 from ..reading import Raw, RowReader
 from ..source import Source
 from .common import IMAGE_COLUMNS, Look, OwnDataset, Texts, fields_of, read_rows, splits_of, tables
 from .tabular import columns_of, rows_of
+from .turns import TURNS, Turn, asked, turns_of
 
-_TURNS = ("conversations", "messages")
-_ASKING, _ANSWERING = ("human", "user"), ("gpt", "assistant")
-_MEDIUM = re.compile(r"<(?:image|video)>\n?|\n?<(?:image|video)>")  # where the picture goes among the words
 _MOST = 1000  # tables that are looked at
 _MEDIA = (*IMAGE_COLUMNS, "videos")
 
@@ -32,7 +28,7 @@ def look(source: Source) -> Look:
             columns = columns_of(source, name)
         except AuroraError:  # which the form of tables tells
             continue
-        if turns := next((column for column in _TURNS if column in columns), None):
+        if turns := next((column for column in TURNS if column in columns), None):
             found[name] = turns
     return Look(list(found), more=found)
 
@@ -51,7 +47,7 @@ def read(source: Source, look: Look) -> OwnDataset:
         for name, split in splits_of(source, look.shown_by).items():
             for line, row in rows_of(source, name, reader, ["image", look.more[name]]):
                 try:
-                    turns = list(_turns(row.get(look.more[name])))
+                    turns = list(turns_of(row.get(look.more[name])))
                 except ValueError as error:
                     reader.problem(Raw(source.where(name), line, {}), str(error))
                     continue
@@ -59,7 +55,7 @@ def read(source: Source, look: Look) -> OwnDataset:
                 if not media:
                     without += 1
                     continue
-                for number, (question, answer) in enumerate(_asked(turns)):
+                for number, (question, answer) in enumerate(asked(turns)):
                     fields = fields_of(source, row, media, {"question": question, "answer": answer}, split)
                     yield Raw(source.where(name), line, {**fields, "id": f"{name}:{line}:{number}"})
 
@@ -69,34 +65,8 @@ def read(source: Source, look: Look) -> OwnDataset:
     return dataset
 
 
-def _turns(value: Any) -> Iterator[tuple[str, str, list[Any]]]:
-    """Who speaks, the words without what stands for a picture, and pictures that stand among them."""
-    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
-        raise ValueError("its turns must be a list of objects, as LLaVA's conversations have")
-    for turn in value:
-        said = turn.get("value", turn.get("content"))
-        media: list[Any] = []
-        if isinstance(said, list):  # parts, as chat templates take them
-            media = [_place(part) for part in said if isinstance(part, dict) and part.get("type") in ("image", "video")]
-            said = " ".join(str(part["text"]) for part in said if isinstance(part, dict) and "text" in part)
-        if not isinstance(said, str):
-            raise ValueError(f"a turn says {short(said)}; it must be text")
-        yield str(turn.get("from", turn.get("role"))), _MEDIUM.sub("", said).strip(), media
-
-
-def _place(part: Mapping[str, Any]) -> Any:
-    return next((part[key] for key in ("image", "video", "path", "url") if isinstance(part.get(key), str)), None)
-
-
-def _media(row: Mapping[str, Any], turns: list[tuple[str, str, list[Any]]]) -> Any:
+def _media(row: Mapping[str, Any], turns: list[Turn]) -> Any:
     """The picture or clip of a row, or None; of several a list, which is refused."""
-    named = [row[key] for key in _MEDIA if row.get(key)] or [place for *_, media in turns for place in media if place]
+    named = [row[key] for key in _MEDIA if row.get(key)] or [place for turn in turns for place in turn.media if place]
     every = [place for value in named for place in (value if isinstance(value, list) else [value])]
     return every[0] if len(every) == 1 else every or None
-
-
-def _asked(turns: list[tuple[str, str, list[Any]]]) -> Iterator[tuple[str, str]]:
-    """Questions with the answers that follow them."""
-    for (speaker, question, _), (answerer, answer, _) in pairwise(turns):
-        if speaker in _ASKING and answerer in _ANSWERING:
-            yield question, answer
