@@ -315,6 +315,15 @@ def open_tensors(path: Path, device: str = "cpu", mend: str = "download it again
 
 # Listing
 
+_OF_SYSTEMS = frozenset(  # folders that Synology, QNAP, macOS and Windows fill with thumbnails and what was deleted
+    ("@eaDir", "@Recycle", "#recycle", "#snapshot", "__MACOSX", "$RECYCLE.BIN", "System Volume Information")
+)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a name of a file or folder, without its place, begins with a dot or is one that systems give."""
+    return name.startswith(".") or name in _OF_SYSTEMS
+
 
 def walk(folder: Path, *, hidden: bool = True, problem: Callable[[str, str], None] | None = None) -> Iterator[str]:
     """Files under ``folder``, relative to it with forward slashes, in the order of their names.
@@ -323,7 +332,7 @@ def walk(folder: Path, *, hidden: bool = True, problem: Callable[[str, str], Non
     to what was not listed before: loops end, and a web of links is not unrolled.
 
     Args:
-        hidden: whether names that begin with a dot are listed.
+        hidden: whether names are listed that are hidden, see `is_hidden`.
         problem: is told what is left out, by its relative path, and why: a folder that cannot be listed, a link to
             nothing, a pipe.
 
@@ -341,7 +350,7 @@ def walk(folder: Path, *, hidden: bool = True, problem: Callable[[str, str], Non
     while open_folders:
         prefix, above, linked, entries = open_folders[-1]
         for entry in entries:
-            if entry.name.startswith(".") and not hidden:
+            if is_hidden(entry.name) and not hidden:
                 continue
             try:
                 if not entry.is_dir():

@@ -133,6 +133,9 @@ def test_hidden_and_other_files_are_left_out(album):
     (album / ".thumbnails").mkdir()
     draw("circle", "red").save(album / ".thumbnails/a.png")
     draw("circle", "red").save(album / ".b.png")
+    for folder in ("@eaDir/1.png", "images/__MACOSX"):  # of a NAS, of macOS
+        (album / folder).mkdir(parents=True)
+        draw("circle", "red").save(album / folder / "thumb.png")
     (album / "notes.txt").write_text("x")
     assert build(album).pictures == 10
 

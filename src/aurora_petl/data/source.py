@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import AuroraError, first_line, short
-from ..files import parse_text
+from ..files import is_hidden, parse_text
 from .kinds import is_media
 from .names import AllNames, Names, NamesAsAsked
 from .places import Files, Folder, Tar
@@ -55,7 +55,7 @@ class Source:
     @cached_property
     def visible(self) -> list[str]:
         """The same in their order, without hidden files and those of hidden folders."""
-        return [name for name in self.names if not any(part.startswith(".") for part in name.split("/"))]
+        return [name for name in self.names if not any(map(is_hidden, name.split("/")))]
 
     @cached_property
     def described(self) -> set[str]:

@@ -118,6 +118,16 @@ def test_several_columns_of_captions_by_number_and_by_name(tmp_path):
     assert "line 2: empty caption for 000.png" in refusal(tmp_path / "mine")
 
 
+def test_thumbnails_of_systems_are_no_pictures(tmp_path):
+    path = tmp_path / "mine"
+    for number, example in enumerate(FEW):
+        write(path / ("cats", "dogs")[number % 2] / example.name, example.data)
+    before = content(load_dataset(path))
+    for folder in (path / "@eaDir/000.png", path / "__MACOSX"):
+        write(folder / "SYNOPHOTO_THUMB_M.png", FEW[0].data)
+    assert content(load_dataset(path)) == before
+
+
 # Splits
 
 
