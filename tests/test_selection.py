@@ -80,7 +80,10 @@ def test_the_strength_is_a_point_between_the_weights_at_both_ends(folder, tmp_pa
     _, backbone = load_run(tmp_path / "run")
     saved = dict(backbone.module.named_parameters())
     assert all(torch.equal(saved[name], weight) for name, weight in run.task.trained())
-    assert f"strength {strength:g} kept" in run_summary(run.metrics)
+    for more, told in ((-1.0, False), (1.0, True)):  # of another strength
+        metrics = {**run.metrics, "strengths": {f"{strength:g}": 50.0, "1": 50.0 + more}, "validation_best": 50.0}
+        assert f"strength {strength:g} kept" in run_summary(metrics)
+        assert ("which the split cannot tell from the best" in run_summary(metrics)) == told
 
 
 def test_a_clear_best_strength_is_chosen_and_of_level_ones_the_likely():

@@ -190,7 +190,9 @@ def run_summary(metrics: dict[str, Any]) -> str:
             lines.append(f"{name} ranks by {_order(**choice)}: the best on the validation split")
     if "strength" in metrics:
         tried = ", ".join(f"{key} {value:.1f}" for key, value in metrics["strengths"].items())
-        lines.append(f"strength of the tuning and its validation score: {tried}; {kept_weights(metrics)}")
+        best_score = max(metrics["strengths"].values())
+        why = "" if metrics["validation_best"] >= best_score else ", which the split cannot tell from the best"
+        lines.append(f"strength of the tuning and its validation score: {tried}; {kept_weights(metrics)}{why}")
     if metrics["steps"] and best == 0:
         model = "model that it began with" if warm else "untuned model"
         lines.append(f"tuning did not help on the validation split: the {model} is kept")
