@@ -118,7 +118,8 @@ def _questions(source: Source, reader: RowReader, rows: Iterator[Raw]) -> Questi
     questions = questions_of(reader, rows, source.roots)
     note = reader.settle(questions)
     made = with_splits(questions, reader.where)
-    need_answers(reader.where, made)
+    made, left_out = answered(reader.where, made, source.broken)
+    note = "; ".join(filter(None, (note, left_out)))
     given = source.path.stem, made, reader.files, reader.where, reader.clips, source.broken, note
     return QuestionDataset(*given, candidates=most_frequent(made))
 
@@ -138,16 +139,21 @@ def questions_of(reader: RowReader, rows: Iterable[Raw], roots: Sequence[Path]) 
     return questions
 
 
-def need_answers(where: str, questions: Sequence[Question]) -> None:
-    """See that each question has an answer, but for those of the test split.
+def answered(where: str, questions: Sequence[Question], broken: str) -> tuple[Sequence[Question], str]:
+    """The questions that have an answer, which those of the test split need not; and words on how many have none, where
+    ``broken`` is ``skip``.
 
     Raises:
-        AuroraError: with the first few that have none.
+        AuroraError: with the first few that have none, where it is not.
     """
+    bare = [row for row in questions if not row.answers and row.split != "test"]
+    if bare and broken == "skip" and len(bare) < len(questions):
+        left = [row for row in questions if row.answers or row.split == "test"]
+        return left, f"{len(bare):,} questions without an answer left out"
     refuse(
         [
             f'{place(row.source or where, row.line)}: no "answer", which a question of split {row.split} must have'
-            for row in questions
-            if not row.answers and row.split != "test"
+            for row in bare
         ]
     )
+    return questions, ""

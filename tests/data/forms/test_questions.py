@@ -121,6 +121,21 @@ def test_conversations_in_tables_of_the_library(tmp_path, library):
             assert found.split("test").image(0).size == (20, 20)
 
 
+@pytest.mark.parametrize("name", ["questions.jsonl", "some.jsonl"])
+def test_questions_without_an_answer_are_refused_or_left_out(tmp_path, name):
+    rows = [{"image": e.name, "question": q, "answer": a, "split": e.split} for e, q, a in ASKED]
+    for split in ("test", "train"):
+        number = next(n for n, row in enumerate(rows) if row["split"] == split)
+        rows[number]["answer"] = None
+    for example in FEW:
+        write(tmp_path / "mine" / example.name, example.data)
+    write(tmp_path / "mine" / name, lines(rows))
+    message = refusal(tmp_path / "mine")
+    assert message == f'mine/{name}, line {number + 1}: no "answer", which a question of split train must have'
+    found = load_dataset(tmp_path / "mine", broken="skip")
+    assert len(found) == 11 and found.note.endswith("1 questions without an answer left out")
+
+
 def test_rows_of_the_library_without_a_picture_or_with_several_are_told(tmp_path, library):
     asked = [{"user": "what?", "assistant": "it"}]
     pictures = [[FEW[0].data], [FEW[0].data, FEW[1].data], *[[FEW[1].data]] * 3]

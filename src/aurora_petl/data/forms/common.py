@@ -17,7 +17,7 @@ from typing import Any, Generic, NamedTuple, TypeAlias
 import numpy as np
 
 from ...errors import AuroraError, did_you_mean, short
-from ..folder import need_answers, questions_of
+from ..folder import answered, questions_of
 from ..folder_rows import item_row
 from ..items import SPLITS, Item, Question, Row, in_splits
 from ..kinds import CLIP_SUFFIXES
@@ -275,11 +275,11 @@ def with_captions(
     by_picture: bool = False,
 ) -> ImageTextDataset:
     """The dataset of checked items, in splits as `_in_splits` makes them."""
-    items, each, mend = _in_splits(items, (item.image if by_picture else item.id for item in items), where)
+    items, made = _in_splits(items, (item.image if by_picture else item.id for item in items), where)
     captions = sum(len(item.captions) for item in items)
     media = counted(len(items), "clip" if clips else "picture")
-    note = f"{media}, {counted(captions, 'caption')} {each}"
-    return ImageTextDataset(source.title, items, files, where, clips, source.broken, note, mend)
+    note = f"{media}, {counted(captions, 'caption')} {_each(items, made)}"
+    return ImageTextDataset(source.title, items, files, where, clips, source.broken, note, _mend(items))
 
 
 def with_questions(
@@ -290,20 +290,21 @@ def with_questions(
     Raises:
         AuroraError: if a question has no answer that must have one.
     """
-    questions, each, mend = _in_splits(questions, (composed(row.image) for row in questions), where)
-    need_answers(where, questions)
+    parted = _in_splits(questions, (composed(row.image) for row in questions), where)
+    questions, left_out = answered(where, parted.rows, source.broken)
     media = counted(len({row.image for row in questions}), "clip" if clips else "picture")
-    note = f"{counted(len(questions), 'question')} about {media} {each}"
+    note = f"{counted(len(questions), 'question')} about {media} {_each(questions, parted.made)}"
+    note += f"; {left_out}" if left_out else ""
+    mend = _mend(questions)
     given = source.title, questions, files, where, clips, source.broken, note, mend
     return QuestionDataset(*given, candidates=most_frequent(questions))
 
 
 class _Parted(NamedTuple, Generic[Row]):
-    """Rows in splits, how many each has in words, and what to do about one that has none."""
+    """Rows in splits, and words on which of these were made."""
 
     rows: Sequence[Row]
-    each: str
-    mend: str
+    made: str
 
 
 def _in_splits(rows: Sequence[Row], groups: Iterable[str], where: str) -> _Parted[Row]:
@@ -317,11 +318,19 @@ def _in_splits(rows: Sequence[Row], groups: Iterable[str], where: str) -> _Parte
         rows, made = divided(rows, groups), "; splits are made by hash"
     elif named == {"train", "test"}:
         rows, made = with_validation(rows, groups), "; validation is made of train"
-    rows = with_splits(rows, where)
+    return _Parted(with_splits(rows, where), made)
+
+
+def _each(rows: Sequence[Row], made: str) -> str:
+    """How many rows each split has, and which splits were made."""
     counts = Counter(row.split for row in rows)
-    each = ", ".join(f"{split} {counts[split]:,}" for split in SPLITS if counts[split])
-    mend = _MEND.format(next((split for split in SPLITS if not counts[split]), "test"))
-    return _Parted(rows, f"({each}{made})", mend)
+    return f"({', '.join(f'{split} {counts[split]:,}' for split in SPLITS if counts[split])}{made})"
+
+
+def _mend(rows: Sequence[Row]) -> str:
+    """What to do about a split that has no rows."""
+    splits = {row.split for row in rows}
+    return _MEND.format(next((split for split in SPLITS if split not in splits), "test"))
 
 
 def counted(count: int, what: str) -> str:
