@@ -293,7 +293,7 @@ def test_filters_and_duplicates(aurora, album, here):
         "album.index, pictures under old: 0 in 0 groups, of the same content (=) or with a cosine of 1 at least"
     ]
     for words, why in {
-        ("duplicates", "--threshold", 2): "--threshold is 2; it must lie above 0, up to 1",
+        ("duplicates", "--threshold", 2): "threshold is 2; it must lie above 0, up to 1",
         ("search", "x", "--after", "yesterday"): "after 'yesterday' is no date; give a year, month or day",
     }.items():
         status, _, error = aurora(*words)

@@ -55,7 +55,7 @@ def find_duplicates(
         AuroraError: if the threshold is not above 0, up to 1.
     """
     if not 0 < threshold <= 1:
-        raise AuroraError(f"--threshold is {threshold:g}; it must lie above 0, up to 1")
+        raise AuroraError(f"threshold is {threshold:g}; it must lie above 0, up to 1")
     contents = store.contents(view or next(iter(store.keys)), among)
     rows = {content: row for row, content in enumerate(contents.digests)}
     group_of: dict[str, object] = {}
