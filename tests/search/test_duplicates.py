@@ -83,5 +83,5 @@ def test_copies_and_pictures_saved_anew(photos):
 def test_copies_have_a_group_at_any_threshold(photos):
     assert [len(group) for group in Index(photos.with_suffix(".index")).duplicates(1)] == [2, 2]
     for wrong in (0, -1, 1.01, float("nan")):
-        with pytest.raises(AuroraError, match="--threshold is .*; it must lie above 0, up to 1"):
+        with pytest.raises(AuroraError, match="threshold is .*; it must lie above 0, up to 1"):
             Index(photos.with_suffix(".index")).duplicates(wrong)

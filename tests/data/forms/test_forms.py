@@ -113,7 +113,8 @@ def test_several_columns_of_captions_by_number_and_by_name(tmp_path):
     assert load_dataset(tmp_path / "mine")[0].captions == ("a", "b", "c")
     named = {"caption_column": ["says", "caption_10"]}
     assert load_dataset(tmp_path / "mine", files=named)[0].captions == ("d", "c")
-    assert "files.caption_column=NAME" in refusal(tmp_path / "mine", caption_column=["nowhere"])
+    for wrong in (["nowhere"], ["says", "nowhere"]):
+        assert "files.caption_column=NAME" in refusal(tmp_path / "mine", caption_column=wrong)
     write(tmp_path / "mine/some.jsonl", lines([row, {"image": "000.png", "caption_9": None}]))
     assert "line 2: empty caption for 000.png" in refusal(tmp_path / "mine")
 

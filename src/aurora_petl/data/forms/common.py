@@ -167,7 +167,8 @@ def captions_in(source: Source, columns: Sequence[str], where: str = "") -> Text
         AuroraError: if there is no column that the option names, unless ``where`` is "".
     """
     if several := source.options_of("caption_column"):
-        names = [name for name in (_named("caption_column", name, columns, where) for name in several) if name]
+        names = [_named("caption_column", name, columns, where) for name in several]
+        names = names if all(names) else []
     elif first := column(source, "caption_column", CAPTION_COLUMNS, columns, where):
         names = [first]
     else:
