@@ -43,7 +43,10 @@ def test_the_number_of_rows_depends_on_counts_alone():
 
 
 @pytest.mark.parametrize("gradient", [True, False])
-def test_training_in_bfloat16_on_a_cpu_attends_in_float32(gradient, monkeypatch):
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_training_in_bfloat16_attends_in_float32_where_a_cpu_does_not_compute_in_it_or_keys_are_many(
+    is_fast, gradient, monkeypatch
+):
     kinds = []
 
     def attention(query, key, value, *rest):
@@ -52,7 +55,35 @@ def test_training_in_bfloat16_on_a_cpu_attends_in_float32(gradient, monkeypatch)
         return value
 
     monkeypatch.setattr(sharing.F, "scaled_dot_product_attention", attention)
+    monkeypatch.setattr(sharing, "CPU_IS_FAST", is_fast)
+    monkeypatch.setattr(sharing, "LONGEST", 4)
     states = torch.randn(2, 5, 8, dtype=torch.bfloat16, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(gradient):
         assert sharing.attend(states, states, states, 2).dtype == torch.bfloat16
     assert kinds == [(torch.float32, torch.float32) if gradient else (torch.bfloat16, torch.bfloat16)]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_training_in_bfloat16_on_a_cpu_that_computes_in_it_is_as_exact_as_plain_products(autocast, masked, monkeypatch):
+    """And keeps one table of probabilities for the backward pass, in bfloat16, and no copy of the inputs in float32."""
+    monkeypatch.setattr(sharing, "CPU_IS_FAST", True)
+    wide = [torch.randn(2, 7, 8, requires_grad=True) for _ in range(3)]
+    narrow = [states.detach().bfloat16().requires_grad_() for states in wide]
+    mask = torch.zeros(2, 1, 1, 7).masked_fill(torch.arange(7) > 4, -torch.inf) if masked else None
+    upstream, kinds = torch.randn(2, 7, 8), []
+
+    def note(tensor):
+        kinds.append(tensor.dtype)
+        return tensor
+
+    context = sharing.attend(*wide, 2, mask)
+    context.backward(upstream)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            in_bfloat16 = sharing.attend(*narrow, 2, mask)
+        in_bfloat16.backward(upstream.bfloat16())
+    assert set(kinds) == {torch.bfloat16}
+    for exact, other in [(context, in_bfloat16), *((a.grad, b.grad) for a, b in zip(wide, narrow, strict=True))]:
+        assert other.dtype == torch.bfloat16
+        assert (other - exact).norm() < 0.02 * exact.norm()

@@ -18,6 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..adapter.factors import no_autocast
+from ..devices import bfloat16_is_fast
+
+CPU_IS_FAST = bfloat16_is_fast(torch.device("cpu"))  # in bfloat16; asked here, since a compiled step cannot
+LONGEST = 1024  # keys, of which a table of probabilities in bfloat16 takes twice as much as what it reads in float32
 
 
 class Sharing(NamedTuple):
@@ -198,30 +202,39 @@ def attend(
         if len(query) != len(key) or tokens != mask.shape[2]:
             mask = mask[:, :, :1]  # the padding of the keys, the same for all queries of a row
         mask = finite_mask(mask, query.dtype)
-    kind = query.dtype
-    if widened := query.device.type == "cpu" and kind == torch.bfloat16 and torch.is_grad_enabled():
-        # PyTorch's backward pass of attention in bfloat16 takes three to seven times as long on a CPU
+    kind, device = query.dtype, query.device
+    trains = device.type == "cpu" and kind == torch.bfloat16 and torch.is_grad_enabled()
+    # PyTorch's backward pass of attention in bfloat16 takes three to seven times as long on a CPU as that in float32;
+    # plain products take half as long as that, where the CPU computes in bfloat16
+    plain = frames is not None or (trains and CPU_IS_FAST and key.shape[1] <= LONGEST)
+    if widened := trains and not plain:
         query, key, value = query.float(), key.float(), value.float()
         mask = None if mask is None else mask.float()
 
     def split(part: Tensor) -> Tensor:  # -> (rows, heads, tokens, width of a head)
         return part.reshape(len(key), -1, heads, width // heads).transpose(1, 2)
 
-    if frames is None:
-        with no_autocast(query.device) if widened else nullcontext():  # autocast would narrow them again
-            context = F.scaled_dot_product_attention(split(query), split(key), split(value), mask, dropout)
+    if plain:
+        scores = split(query * (width // heads) ** -0.5) @ split(key).mT
+        if frames is not None:
+            scores = scores * _weights_of_keys(frames, texts, key, sharing, tokens).to(scores.dtype)
+        scores = scores if mask is None else scores + mask
+        context = F.dropout(F.softmax(scores, -1, dtype=scores.dtype), dropout) @ split(value)
     else:
-        weights = frames.new_ones(texts, frames.shape[1], key.shape[1] // frames.shape[1])
-        weights = torch.cat([weights[:, :, :1], weights[:, :, 1:] * frames[:, :, None]], 2).flatten(1)  # (texts, N)
-        if sharing is not None:
-            seats = len(key) * sharing.size
-            weights = weights.new_ones(seats, weights.shape[1]).index_copy(0, sharing.seats, weights)
-        weights = weights.repeat_interleave(tokens, 0).view(len(key), 1, -1, key.shape[1]).to(query.dtype)
-        scores = split(query) @ split(key).mT * (weights / (width // heads) ** 0.5)
-        probabilities = F.softmax(scores if mask is None else scores + mask, dim=-1)
-        context = F.dropout(probabilities, dropout) @ split(value)
+        with no_autocast(device) if widened else nullcontext():  # autocast would narrow them again
+            context = F.scaled_dot_product_attention(split(query), split(key), split(value), mask, dropout)
     context = context.transpose(1, 2).reshape(-1, tokens, width).to(kind)
     return context if sharing is None else context.index_select(0, sharing.seats)
+
+
+def _weights_of_keys(frames: Tensor, texts: int, key: Tensor, sharing: Sharing | None, tokens: int) -> Tensor:
+    """Weights of frames (B, F) as those of keys, for each query: (M, 1, T, N)."""
+    weights = frames.new_ones(texts, frames.shape[1], key.shape[1] // frames.shape[1])
+    weights = torch.cat([weights[:, :, :1], weights[:, :, 1:] * frames[:, :, None]], 2).flatten(1)  # (texts, N)
+    if sharing is not None:
+        seats = len(key) * sharing.size
+        weights = weights.new_ones(seats, weights.shape[1]).index_copy(0, sharing.seats, weights)
+    return weights.repeat_interleave(tokens, 0).view(len(key), 1, -1, key.shape[1])
 
 
 def seat(query: Tensor, sharing: Sharing, pictures: int) -> Tensor:
