@@ -2,11 +2,14 @@
 
 import json
 import sys
+from argparse import Namespace
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from aurora_petl.backbones import sharing
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -45,3 +48,19 @@ def test_counts(result):
         assert rows["LoRA r=64"]["saved_ratio"] < rows["LoRA r=64, stock"]["saved_ratio"]
     fusion = result["parts"]["fusion"]
     assert fusion["Aurora, ICE, GQT"]["trainable"] == fusion["Aurora"]["trainable"] + 2 * (4 * 64 + 2) + 1
+
+
+@pytest.mark.parametrize("is_fast", [False, True])
+def test_in_bfloat16_the_vision_tower_keeps_what_the_frozen_one_keeps_and_x_u(is_fast, monkeypatch):
+    """Whichever way attention takes on a CPU: neither of them keeps queries, keys and values as they came."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(sharing, "CPU_IS_FAST", is_fast)
+    bench, part = import_module("train_step"), "vision-224"
+    options = Namespace(width=128, layers=2, batch=2, device="cpu", dtype="bf16")
+    inputs, variants = bench.made_inputs(part, options), bench.adapters(part)
+
+    def saved(name):
+        model = bench.made(part, variants[name], True, options)
+        return bench.saved_bytes(bench.forward(part, model, True, inputs, False), model)
+
+    assert saved("Aurora") - saved("floor") == 2 * 2 * (14 * 14 + 1) * 64 * 2  # layers, pictures, tokens, R, bfloat16

@@ -177,6 +177,8 @@ class FormedLinear(torch.autograd.Function):
         if widths is not None and stack is not None:
             both = F.linear(taken, stack, formed.bias)
             y, h = both[..., :out], both[..., out:]
+            if h.device.type == "cpu" and h.dtype == torch.bfloat16:
+                h = h.clone()  # else it would hold y too, which attention in bfloat16 on a CPU copies and lets go
         else:
             bias = None if formed.bias is None else formed.bias[:out]
             y = F.linear(taken, _weight(formed, weight), bias)
