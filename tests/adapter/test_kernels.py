@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from aurora_petl.backbones import sharing
+
 DTYPES = ("fp32", "autocast", "bf16")
 MOST = {  # of the floor, at 12 layers
     "vision": {"Aurora": 1.25},
@@ -25,9 +27,15 @@ def script():
         sys.path.pop()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("part", MOST)
-def test_of_a_step(script, part, dtype):
+# and whether attention in bfloat16 is plain products, as on a CPU that computes in it
+CASES = [(part, dtype, False) for part in MOST for dtype in DTYPES]
+CASES += [(part, dtype, True) for part in ("vision", "fusion") for dtype in ("autocast", "bf16")]
+
+
+@pytest.mark.parametrize(("part", "dtype", "computes_in_bfloat16"), CASES)
+def test_of_a_step(script, part, dtype, computes_in_bfloat16, monkeypatch):
+    monkeypatch.setattr(sharing, "CPU_IS_FAST", computes_in_bfloat16)
+
     def of_twelve_layers(name):  # every layer between the first and the last adds the same
         few, more = (script.kernels(*script.variants(part, dtype, layers, 2)[name]()) for layers in (2, 3))
         return few + 10 * (more - few)

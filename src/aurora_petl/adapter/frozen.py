@@ -197,17 +197,16 @@ class FormedLinear(torch.autograd.Function):
         out, stack, E, U = len(formed.E), formed.stack, formed.E, formed.U
         x, (h, weight) = _kept(ctx, E.dtype)
         need_x, _, _, _, need_U, *need_E = ctx.needs_input_grad
-        rows = [_rows(part) for part in parts]
         dx: Any = None
         dh: Any = None
         with no_autocast(E.device):
-            if len(rows) > 1 and not formed.merged and stack is not None and h is not None:
-                both = torch.cat([*rows, _rows(h)], 1)  # x U makes place for its gradient
+            if len(parts) > 1 and not formed.merged and stack is not None and h is not None:
+                both = _rows(torch.cat([*parts, h], -1))  # x U makes place for its gradient
                 dy = both[:, :out]
                 dh = torch.mm(dy, E, out=both[:, out:])
                 dx = both @ stack if need_x else None
             else:
-                dy = rows[0] if len(rows) == 1 else torch.cat(rows, 1)
+                dy = _rows(parts[0] if len(parts) == 1 else torch.cat(parts, -1))
                 if need_U or not formed.merged:
                     dh = dy @ E
                 if need_x:
