@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..devices import is_bfloat16_on_cpu
 from .factors import no_autocast, thin, thin_backward
 from .norm import NormInputs
 
@@ -177,8 +178,8 @@ class FormedLinear(torch.autograd.Function):
         if widths is not None and stack is not None:
             both = F.linear(taken, stack, formed.bias)
             y, h = both[..., :out], both[..., out:]
-            if h.device.type == "cpu" and h.dtype == torch.bfloat16:
-                h = h.clone()  # else it would hold y too, which attention in bfloat16 on a CPU copies and lets go
+            if is_bfloat16_on_cpu(h):
+                h = h.clone()  # else it would hold y too, which attention copies there and lets go
         else:
             bias = None if formed.bias is None else formed.bias[:out]
             y = F.linear(taken, _weight(formed, weight), bias)

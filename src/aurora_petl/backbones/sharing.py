@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..adapter.factors import no_autocast
-from ..devices import bfloat16_is_fast
+from ..devices import bfloat16_is_fast, is_bfloat16_on_cpu
 
 CPU_IS_FAST = bfloat16_is_fast(torch.device("cpu"))  # in bfloat16; asked here, since a compiled step cannot
 LONGEST = 1024  # keys, of which a table of probabilities in bfloat16 takes twice as much as what it reads in float32
@@ -203,9 +203,8 @@ def attend(
             mask = mask[:, :, :1]  # the padding of the keys, the same for all queries of a row
         mask = finite_mask(mask, query.dtype)
     kind, device = query.dtype, query.device
-    trains = device.type == "cpu" and kind == torch.bfloat16 and torch.is_grad_enabled()
-    # PyTorch's backward pass of attention in bfloat16 takes three to seven times as long on a CPU as that in float32;
-    # plain products take half as long as that, where the CPU computes in bfloat16
+    trains = is_bfloat16_on_cpu(query) and torch.is_grad_enabled()
+    # where the CPU computes in bfloat16, plain products take half as long as PyTorch's attention in float32
     plain = frames is not None or (trains and CPU_IS_FAST and key.shape[1] <= LONGEST)
     if widened := trains and not plain:
         query, key, value = query.float(), key.float(), value.float()
