@@ -10,6 +10,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from aurora_petl.adapter import frozen
 from aurora_petl.adapter.norm import RecomputableLayerNorm, norm_inputs
 
 from .tiny import aurora_config
@@ -98,6 +99,26 @@ def test_gradcheck(tokens):
         return functional_call(model, dict(zip(names, weights, strict=True)), (h,))
 
     assert torch.autograd.gradcheck(apply, (h, *weights), fast_mode=True) and block.noted
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_in_half_precision_on_a_gpu_x_is_kept_as_it_is_computed_with(autocast, monkeypatch):
+    """Which gives the same gradients as x formed again, with fewer kernels."""
+    model, block = adapted(torch.bfloat16)
+    h = torch.randn(*MANY, 8, dtype=torch.bfloat16, requires_grad=True)
+
+    def taken():
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            found = gradients(model, h)
+            saved = kept(lambda: model(h), model)
+        return found, saved
+
+    again, few = taken()
+    monkeypatch.setattr(frozen, "is_bfloat16_on_cpu", lambda x: False)
+    once, more = taken()
+    assert block.noted
+    assert all(torch.equal(a, b) for a, b in zip(again, once, strict=True))
+    assert sum(more.values()) > sum(few.values())
 
 
 def kept(run, model):

@@ -156,7 +156,8 @@ class FrozenLinear(torch.autograd.Function):
 
 class FormedLinear(torch.autograd.Function):
     """Linear layers that read the same x, with what `updates.py` formed for them: y = x (W + E U^T)^T + b, cut into the
-    given widths. Of the size of x it keeps x, or what x was formed from; and x U, where the forward pass has it.
+    given widths. Of the size of x it keeps x, or what x was formed from (in half precision on a GPU always x); and x U,
+    where the forward pass has it.
 
     A single layer of one width returns a tensor by itself. Otherwise x U comes with y of one product, if there is a
     stack, and outputs are parts of one tensor.
@@ -175,6 +176,9 @@ class FormedLinear(torch.autograd.Function):
         out, stack, weight = len(formed.E), formed.stack, formed.weight
         h: Any = None
         taken = x.to(formed.E.dtype)  # all is in the dtype of compute: autocast, if it is on, finds nothing to cast
+        known: Tensor | None = x
+        if from_norm is not None and not formed.merged and taken.dtype.itemsize < 4 and not is_bfloat16_on_cpu(taken):
+            known, from_norm = taken, None  # in half precision GPUs wait for launches: this saves a layer one or two
         if widths is not None and stack is not None:
             both = F.linear(taken, stack, formed.bias)
             y, h = both[..., :out], both[..., out:]
@@ -188,7 +192,8 @@ class FormedLinear(torch.autograd.Function):
             y.view(-1, out).addmm_(_rows(h), formed.E.t())
         need_U, need_E = ctx.needs_input_grad[4], any(ctx.needs_input_grad[5:])
         ctx.formed = formed
-        _keep(ctx, x if need_U or (need_E and h is None) else None, from_norm, h if need_E or need_U else None, weight)
+        known = known if need_U or (need_E and h is None) else None
+        _keep(ctx, known, from_norm, h if need_E or need_U else None, weight)
         return _own(y) if widths is None else y.split(widths, -1)
 
     @staticmethod
