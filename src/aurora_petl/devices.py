@@ -90,9 +90,3 @@ def bfloat16_is_fast(device: torch.device) -> bool:
         supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
         return bool(supported and supported())
     return False
-
-
-def is_bfloat16_on_cpu(x: torch.Tensor) -> bool:
-    """Whether PyTorch's attention to a tensor like this one is better not used in training: its backward pass in
-    bfloat16 takes three to seven times as long on a CPU as that in float32."""
-    return x.device.type == "cpu" and x.dtype == torch.bfloat16

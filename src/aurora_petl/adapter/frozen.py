@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..devices import is_bfloat16_on_cpu
-from .factors import no_autocast, thin, thin_backward
+from .factors import is_bfloat16_on_cpu, no_autocast, thin, thin_backward
 from .norm import NormInputs
 
 

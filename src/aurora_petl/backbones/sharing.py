@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..adapter.factors import no_autocast
-from ..devices import bfloat16_is_fast, is_bfloat16_on_cpu
+from ..adapter.factors import is_bfloat16_on_cpu, no_autocast
+from ..devices import bfloat16_is_fast
 
 CPU_IS_FAST = bfloat16_is_fast(torch.device("cpu"))  # in bfloat16; asked here, since a compiled step cannot
 LONGEST = 1024  # keys, of which a table of probabilities in bfloat16 takes twice as much as what it reads in float32
