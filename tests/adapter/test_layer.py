@@ -1,6 +1,8 @@
 """The adapted linear layer against the dense update, in values and gradients."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from aurora_petl.adapter.frozen import merge_pays
@@ -280,3 +283,82 @@ def test_odd_shapes(net):
     up(x[0]).sum().backward()
     strided = torch.randn(8, 40).t()
     assert torch.allclose(up(strided), up(strided.contiguous()), atol=1e-6)
+
+
+class Readers(nn.Module):
+    """Two layers that read the same x, which a third one computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.a, self.b = (nn.Linear(8, 8, dtype=torch.bfloat16) for _ in range(3))
+        self.between = lambda x: None
+
+    def forward(self, states):
+        x = self.first(states)
+        a = self.a(x)
+        self.between(x)
+        return a, self.b(x), x
+
+
+def readers():
+    torch.manual_seed(0)
+    return get_peft_model(Readers(), aurora_config(target_modules=["first", "a", "b"])).train()
+
+
+def products_with_U(model, states):
+    U = model.base_model.model.a.aurora_factors["default"].U_8
+    counted = []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            if operation is torch.ops.aten.mm.default and args[1].shape == U.shape and len(args[0]) == 6:
+                counted.append(args[0].shape)
+            return operation(*args, **(kwargs or {}))
+
+    with Products():
+        model(states)
+    return len(counted)
+
+
+def test_layers_that_read_the_same_x_share_its_product_with_u():
+    model, states = readers(), torch.randn(6, 8, dtype=torch.bfloat16)
+    assert products_with_U(model, states) == 2  # of the states, and of x for both
+    model.base_model.model.between = lambda x: x.data_ptr()  # a look changes nothing
+    assert products_with_U(model, states) == 2
+
+
+def test_x_that_changes_in_place_between_its_readers_is_taken_anew():
+    model, states = readers(), torch.randn(6, 8, dtype=torch.bfloat16)
+
+    def double(x):
+        with torch.no_grad():
+            x.mul_(2)
+
+    model.base_model.model.between = double
+    _, b, x = model(states)
+    assert torch.equal(b, model.base_model.model.b(x.detach()))
+    assert products_with_U(model, states) == 3
+
+
+def test_what_is_shared_lives_no_longer_than_x():
+    """x holds its note and the note must not hold x, or memory would wait for the garbage collector."""
+    model = readers()
+    gc.disable()
+    try:
+        for dtype in (torch.bfloat16, torch.float32):
+            with torch.autocast("cpu", torch.bfloat16):
+                a, b, x = model(torch.randn(6, 8, dtype=dtype))
+            (a.float().sum() + b.float().sum()).backward()
+            gone = weakref.ref(x)
+            del a, b, x
+            assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_an_input_that_is_filled_anew_without_a_trace_is_read_anew():
+    model, states = readers(), torch.randn(6, 8, dtype=torch.bfloat16, requires_grad=True)
+    layer, other = model.base_model.model.a, torch.randn(6, 8, dtype=torch.bfloat16)
+    layer(states)
+    states.data.copy_(other)
+    assert torch.equal(layer(states), layer(other))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -173,25 +173,26 @@ class FormedLinear(torch.autograd.Function):
         *of_E: Tensor,
     ) -> Any:
         out, stack, weight = len(formed.E), formed.stack, formed.weight
-        h: Any = None
-        taken = x.to(formed.E.dtype)  # all is in the dtype of compute: autocast, if it is on, finds nothing to cast
-        known: Tensor | None = x
-        if from_norm is not None and not formed.merged and taken.dtype.itemsize < 4 and not is_bfloat16_on_cpu(taken):
-            known, from_norm = taken, None  # in half precision GPUs wait for launches: this saves a layer one or two
-        if widths is not None and stack is not None:
-            both = F.linear(taken, stack, formed.bias)
+        # all is in the dtype of compute: autocast, if it is on, finds nothing to cast
+        joint = None if widths is None else stack
+        taken, h = _taken(x, formed, with_h=joint is None and not formed.merged)
+        if not formed.merged and taken.dtype.itemsize < 4 and not is_bfloat16_on_cpu(taken):
+            from_norm = None  # GPUs wait for launches: in half precision to keep x saves one or two of each layer
+        if joint is not None:
+            both = F.linear(taken, joint, formed.bias)
             y, h = both[..., :out], both[..., out:]
             if is_bfloat16_on_cpu(h):
                 h = h.clone()  # else it would hold y too, which attention copies there and lets go
         else:
             bias = None if formed.bias is None else formed.bias[:out]
             y = F.linear(taken, _weight(formed, weight), bias)
-            h = None if formed.merged else taken @ formed.U
         if not formed.merged:
             y.view(-1, out).addmm_(_rows(h), formed.E.t())
         need_U, need_E = ctx.needs_input_grad[4], any(ctx.needs_input_grad[5:])
         ctx.formed = formed
-        known = known if need_U or (need_E and h is None) else None
+        known = None
+        if need_U or (need_E and h is None):
+            known = taken if from_norm is None else x
         _keep(ctx, known, from_norm, h if need_E or need_U else None, weight)
         return _own(y) if widths is None else y.split(widths, -1)
 
@@ -223,6 +224,32 @@ class FormedLinear(torch.autograd.Function):
                 dE = (dy.t() @ (_rows(x) @ U if h is None else _rows(h))).split(formed.rows)
             dU = _rows(x).t() @ dh if need_U else None
         return None if dx is None else dx.view(*parts[0].shape[:-1], -1), None, None, None, dU, *dE
+
+
+class Taken(NamedTuple):
+    """What layers that read the same x make of it alike: a note on it, which no operation carries over."""
+
+    U: Tensor
+    version: int  # of x
+    x: Tensor | None  # in the dtype of compute; None where x has it
+    h: Tensor | None  # x U
+
+
+def _taken(x: Tensor, formed: Formed, with_h: bool) -> tuple[Tensor, Any]:
+    """x in the dtype of compute, and x U if wanted; once for all layers that read this very x, if it was computed: what
+    is given to a model may be filled anew without a trace, through ``.data`` or by a CUDA graph."""
+    dtype, U = formed.E.dtype, formed.U
+    if x.grad_fn is None or (x.dtype == dtype and not with_h):
+        taken = x.to(dtype)
+        return taken, taken @ U if with_h else None
+    note = getattr(x, "_aurora_taken", None)
+    if note is None or note.U is not U or note.version != x._version:
+        note = Taken(U, x._version, None if x.dtype == dtype else x.to(dtype), None)
+    taken = x if note.x is None else note.x
+    if with_h and note.h is None:
+        note = note._replace(h=taken @ U)
+    x._aurora_taken = note  # type: ignore[attr-defined]
+    return taken, note.h if with_h else None
 
 
 def _weight(formed: Formed, weight: Tensor | None) -> Tensor:
