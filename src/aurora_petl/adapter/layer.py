@@ -18,12 +18,13 @@ which for a fused qkv layer is 8 products of size T x d x R. The gradient of x i
 where there are too few tokens for the sum to pay.
 
 Of the size of x, the backward pass needs x alone. Where x is the output of a frozen layer norm (`norm.py`), not even
-that is kept: the norm's own backward pass keeps its input, from which x is formed again.
+that is kept: the norm's own backward pass keeps its input, from which x is formed again. In half precision on a GPU x
+is kept all the same, since a GPU would wait for the launch.
 
 What does not depend on x, E and W + E U^T, is formed for all layers together, once for each set of weights, and so are
 the gradients of V, P and lambda (`updates.py`). A layer forms its own under torch.compile, where shards of its weights
 come and go, with rank dropout, and for slices by columns. Layers that read the same x, as query, key and value of an
-attention do, can be computed as one (`together.py`).
+attention do, can be computed as one (`together.py`), and share x U where they are not (`frozen.Taken`).
 
 Adding an update to bfloat16 weights would lose whatever is below half a unit in W's last place, so the merged
 forward is for base weights of float32 and up; under autocast the sum is formed in float32 and then rounded.
