@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from aurora_petl import compare
+from aurora_petl.backbones.blip.model import BlipBackbone
 from aurora_petl.cli import main
 from aurora_petl.errors import AuroraError, Diverged
 from aurora_petl.methods import OTHERS, find_method
@@ -123,6 +124,28 @@ def test_a_comparison_is_searched_run_taken_up_and_widened(folder, tmp_path, cap
     (tmp_path / "taken/file").touch()
     assert main([*words, "--out", "taken"]) == 1
     assert "holds other files than a comparison's" in capsys.readouterr().err
+
+
+def test_a_comparison_that_was_stopped_finds_the_scores_of_the_untuned_model(folder, tmp_path, monkeypatch):
+    words = ["compare", *SMALL, "--data", str(folder), "--also", str(folder), "--out", str(tmp_path / "out")]
+    words += ["--methods", "aurora", "--rates", "1e-3", "--seeds", "1"]
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(*words, **more):
+        raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "train", stop)
+        with pytest.raises(StoppedError):
+            main(words)
+        patch.setattr(BlipBackbone, "encode_image", None)
+        with pytest.raises(StoppedError):  # and not that nothing can be called
+            main(words)
+    assert (tmp_path / "out/untuned/also").is_dir()
+    assert main(words) == 0
+    assert not (tmp_path / "out/untuned").exists()
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ METHODS = ("heads", AURORA, "lora:1x", "lora:10x", "dora:10x", "vera", "full")
 RATES = (3e-4, 1e-3, 3e-3)
 BEYOND = 2
 SEARCH_SEED = 100  # seeds of a comparison count from 0
-CELL, PLAN = "cell.json", "comparison.json"
+CELL, PLAN, UNTUNED = "cell.json", "comparison.json", "untuned"
 _BETWEEN = re.compile(r",(?![^\[{]*[\]}])")  # commas between options, not those within a list
 
 
@@ -176,6 +176,7 @@ def compare(plan: Plan, out: Path, *, progress: bool = False) -> list[Compared]:
         compared = _compare(plan, recipes, out, progress)
         write_json(out / "results.json", comparison_json(compared, plan.recipe.data, plan.also))
         plot_comparison(compared, out / "comparison.png")
+        shutil.rmtree(out / UNTUNED, ignore_errors=True)
     return compared
 
 
@@ -220,7 +221,7 @@ def _compare(plan: Plan, recipes: dict[str, Recipe], out: Path, progress: bool) 
     dataset = announced(load_dataset(recipe.data, recipe.root, recipe.files, recipe.broken))
     dataset.check(progress=progress)
     other = load_dataset(plan.also, broken=recipe.broken).split("test") if plan.also else None
-    start = _start(recipe, dataset, other, progress)
+    start = _start(recipe, dataset, other, out / UNTUNED, progress)
     tried = {word: len(plan.budgets(word)) for word in recipes}
     count = _Count(sum(plan.seeds + (plan.search_seeds * n if n > 1 else 0) for n in tried.values()))
     compared = [_baseline(recipe, start, plan.seeds)]
@@ -280,14 +281,15 @@ def run_folder(out: Path, word: str, steps: int, rate: float, seed: int) -> Path
     return out / _name(word) / f"{steps or 'own'}-{rate:g}-seed-{seed}"
 
 
-def _start(recipe: Recipe, dataset: Rows, other: Rows | None, progress: bool) -> _Untuned:
-    validation = untuned(recipe, dataset.split("validation"), progress=progress)
+def _start(recipe: Recipe, dataset: Rows, other: Rows | None, cache: Path, progress: bool) -> _Untuned:
+    """Scores of the untuned model, of which a comparison that was stopped finds again what it had computed."""
+    validation = untuned(recipe, dataset.split("validation"), cache=cache, progress=progress)
     plain = replace(recipe, task=replace(recipe.task, **(validation.choice if settles(recipe.task) else {})))
-    test = untuned(plain, dataset.split("test"), progress=progress)
+    test = untuned(plain, dataset.split("test"), cache=cache, progress=progress)
     metric = task_class(recipe.task.name).main_metric
     if metric not in test.metrics:
         raise AuroraError(f"{recipe.data}: the test split has no right answers to score by; compare on other data")
-    also = None if other is None else untuned(plain, other, progress=progress).metrics[metric]
+    also = None if other is None else untuned(plain, other, cache=cache / "also", progress=progress).metrics[metric]
     return _Untuned({**validation.metrics, **validation.choice}, test, also)
 
 
