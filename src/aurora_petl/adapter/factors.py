@@ -251,6 +251,6 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def is_bfloat16_on_cpu(x: torch.Tensor) -> bool:
-    """Whether PyTorch's attention to a tensor like this one is better not used in training: its backward pass in
-    bfloat16 takes three to seven times as long on a CPU as that in float32."""
+    """Whether a tensor is bfloat16 on a CPU, where training goes round PyTorch's attention: its backward pass takes
+    three to seven times as long there as in float32."""
     return x.device.type == "cpu" and x.dtype == torch.bfloat16

@@ -155,8 +155,8 @@ class FrozenLinear(torch.autograd.Function):
 
 class FormedLinear(torch.autograd.Function):
     """Linear layers that read the same x, with what `updates.py` formed for them: y = x (W + E U^T)^T + b, cut into the
-    given widths. Of the size of x it keeps x, or what x was formed from (in half precision on a GPU always x); and x U,
-    where the forward pass has it.
+    given widths. Of the size of x it keeps x, or what x was formed from; over weights in half precision on a GPU it
+    keeps x in any case. It keeps x U too, where the forward pass has it.
 
     A single layer of one width returns a tensor by itself. Otherwise x U comes with y of one product, if there is a
     stack, and outputs are parts of one tensor.
@@ -173,11 +173,11 @@ class FormedLinear(torch.autograd.Function):
         *of_E: Tensor,
     ) -> Any:
         out, stack, weight = len(formed.E), formed.stack, formed.weight
-        # all is in the dtype of compute: autocast, if it is on, finds nothing to cast
         joint = None if widths is None else stack
+        # all is in the dtype of compute: autocast, if it is on, finds nothing to cast
         taken, h = _taken(x, formed, with_h=joint is None and not formed.merged)
         if not formed.merged and taken.dtype.itemsize < 4 and not is_bfloat16_on_cpu(taken):
-            from_norm = None  # GPUs wait for launches: in half precision to keep x saves one or two of each layer
+            from_norm = None  # a GPU waits for launches, and to keep x saves one or two for each layer
         if joint is not None:
             both = F.linear(taken, joint, formed.bias)
             y, h = both[..., :out], both[..., out:]
@@ -227,7 +227,8 @@ class FormedLinear(torch.autograd.Function):
 
 
 class Taken(NamedTuple):
-    """What layers that read the same x make of it alike: a note on it, which no operation carries over."""
+    """What all layers that read the same x make of it first. It is kept as an attribute of x, and no operation hands it
+    on to its output."""
 
     U: Tensor
     version: int  # of x
@@ -236,8 +237,9 @@ class Taken(NamedTuple):
 
 
 def _taken(x: Tensor, formed: Formed, with_h: bool) -> tuple[Tensor, Any]:
-    """x in the dtype of compute, and x U if wanted; once for all layers that read this very x, if it was computed: what
-    is given to a model may be filled anew without a trace, through ``.data`` or by a CUDA graph."""
+    """x in the dtype of compute, and x U if wanted. Both are computed once for all layers that read this very x, where
+    x is the output of an operation of autograd: a tensor that a user gives may be filled anew without a trace, through
+    ``.data`` or by a CUDA graph."""
     dtype, U = formed.E.dtype, formed.U
     if x.grad_fn is None or (x.dtype == dtype and not with_h):
         taken = x.to(dtype)

@@ -18,8 +18,8 @@ which for a fused qkv layer is 8 products of size T x d x R. The gradient of x i
 where there are too few tokens for the sum to pay.
 
 Of the size of x, the backward pass needs x alone. Where x is the output of a frozen layer norm (`norm.py`), not even
-that is kept: the norm's own backward pass keeps its input, from which x is formed again. In half precision on a GPU x
-is kept all the same, since a GPU would wait for the launch.
+that is kept: the norm's own backward pass keeps its input, from which x is formed again. Over weights in half precision
+on a GPU x is kept all the same, since the GPU would wait for the launch of the kernel that forms it.
 
 What does not depend on x, E and W + E U^T, is formed for all layers together, once for each set of weights, and so are
 the gradients of V, P and lambda (`updates.py`). A layer forms its own under torch.compile, where shards of its weights
