@@ -7,7 +7,6 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from aurora_petl.backbones.blip.model import empty
 from aurora_petl.baselines import apply_method
@@ -16,6 +15,7 @@ from aurora_petl.tasks.objectives import matching
 from aurora_petl.tasks.retrieval import Retrieval, RetrievalSettings
 from tests.adapter.tiny import blip_config
 from tests.helpers.duals import dual_batch, tiny_dual
+from tests.helpers.ranks import run_ranks
 from tests.helpers.short_runs import free_port
 
 RANKS = 2
@@ -76,8 +76,6 @@ def found(task: Retrieval, loss: float) -> dict[str, torch.Tensor]:
 
 
 def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
     half = len(IDS) // RANKS
     for kind in KINDS:
         values = found(*step(slice(rank * half, (rank + 1) * half), kind))
@@ -86,14 +84,13 @@ def work(rank: int, folder: str) -> None:
                 dist.all_reduce(value)
                 value /= RANKS
         torch.save(values, f"{folder}/{kind} {rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """A folder of what each of two ranks found for every kind."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, (str(folder),), nprocs=RANKS)
+    run_ranks(work, str(folder), ranks=RANKS)
     return folder
 
 

@@ -6,7 +6,6 @@ import functools
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -19,6 +18,7 @@ from transformers.models.blip.modeling_blip import BlipEncoderLayer
 from transformers.models.blip.modeling_blip_text import BlipTextLayer
 
 from aurora_petl.adapter import AuroraConfig
+from tests.helpers.ranks import run_ranks
 
 from .tiny import SPLIT, Net, aurora_config, blip_config
 
@@ -96,8 +96,6 @@ def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def work(rank: int, folder: str) -> None:
     """A step of plain gradient descent in every case; the adapter after it as peft saves it."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
     for name, way in CASES:
         bare = MODELS[name]()
         model = WAYS[way](bare)
@@ -112,13 +110,12 @@ def work(rank: int, folder: str) -> None:
         state = get_peft_model_state_dict(bare, state_dict=whole_state(model), save_embedding_layers=False)
         if rank == 0:
             torch.save((loss / RANKS, after / RANKS, state), f"{folder}/{name}_{way}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, (str(folder),), nprocs=RANKS)
+    run_ranks(work, str(folder), ranks=RANKS)
     return folder
 
 

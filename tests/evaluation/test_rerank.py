@@ -5,8 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from aurora_petl.backbones import load_backbone
 from aurora_petl.baselines import apply_method
@@ -15,6 +13,7 @@ from aurora_petl.evaluation import rerank as engine
 from aurora_petl.evaluation.features import extract
 from aurora_petl.evaluation.rerank import rerank
 from aurora_petl.evaluation.scores import BELOW
+from tests.helpers.ranks import run_ranks
 
 
 @pytest.fixture
@@ -160,17 +159,14 @@ def test_a_killed_rerank_goes_on_where_it_stood(tuned, few, tmp_path, monkeypatc
     assert len(calls) > whole  # other pairs are not
 
 
-def work(rank, folder, result):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{result}/meet", rank=rank, world_size=2)
+def work(rank, result, folder):
     backbone = tune(load_backbone("blip-mini"))
     scores = rerank(backbone, extract(backbone, load_dataset(folder).split("validation")), k_test=3)
     np.save(f"{result}/{rank}.npy", scores.image_to_text)
-    dist.destroy_process_group()
 
 
 def test_two_ranks_share_the_work_and_end_with_all_scores(folder, tuned, few, tmp_path):
     expected = rerank(tuned, extract(tuned, few), k_test=3).image_to_text
-    mp.spawn(work, (folder, str(tmp_path)), nprocs=2)
+    run_ranks(work, str(tmp_path), folder)
     for rank in range(2):
         assert np.allclose(np.load(tmp_path / f"{rank}.npy"), expected, atol=1e-4)
