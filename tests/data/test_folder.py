@@ -38,6 +38,13 @@ def test_rows_hold_what_the_file_says(tmp_path):
     found.check()
 
 
+@pytest.mark.parametrize("word", ["val", "Dev", "valid", "validation"])
+def test_a_split_by_any_of_its_usual_names(tmp_path, word):
+    found = read_folder(folder(tmp_path, {**GOOD, "split": "Train"}, {"image": "b.png", "caption": "x", "split": word}))
+    assert [item.split for item in found] == ["train", "validation"]
+    assert found.split(word).name == "mine/validation" and len(found.split(word)) == 1
+
+
 def test_byte_order_mark_and_windows_line_ends(tmp_path):
     made = folder(tmp_path, GOOD, {"image": "b.png", "caption": "Größe 猫"})
     file = made / "captions.jsonl"

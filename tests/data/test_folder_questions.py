@@ -63,7 +63,7 @@ def test_questions_of_one_picture_stay_in_one_split(tmp_path):
         ({"answer": None}, 'no "answer", which a question of split train must have'),
         ({"id": 1}, "id 1 stands in line 1 as well; give each question its own"),
         ({"image": "z.png"}, "picture z.png is missing from"),
-        ({"split": "dev"}, "split 'dev' is none of"),
+        ({"split": "part"}, "split 'part' is none of"),
     ],
 )
 def test_wrong_questions(tmp_path, change, said):

@@ -30,8 +30,6 @@ def wrong(**changes):
         ({"caption": "x"}, 'no "image"', "name the picture's file, relative to the folder"),
         (wrong(image=3), 'no "image"', "name the picture's file"),
         (wrong(image=" "), 'no "image"', "name the picture's file"),
-        (wrong(split="val"), "split 'val' is none of train, validation, test", "did you mean validation?"),
-        (wrong(split="Dev"), "split 'Dev' is none of", "did you mean validation?"),
         (wrong(split="holdout"), "split 'holdout'", "is none of train, validation, test"),
         (wrong(split=["train"]), "split a list of 1 is none of", "is none of train, validation, test"),
         (wrong(split=1), "split 1", "is none of train, validation, test"),

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import short
+from .items import SPLIT_WORDS
 from .protocol import composed, shares
 from .rows import SPLITS, Item, Question, brief
 
 _MOST = 100_000  # characters of a text: a file of megabytes was put in a caption's place
 _MOST_ID = 1000
-_SPLIT_NAMES = {"val": "validation", "dev": "validation", "valid": "validation"}
 
 
 def item_row(row: dict[str, Any], line: int, roots: Sequence[Path] = (), column: str = "caption") -> Item:
@@ -114,11 +114,9 @@ def _split(row: dict[str, Any]) -> str:
     split = row.get("split")
     if split is None or split == "":
         return ""
-    if not isinstance(split, str) or split not in SPLITS:
-        near = _SPLIT_NAMES.get(split.lower()) if isinstance(split, str) else None
-        named = f"{short(split)} is none of {', '.join(SPLITS)}"
-        raise ValueError(f"split {named}" + (f"; did you mean {near}?" if near else ""))
-    return split
+    if not isinstance(split, str) or split.lower() not in SPLIT_WORDS:
+        raise ValueError(f"split {short(split)} is none of {', '.join(SPLITS)}")
+    return SPLIT_WORDS[split.lower()]
 
 
 def _name(row: dict[str, Any], default: str) -> str:

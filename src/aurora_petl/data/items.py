@@ -10,6 +10,11 @@ from typing import Self, TypeVar, overload
 import numpy as np
 
 SPLITS = ("train", "validation", "test")
+SPLIT_WORDS = {  # what splits are called in names of files, folders and columns, as Hugging Face datasets reads them
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..distributed import objects, own_share, rank, together
 from ..errors import AuroraError, first_line, one_line, short
 from ..notes import note
-from .items import SPLITS, Item, Question, Row, of_split, select
+from .items import SPLIT_WORDS, SPLITS, Item, Question, Row, of_split, select
 from .media import load_image
 from .places import Files
 from .video import load_frames, sample
@@ -119,11 +119,12 @@ class Dataset(Sequence[Row], Generic[Row]):
         return load_frames(self.read(index), count, rng, where)
 
     def split(self, name: str) -> Self:
-        """The rows of one split.
+        """The rows of one split, which may be called by any of `SPLIT_WORDS`: "val" is "validation".
 
         Raises:
             AuroraError: if it has none.
         """
+        name = SPLIT_WORDS.get(name.lower(), name)
         chosen = of_split(self.items, name)
         if not chosen:
             counts = {split: sum(item.split == split for item in self.items) for split in SPLITS}

@@ -9,24 +9,19 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ..errors import AuroraError
-from .items import SPLITS, Item, Row, in_splits
+from .items import SPLIT_WORDS, SPLITS, Item, Row, in_splits
 from .protocol import composed
 from .rows import place
 
 TOLD = 50  # ids that a made validation or test split has if there are enough
 _TRAIN, _VALIDATION, _TEST = range(len(SPLITS))
-WORDS = {  # what splits are called in names of files, folders and columns, as Hugging Face datasets reads them
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
 
 
 def named_split(path: str) -> str:
     """The split that a path tells by a word in its nearest part that has one: ``train2017/a.json``, ``val-00.tar``; ""
     if none does."""
     for part in reversed(path.split("/")):
-        named = {WORDS[word] for word in re.findall("[a-z]+", part.lower()) if word in WORDS}
+        named = {SPLIT_WORDS[word] for word in re.findall("[a-z]+", part.lower()) if word in SPLIT_WORDS}
         if len(named) == 1:
             return named.pop()
     return ""

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...errors import AuroraError, short
+from ..items import SPLIT_WORDS
 from ..kinds import is_media
 from ..reading import Raw, RowReader
 from ..rows import brief
 from ..source import Source
-from ..splits import WORDS
 from .common import Look, OwnDataset, fields_of, read_rows, splits_of
 
 TEMPLATE = "a photo of {}"
@@ -27,7 +27,7 @@ def look(source: Source) -> Look:
 
 def _class(name: str) -> str:
     folders = name.split("/")[:-1]
-    if folders and folders[0].lower() in WORDS:
+    if folders and folders[0].lower() in SPLIT_WORDS:
         folders = folders[1:]
     return folders[0] if folders else ""
 

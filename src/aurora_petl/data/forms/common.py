@@ -26,7 +26,7 @@ from ..protocol import composed, most_frequent
 from ..reading import Raw, RowReader
 from ..rows import ImageTextDataset, QuestionDataset, brief
 from ..source import Source
-from ..splits import WORDS, divided, named_split, with_splits, with_validation
+from ..splits import divided, named_split, with_splits, with_validation
 
 IMAGE_COLUMNS = (
     *("file_name", "filepath", "image", "filename", "image_path", "img_path", "file", "path"),
@@ -216,8 +216,7 @@ def fields_of(
     name = str(name) if isinstance(name, int) and not isinstance(name, bool) else name
     clip = isinstance(name, str) and name.lower().endswith(CLIP_SUFFIXES)
     fields = {"clip" if clip else "image": name, **texts}
-    told = row.get(source.option("split_column", "split"))
-    fields["split"] = WORDS.get(told.lower(), told) if isinstance(told, str) and told else told or split
+    fields["split"] = row.get(source.option("split_column", "split")) or split
     if own := source.option("id_column"):
         fields["id"] = row.get(own)
     return fields
