@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from aurora_petl.adapter import updates
+from aurora_petl.adapter.together import project
 from aurora_petl.adapter.updates import Block
 
 from .tiny import Net, aurora_config
@@ -284,3 +285,80 @@ def test_distributed_data_parallel(tmp_path):
         assert_close(run(lambda model: DistributedDataParallel(model, find_unused_parameters=True)), expected)
     finally:
         dist.destroy_process_group()
+
+
+class Attention(nn.Module):
+    """Three layers that read the same x, in bfloat16."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(8, 8, dtype=torch.bfloat16) for _ in range(3))
+
+    def forward(self, x):
+        return torch.cat(project(x.bfloat16(), self.query, self.key, self.value), -1)
+
+
+def stack_of(model):
+    """Where the frozen weights above U^T lie."""
+    (place,) = {
+        part.untyped_storage().data_ptr() for part in updates_of(model).tensors() if part.shape == (3 * 8 + 4, 8)
+    }
+    return place
+
+
+def updates_of(model):
+    return model.base_model.aurora_factors.updates
+
+
+def attention():
+    torch.manual_seed(0)
+    model = get_peft_model(Attention(), aurora_config(target_modules=["query", "key", "value"]))
+    return model.train()
+
+
+def halved(model):
+    for weight in trained(model).values():
+        weight.data = weight.data / 2
+
+
+def test_frozen_weights_stay_in_memory_while_steps_change_the_update():
+    model = attention()
+    optimizer = torch.optim.SGD(trained(model).values(), lr=1e-3)
+    places = []
+    for _ in range(3):
+        model(X).square().sum().backward()
+        places.append(stack_of(model))
+        optimizer.step()
+        optimizer.zero_grad()
+    assert len({*places}) == 1
+    again, used = model(X).detach(), stack_of(model)
+    assert used == places[0]
+    updates_of(model).forget()
+    assert torch.equal(model(X), again)
+
+
+def test_a_pass_that_waits_for_its_backward_keeps_its_weights():
+    model = attention()
+    expected = one_pass(model)
+    y, before = model(X), stack_of(model)
+    own = {name: weight.data for name, weight in trained(model).items()}
+    halved(model)  # as averages are put in the place of weights
+    with torch.no_grad():
+        model(X)
+    assert stack_of(model) != before
+    for name, weight in trained(model).items():
+        weight.data = own[name]
+    y.square().sum().backward()
+    found = gradients(model)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_frozen_weights_that_change_are_read_anew():
+    model = attention()
+    one_pass(model)
+    with torch.no_grad():
+        model.base_model.model.key.base_layer.weight.mul_(2)
+    halved(model)
+    found = model(X).detach()
+    updates_of(model).forget()
+    assert torch.equal(found, model(X))

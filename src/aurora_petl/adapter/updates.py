@@ -17,6 +17,7 @@ autograd's graph of a pass lives, so does what the pass used.
 
 from __future__ import annotations
 
+import operator
 import threading
 import weakref
 from collections.abc import Sequence
@@ -151,6 +152,7 @@ class Updates:
         self._layers: list[weakref.ref[Layer]] = []
         self._units: dict[tuple[Any, ...], Unit] = {}
         self._blocks: dict[tuple[Any, ...], Block] = {}
+        self._stacks: dict[tuple[Any, ...], Stacks] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Updates:
         return Updates()  # the layers of a copy come by themselves
@@ -174,7 +176,7 @@ class Updates:
 
     def forget(self) -> None:
         """Form everything anew when it is asked for next."""
-        self._blocks = {}
+        self._blocks, self._stacks = {}, {}
         for unit in list(self._units.values()):
             unit.formed = None
 
@@ -192,6 +194,7 @@ class Updates:
         unit = self._units.get(key)
         formed: Formed | None = None if unit is None else unit.formed
         if unit is None or formed is None or not unit.is_of(layers) or not formed.fits():
+            formed = None  # else its memory could not serve again
             with LOCK:
                 formed = self._form(key, layers)
             unit = self._units.get(key)
@@ -212,11 +215,13 @@ class Updates:
         self._units, group = units, unit.group
         with torch.inference_mode(False), torch.no_grad(), no_autocast(unit.linears[0].weight.device):
             block = self._blocks.get(group)
-            wanted = [unit]
+            wanted, stacks = [unit], Stacks()
             if unit.formed is not None or block is None or not block.holds(unit):
                 number = 0 if block is None else block.number + 1
                 self._blocks = {name: other for name, other in self._blocks.items() if name[0] == adapter}
                 self._blocks.pop(group, None)
+                self._stacks = {name: known for name, known in self._stacks.items() if name[0] == adapter}
+                stacks = self._stacks.pop(group, stacks)
                 for other in units.values():
                     if other.group == group or other.adapter != adapter:
                         other.formed = None
@@ -232,7 +237,9 @@ class Updates:
                     and other.device() == device
                     and all(id(own) in block.places for own in other.P)
                 ]
-            form_units(wanted, block)
+                if any(one.form == JOINT and not one.merged for one in wanted):
+                    self._stacks[group] = stacks
+            form_units(wanted, block, stacks)
         formed: Formed | None = unit.formed
         if type(block.E) is not Tensor:  # of a mode that computes with stand-ins
             self.forget()
@@ -275,44 +282,76 @@ def _device(owner: nn.Module, name: str) -> torch.device:
     return owner._parameters[name].device  # type: ignore[union-attr]
 
 
-def form_units(units: list[Unit], block: Block) -> None:
+class Stacks:
+    """The weights of JOINT units above U^T, as they were formed last for a group, where updates are not merged.
+
+    The weights are frozen, so only U^T is new. On a CPU it is written into the memory of before as soon as no graph and
+    no pass computes with that: a copy of all weights would take a twentieth of a step in bfloat16 there. A GPU
+    copies them in no time, and a CUDA graph must find its memory as it left it.
+    """
+
+    def __init__(self) -> None:
+        self._whole = torch.empty(0)
+        self._weights: list[list[Stamp]] = []
+        self._users: list[weakref.ref[Formed]] = []
+
+    def fill(self, made: list[Formed], units: list[Unit], block: Block) -> None:
+        """Give each of the units its part."""
+        weights, U_t = [unit.frozen for unit in units], block.U.t()
+        heights = [unit.size + len(U_t) for unit in units]
+        plain = U_t.device.type == "cpu" and type(U_t) is Tensor
+        free = plain and all(user() is None for user in self._users)
+        if free and len(weights) == len(self._weights) and all(map(operator.is_, weights, self._weights)):
+            first = 0
+            for height, of_height in groupby(heights):
+                end = first + height * len(list(of_height))
+                self._whole[first:end].view(-1, height, U_t.shape[1])[:, -len(U_t) :] = U_t
+                first = end
+        else:
+            rows = U_t.to(units[0].linears[0].weight.dtype)
+            parts = [part for unit in units for part in (*(linear.weight for linear in unit.linears), rows)]
+            self._whole = torch.cat(parts).to(U_t.dtype)
+        self._weights, self._users = weights, [weakref.ref(formed) for formed in made]
+        for formed, stack in zip(made, self._whole.split(heights), strict=True):
+            formed.stack = stack
+
+
+def form_units(units: list[Unit], block: Block, stacks: Stacks) -> None:
     """Form what units compute with from the updates of their layers."""
-    for form, make in ((JOINT, _joint), (CROSS, _cross), (LAYER, None)):
-        of_form = sorted((unit for unit in units if unit.form == form), key=_size)
-        made = [Formed(unit, block) for unit in of_form]
-        if make is not None and of_form:
-            for formed, stack in zip(made, make(of_form, block), strict=True):
-                formed.stack = stack
-        for unit, formed in zip(of_form, made, strict=True):
+    fill = {(JOINT, True): _merged, (JOINT, False): stacks.fill, (CROSS, False): _cross}
+    for (form, merged, _), grouped in groupby(sorted(units, key=lambda unit: (_kind(unit), unit.size)), _kind):
+        of_kind = list(grouped)
+        made = [Formed(unit, block) for unit in of_kind]
+        if form != LAYER:
+            fill[form, merged](made, of_kind, block)
+        for unit, formed in zip(of_kind, made, strict=True):
             unit.formed = formed
 
 
-def _size(unit: Unit) -> tuple[bool, int]:
-    return unit.merged, unit.size
+def _kind(unit: Unit) -> tuple[str, bool, str]:
+    return unit.form, unit.merged, str(unit.linears[0].weight.dtype)
 
 
-def _joint(units: list[Unit], block: Block) -> list[Tensor]:
-    """The weights of each unit above U^T, with their updates if nothing is lost by it."""
-    stacks: list[Tensor] = []
-    U = block.shared[0].data
-    for kind, of_kind in groupby(units, lambda unit: unit.linears[0].weight.dtype):
-        same_kind = list(of_kind)
-        U_t = U.t().to(kind)
-        whole = torch.cat([part for unit in same_kind for part in (*(one.weight for one in unit.linears), U_t)])
-        (R, width), first = U_t.shape, 0
-        for (merged, size), of_size in groupby(same_kind, _size):
-            places = [[block.places[id(P)] for P in unit.P] for unit in of_size]
-            if merged:
-                E = block.rows_of([place for own in places for place in own], block.wide).view(-1, size, R)
-                rows = whole[first : first + len(E) * (size + R)].view(len(E), size + R, width)[:, :size]
-                rows.baddbmm_(E.to(kind), U_t.expand(len(E), R, width))
-            first += len(places) * (size + R)
-        stacks += whole.to(block.U.dtype).split([unit.size + R for unit in same_kind])
-    return stacks
+def _merged(made: list[Formed], units: list[Unit], block: Block) -> None:
+    """Give each of the units its weights with their updates, above U^T."""
+    kind = units[0].linears[0].weight.dtype
+    U_t = block.shared[0].data.t().to(kind)
+    whole = torch.cat([part for unit in units for part in (*(one.weight for one in unit.linears), U_t)])
+    (R, width), first = U_t.shape, 0
+    for size, of_size in groupby(units, lambda unit: unit.size):
+        places = [block.places[id(P)] for unit in of_size for P in unit.P]
+        E = block.rows_of(places, block.wide).view(-1, size, R)
+        rows = whole[first : first + len(E) * (size + R)].view(len(E), size + R, width)[:, :size]
+        rows.baddbmm_(E.to(kind), U_t.expand(len(E), R, width))
+        first += len(E) * (size + R)
+    for formed, stack in zip(made, whole.to(block.U.dtype).split([unit.size + R for unit in units]), strict=True):
+        formed.stack = stack
 
 
-def _cross(units: list[Unit], block: Block) -> list[Tensor]:
-    """The weights of each unit beside E."""
+def _cross(made: list[Formed], units: list[Unit], block: Block) -> None:
+    """Give each of the units its weights beside E."""
     weights = torch.cat([linear.weight for unit in units for linear in unit.linears]).to(block.U.dtype)
     places = [block.places[id(P)] for unit in units for P in unit.P]
-    return list(torch.cat([weights, block.rows_of(places, block.E)], 1).split([unit.size for unit in units]))
+    both = torch.cat([weights, block.rows_of(places, block.E)], 1)
+    for formed, stack in zip(made, both.split([unit.size for unit in units]), strict=True):
+        formed.stack = stack

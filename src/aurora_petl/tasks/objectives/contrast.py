@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...adapter.factors import autocast_dtype
 from ...backbones.base import similarity
 from ...distributed import rank
 
@@ -79,8 +80,6 @@ class Contrast(nn.Module):
             logits: similarities -> logits.
             ramp: share of ``alpha`` that counts at this step.
         """
-        all_image = torch.cat([teacher.image, self.image])
-        all_text = torch.cat([teacher.text, self.text])
         all_ids = torch.cat([teacher.ids, self.ids])
         same = (ids[:, None] == all_ids[None]).float()
         hard = same / same.sum(1, keepdim=True)
@@ -89,17 +88,25 @@ class Contrast(nn.Module):
         loss = image.new_zeros(())
         own = slice(rank() * len(ids), (rank() + 1) * len(ids))
 
-        def scores(queries: Tensor, keys: Tensor) -> Tensor:
-            found = logits(similarity(queries, keys))  # a finite number stands for -inf, which times 0 is none
-            return found if empty is None else found.masked_fill(empty, torch.finfo(found.dtype).min)
+        def scores(queries: Tensor, batch: Tensor, queue: Tensor) -> Tensor:
+            found = similarity(queries, batch)
+            if empty is None:
+                return logits(found)
+            kind = autocast_dtype(queue.device)
+            queue = queue.clone() if kind is None else queue.to(kind)  # `enqueue` changes it before the backward pass
+            found = logits(torch.cat([found, similarity(queries, queue)], 1))
+            return found.masked_fill(empty, torch.finfo(found.dtype).min)  # for -inf, which times 0 is no number
 
-        for student, teaching, keys in ((image, teacher.image[own], all_text), (text, teacher.text[own], all_image)):
-            target = hard
-            if self.alpha:
-                with torch.no_grad():
-                    soft = F.softmax(scores(teaching, keys), dim=1)
-                    target = alpha * soft + (1 - alpha) * hard
-            loss = loss - (F.log_softmax(scores(student, keys), dim=1) * target).sum(1).mean() / 2
+        for student, teaching, batch, queue in (
+            (image, teacher.image[own], teacher.text, self.text),
+            (text, teacher.text[own], teacher.image, self.image),
+        ):
+            if self.alpha:  # both by one product with the queue, which is large
+                found, taught = scores(torch.cat([student, teaching]), batch, queue).split(len(ids))
+                target = alpha * F.softmax(taught.detach(), dim=1) + (1 - alpha) * hard
+            else:
+                found, target = scores(student, batch, queue), hard
+            loss = loss - (F.log_softmax(found, dim=1) * target).sum(1).mean() / 2
         return loss
 
     @torch.no_grad()
