@@ -350,8 +350,13 @@ def _merged(made: list[Formed], units: list[Unit], block: Block) -> None:
 
 def _cross(made: list[Formed], units: list[Unit], block: Block) -> None:
     """Give each of the units its weights beside E."""
-    weights = torch.cat([linear.weight for unit in units for linear in unit.linears]).to(block.U.dtype)
-    places = [block.places[id(P)] for unit in units for P in unit.P]
-    both = torch.cat([weights, block.rows_of(places, block.E)], 1)
+    weights = [linear.weight for unit in units for linear in unit.linears]
+    E = block.rows_of([block.places[id(P)] for unit in units for P in unit.P], block.E)
+    if type(E) is Tensor and E.device.type == "cpu" and weights[0].dtype == E.dtype:  # they are copied once
+        both = E.new_empty(len(E), weights[0].shape[1] + E.shape[1])
+        torch.cat(weights, out=both[:, : -E.shape[1]])
+        both[:, -E.shape[1] :] = E
+    else:
+        both = torch.cat([torch.cat(weights).to(E.dtype), E], 1)
     for formed, stack in zip(made, both.split([unit.size for unit in units]), strict=True):
         formed.stack = stack
